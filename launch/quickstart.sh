@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# What a memory is worth, on this machine, in about ten minutes: trains the same model on the same tokens without and
+# with a memory, reads held-out documents with memories of several sizes, and draws the result.
+#
+#   bash launch/quickstart.sh             on Python's own standard library, a package a document
+#   bash launch/quickstart.sh FOLDER      on your text: each file or sub-folder in it a document
+#
+# Repeating the command goes on where it was interrupted. Everything lies in runs/quickstart (RUN=DIR names another).
+
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;; esac
+folder=${1:+$(realpath "$1")}
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+run=${RUN:-runs/quickstart}
+settings=(--gin_file=configs/quickstart.gin --gin_param "DATA = '$run/data'")
+raw=${folder:-$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')}
+step() { printf '\n== %s\n' "$*"; }
+
+step "documents of $raw -> tokens in $run/data"
+[ -f "$run/data/manifest.json" ] || memorizing prepare --gin_file=configs/quickstart.gin --raw="$raw" --out="$run/data"
+
+step "training without memory: $run/without"
+memorizing train "${settings[@]}" --gin_param 'MEMORY_SIZE = 0' --workdir="$run/without"
+
+step "training with memory, on the same tokens: $run/with"
+memorizing train "${settings[@]}" --workdir="$run/with"
+
+step "reading held-out documents"
+memorizing evaluate --workdir="$run/without"
+memorizing evaluate --workdir="$run/with" --memory_size=0,512,2048,8192
+
+step "what the memory is worth"
+memorizing compare --without="$run/without" --with="$run/with" --out="$run"

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Makes .venv beside this folder, or reuses it: a Python of at least 3.12, and the exact versions of requirements.lock.
+# Sourced by the other scripts, which then find `memorizing` and `python` of the environment on PATH.
+#
+# PYTHON=/path/to/python3 names the interpreter to use.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+say() { printf '[setup] %s\n' "$*" >&2; }
+fail() {
+    printf '[setup] error: %s\n' "$*" >&2
+    exit 1
+}
+
+suitable() { # a working interpreter, not just a name: version managers leave shims that fail
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.12 python3.13 python3.14 python3 python \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 /usr/local/bin/python3.1[2-9] /usr/bin/python3.1[2-9] \
+        /opt/*/bin/python3 /opt/homebrew/bin/python3.1[2-9] "$HOME"/.local/share/uv/python/*/bin/python3 \
+        "$HOME"/{miniconda3,miniforge3,anaconda3}/bin/python3; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 && suitable "$candidate" && {
+            command -v "$candidate"
+            return
+        }
+    done
+    return 1
+}
+
+fetch_python() { # the last resort: uv downloads an interpreter, where the network serves them
+    say "no Python of at least 3.12 found (3.12 to 3.14 on PATH, pyenv, /opt, conda); asking uv to fetch one"
+    local uv=uv
+    if ! command -v uv >/dev/null 2>&1; then
+        { python3 -m venv .venv && .venv/bin/python -m pip install -q "$uv_version"; } >/dev/null 2>&1 ||
+            fail "needs Python 3.12 or later: install one, or name it with PYTHON=/path/to/python3"
+        uv=.venv/bin/uv
+        cp "$uv" .venv-uv && uv=./.venv-uv
+    fi
+    rm -rf .venv
+    "$uv" venv -q --seed --python 3.12 .venv >/dev/null 2>&1 || {
+        rm -rf .venv .venv-uv
+        fail "needs Python 3.12 or later, and none could be fetched: install one, or name it with PYTHON=/path/to/python3"
+    }
+    rm -f .venv-uv
+}
+
+uv_version=$(grep -o '^uv==[0-9.]*' requirements.lock)
+wanted=$(cat requirements.lock pyproject.toml | cksum)
+if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+    started=$SECONDS
+    if ! { [ -x .venv/bin/python ] && suitable .venv/bin/python; }; then
+        rm -rf .venv
+        if python=$(find_python); then
+            say "making .venv with $("$python" --version) ($python)"
+            "$python" -m venv .venv || fail "$python could not make .venv in $PWD; is the disk full or read-only?"
+        else
+            fetch_python
+        fi
+    fi
+    say "installing the versions of requirements.lock (about 1 GB on disk)"
+    .venv/bin/python -m pip install -q --disable-pip-version-check "$uv_version" ||
+        fail "could not install $uv_version: is a Python package index reachable?"
+    .venv/bin/uv pip install -q --python .venv/bin/python --require-hashes --compile-bytecode -r requirements.lock ||
+        fail "could not install requirements.lock: is a Python package index reachable, and 1 GB of disk free?"
+    .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e . ||
+        fail "could not install this package itself into .venv"
+    printf '%s' "$wanted" >.venv/installed
+    say "done in $((SECONDS - started)) s"
+fi
+export PATH="$PWD/.venv/bin:$PATH"

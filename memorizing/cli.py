@@ -1,0 +1,137 @@
+"""The one command, `memorizing`: each subcommand reads settings and calls one function.
+
+Everything else is imported where it is used, so that `--help` answers at once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+DESCRIPTION = """\
+Train and use Memorizing Transformers: language models that look up the exact keys and values of earlier tokens.
+
+  memorizing prepare   text            -> tokens          once per corpus
+  memorizing train     tokens          -> a run's workdir resumes where it stopped, when repeated
+  memorizing evaluate  workdir         -> perplexity      at one or more memory sizes
+  memorizing compare   two workdirs    -> table, picture  what the memory is worth
+"""
+
+SETTINGS = """\
+Settings come from gin files (configs/), then from single bindings; later ones win:
+  --gin_file=configs/quickstart.gin --gin_param 'MEMORY_SIZE = 8192' --gin_param 'Model.layers = 4'
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status, and prints errors that a user can mend without a traceback."""
+    options = _parser().parse_args(arguments)
+    from memorizing.training.loop import Interrupted, NonFiniteLoss
+
+    try:
+        options.run(options)
+    except Interrupted as error:
+        print(f"memorizing: interrupted: {error}", file=sys.stderr)
+        return 143
+    except (ValueError, NonFiniteLoss) as error:
+        print(f"memorizing {options.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "memorizing", description=DESCRIPTION, epilog=SETTINGS, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary, epilog=SETTINGS,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="settings; repeatable")
+        sub.add_argument(
+            "--gin_param", action="append", default=[], metavar="'NAME = value'", help="one setting; repeatable"
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    prepare = command("prepare", _prepare, "Turn documents into tokens, split into train, validation and test.")
+    prepare.add_argument("--raw", type=Path, metavar="DIR", help="folder of documents")
+    prepare.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make for the tokens")
+
+    train = command("train", _train, "Train a model, or go on with a run that was interrupted.")
+    train.add_argument(
+        "--workdir", type=Path, metavar="DIR", required=True, help="the run: settings, checkpoints, metrics"
+    )
+
+    evaluate = command("evaluate", _evaluate, "Perplexity of a run's newest checkpoint over whole held-out documents.")
+    evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
+    evaluate.add_argument(
+        "--memory_size", metavar="M[,M...]", help="memory sizes to evaluate at; default: that of training"
+    )
+    evaluate.add_argument("--name", default="", help="of the JSON file; default: SPLIT-memory-M")
+
+    compare = command("compare", _compare, "Set a run without memory beside a run with memory: table, JSON, picture.")
+    compare.add_argument("--without", type=Path, metavar="WORKDIR", required=True, help="run trained without memory")
+    compare.add_argument("--with", type=Path, metavar="WORKDIR", required=True, dest="with_", help="run with memory")
+    compare.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for results.json and .png")
+    return parser
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    from memorizing.config import load
+    from memorizing.data.prepare import prepare
+
+    experiment, _ = load(options.gin_file, options.gin_param)
+    prepare(experiment.prepare, experiment.folder, experiment.recall, options.raw, options.out)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from memorizing.config import open_workdir
+    from memorizing.training.loop import train
+
+    it = open_workdir(options.workdir, options.gin_file, options.gin_param)
+    train(it.model, it.memory, it.batch, it.optimizer, it.training, options.workdir)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from memorizing.config import check_memory_size, load_trained
+    from memorizing.evaluation.evaluate import at_memory_size, evaluate, restore
+    from memorizing.training.loop import open_tokens
+
+    it = load_trained(options.workdir, options.gin_file, options.gin_param)
+    sizes = [it.memory.size] if options.memory_size is None else _sizes(options.memory_size)
+    for size in sizes:
+        check_memory_size(size, it.batch.segment_length)
+    if options.name and len(sizes) > 1:
+        raise ValueError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
+    tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
+    parameters, step = restore(options.workdir, it.model)
+    for size in sizes:
+        memory = at_memory_size(it.memory, size)
+        evaluate(
+            it.model, memory, it.batch.segment_length, it.evaluation, parameters, step, tokens, options.workdir,
+            options.name,
+        )  # fmt: skip
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(size) for size in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--memory_size={text}: must be whole numbers with commas between, such as 0,512,2048"
+        ) from None
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from memorizing.config import load_trained
+    from memorizing.evaluation.compare import compare
+
+    split = load_trained(options.with_, options.gin_file, options.gin_param).evaluation.split
+    compare(options.without, options.with_, split, options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""Gin files and bindings to frozen dataclasses: the only file that imports gin.
+
+Each dataclass below is known to gin by its short name: `Model.layers = 12`. Gin itself lets a misspelt macro and a
+wrong type pass; here both are refused, and so are combinations that no single dataclass can judge.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import gin
+from beartype.door import is_bearable
+
+from memorizing.data.batches import BatchSettings
+from memorizing.data.documents import FolderSettings
+from memorizing.data.prepare import PrepareSettings
+from memorizing.data.recall import RecallSettings
+from memorizing.evaluation.perplexity import EvaluationSettings
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.training.checkpoints import CHECKPOINTS
+from memorizing.training.loop import TrainingSettings
+from memorizing.training.optimizer import OptimizerSettings
+
+CONFIG_FILE = "config.gin"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names it, its value and a way out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """All settings of a run. Creating one checks them against each other."""
+
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    memory: MemorySettings = dataclasses.field(default_factory=MemorySettings)
+    batch: BatchSettings = dataclasses.field(default_factory=BatchSettings)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
+    prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
+    folder: FolderSettings = dataclasses.field(default_factory=FolderSettings)
+    recall: RecallSettings = dataclasses.field(default_factory=RecallSettings)
+
+    def __post_init__(self):
+        segment, call = self.batch.segment_length, self.batch.segments_per_call
+        check_memory_size(self.memory.size, segment)
+        if self.memory.size and not self.model.memory_layers:
+            raise ConfigError(
+                f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "
+                "layer, or set Memory.size = 0"
+            )
+        for name in ("steps", "checkpoint_every", "memory_from_step"):
+            value = getattr(self.training, name)
+            if value % call:
+                raise ConfigError(
+                    f"Training.{name} = {value} is not a multiple of Batch.segments_per_call = {call}, the steps "
+                    f"of one compiled call: {value // call * call} or {(value // call + 1) * call} would be"
+                )
+
+
+def check_memory_size(size: int, segment_length: int) -> None:
+    """Refuses a memory that segments do not fill evenly."""
+    if size % segment_length:
+        below, above = size // segment_length * segment_length, (size // segment_length + 1) * segment_length
+        raise ConfigError(
+            f"Memory.size = {size} is not a multiple of Batch.segment_length = {segment_length}, so a segment's "
+            f"write would wrap around: use {above}" + (f" or {below}" if below else "")
+        )
+
+
+SECTIONS: dict[str, Any] = {field.name.capitalize(): field.type for field in dataclasses.fields(Experiment)}
+for _name, _class in SECTIONS.items():
+    gin.external_configurable(_class, name=_name)
+
+
+def load(files: Sequence[str | Path], bindings: Sequence[str]) -> tuple[Experiment, str]:
+    """Settings from gin files, then bindings (`'MEMORY_SIZE = 8192'`), later ones winning; and the whole as a gin file.
+
+    That text holds every setting, defaults included, and the macros: it makes the same `Experiment` again.
+
+    Raises:
+        ConfigError: for anything unknown, misspelt, of the wrong type or impossible.
+    """
+    gin.clear_config()
+    for file in files:
+        if not Path(file).is_file():
+            raise ConfigError(f"--gin_file={file}: no such file")
+    try:
+        for file in files:
+            with contextlib.chdir(Path(file).parent):  # what it includes is named from its own folder
+                gin.parse_config_file(Path(file).name)
+        gin.parse_config(list(bindings))
+        bound = {name: gin.get_bindings(name) for name in SECTIONS}
+    except (ValueError, SyntaxError, OSError) as error:
+        raise ConfigError(_explain(str(error))) from error
+    _refuse_unused_macros()
+    sections = {name.lower(): _build(name, values) for name, values in bound.items()}
+    experiment = Experiment(**sections)
+    return experiment, _resolved(experiment)
+
+
+def _build(name: str, values: dict[str, Any]) -> Any:
+    """One dataclass, once its values have the annotated types."""
+    for field in dataclasses.fields(SECTIONS[name]):
+        if field.name not in values:
+            continue
+        value, wanted = values[field.name], field.type
+        wants_float = wanted is float or float in get_args(wanted)
+        if wants_float and isinstance(value, int) and not isinstance(value, bool):
+            value = values[field.name] = float(value)
+        if isinstance(value, list):
+            value = values[field.name] = tuple(value)
+        is_bool = isinstance(value, bool) and wanted is not bool
+        if is_bool or not is_bearable(value, wanted):  # type: ignore[arg-type]
+            raise ConfigError(f"{name}.{field.name} = {value!r}: must be {_describe(wanted)}")
+    try:
+        return SECTIONS[name](**values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _describe(wanted: Any) -> str:
+    if getattr(wanted, "__name__", "") == "Literal" or "Literal" in str(wanted):
+        return "one of " + ", ".join(repr(value) for value in get_args(wanted))
+    names = {int: "a whole number", float: "a number", bool: "True or False", str: "text in quotes"}
+    if wanted in names:
+        return names[wanted]
+    if get_args(wanted) and get_args(wanted)[-1] is type(None):
+        return f"{_describe(get_args(wanted)[0])} or None"
+    return f"a tuple such as {'(3,)' if int in get_args(wanted) else repr(('.txt',))}"
+
+
+def _explain(message: str) -> str:
+    """Gin's own message with what it could have meant."""
+    unknown = re.search(r"No configurable matching '([^']*)'", message)
+    if unknown:
+        return f"{message}\n  there is no {unknown[1]!r}; {_nearest(unknown[1], list(SECTIONS))}"
+    parameter = re.search(r"Configurable '([^']*)' doesn't have a parameter named '([^']*)'", message)
+    if parameter:
+        names = [field.name for field in dataclasses.fields(SECTIONS[parameter[1]])]
+        return f"{message}\n  {parameter[1]} has no setting {parameter[2]!r}; {_nearest(parameter[2], names)}"
+    macro = re.search(r"No bindings specified for '([^']*)/gin.macro'", message)
+    if macro:
+        return f"the macro %{macro[1]} is used but never set; add `{macro[1]} = VALUE`, or include configs/base.gin"
+    return message + "\n  write settings as 'Section.name = value' or 'MACRO = value', text in quotes"
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(known)
+
+
+def _macros(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^(\w+) = (.*(?:\n    .*)*)", text, flags=re.MULTILINE))
+
+
+def _refuse_unused_macros() -> None:
+    given, used = _macros(gin.config_str()), _macros(gin.operative_config_str())
+    for name in sorted(given.keys() - used.keys()):
+        raise ConfigError(
+            f"the macro {name} = {given[name]} is used by no setting (misspelt?); {_nearest(name, sorted(used))}"
+        )
+
+
+def _resolved(experiment: Experiment) -> str:
+    """Every setting of the experiment as gin text; macros stay macros, so that they can be overridden later."""
+    text = gin.config_str(max_line_length=10_000)
+    bound = dict(re.findall(r"^(\w+\.\w+) = (.*)$", text, flags=re.MULTILINE))
+    lines = ["# Every setting of this run, defaults included. Written by memorizing; read again by --workdir.", ""]
+    lines += [f"{name} = {value}" for name, value in _macros(text).items()]
+    for section in dataclasses.fields(Experiment):
+        name, values = section.name.capitalize(), getattr(experiment, section.name)
+        lines.append("")
+        for field in dataclasses.fields(values):
+            full = f"{name}.{field.name}"
+            literal = repr(getattr(values, field.name))
+            lines.append(f"{full} = {bound[full] if bound.get(full, '').startswith('%') else literal}")
+    return "\n".join(lines) + "\n"
+
+
+def differences(one: Experiment, other: Experiment) -> list[tuple[str, Any, Any]]:
+    """Settings that differ, as (name, value in `one`, value in `other`)."""
+    return [
+        (f"{section.name.capitalize()}.{field.name}", first, second)
+        for section in dataclasses.fields(Experiment)
+        for field in dataclasses.fields(getattr(one, section.name))
+        if (first := getattr(getattr(one, section.name), field.name))
+        != (second := getattr(getattr(other, section.name), field.name))
+    ]
+
+
+MAY_CHANGE = {
+    "Training.steps",
+    "Training.checkpoint_every",
+    "Training.checkpoints_kept",
+    "Training.data",
+    "Memory.search",
+    "Memory.block_size",
+}
+"""Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
+
+
+def open_workdir(workdir: Path, files: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
+    """The settings of a run that is to start or to go on in `workdir`; writes them there as `config.gin`.
+
+    Without files a run goes on with the settings it has. With files they must be those that it began with, but for
+    `MAY_CHANGE`.
+
+    Raises:
+        ConfigError: when settings are missing, wrong, or not those of the run in `workdir`.
+    """
+    stored = workdir / CONFIG_FILE
+    has_begun = stored.exists() and any((workdir / CHECKPOINTS).glob("[0-9]*"))
+    if not has_begun:
+        if not files and not stored.exists():
+            raise ConfigError(
+                f"--workdir={workdir} holds no run yet, and no --gin_file says what to train: try "
+                "--gin_file=configs/quickstart.gin"
+            )
+        experiment, text = load(files or [stored], bindings)
+    else:
+        began, _ = load([stored], [])
+        experiment, text = load(files or [stored], bindings)
+        for name, now, before in differences(experiment, began):
+            if name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training") and name not in MAY_CHANGE:
+                raise ConfigError(
+                    f"{name} = {now!r}, but the run in {workdir} began with {before!r}: train in another --workdir, "
+                    f"or leave it as it was"
+                )
+    workdir.mkdir(parents=True, exist_ok=True)
+    stored.write_text(text)
+    return experiment
+
+
+def load_trained(workdir: Path, files: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
+    """The settings of the run in `workdir`, with others given on top.
+
+    Raises:
+        ConfigError: when there is no run, or the model would not be the one that was trained.
+    """
+    stored = workdir / CONFIG_FILE
+    if not stored.exists():
+        raise ConfigError(f"--workdir={workdir} holds no run (no {CONFIG_FILE}): `memorizing train` makes one")
+    trained, _ = load([stored], [])
+    experiment, _ = load([stored, *files], bindings)
+    for name, now, before in differences(experiment, trained):
+        if name.startswith("Model.") and name not in ("Model.dtype", "Model.remat"):
+            raise ConfigError(f"{name} = {now!r}, but the model in {workdir} was trained with {before!r}")
+    return experiment

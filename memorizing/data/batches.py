@@ -1,0 +1,162 @@
+"""What each row reads at each step: a pure function of (tokens, seed, step, row), with nothing to save or restore.
+
+Documents form one endless stream: all of them shuffled, then all of them shuffled anew, epoch after epoch. Each row
+reads a document segment by segment; the row whose document ends takes the next one from the stream (of rows that end
+at once, the lowest first). So every token of every document is read exactly once an epoch, no document is cut, and no
+row waits. The schedule follows from the documents' lengths alone, and any step can be asked for directly.
+
+    stream  d3 d0 d2 d1 | d1 d3 ...          row 0   d3 d3 d3 d2 d2 d1 ...
+                                             row 1   d0 d0 d0 d0 d1 d3 ...
+"""
+
+import bisect
+import dataclasses
+import heapq
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from memorizing.data.tokens import TokenSplit
+from memorizing.shapes import BEGIN_TOKEN, Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSettings:
+    """How documents are laid out for training.
+
+    Attributes:
+        rows: documents read side by side, over all devices (`B`).
+        segment_length: tokens of a segment (`N`).
+        segments_per_call: segments that one compiled call scans over (`S`).
+        seed: of the order of documents.
+    """
+
+    rows: int = 32
+    segment_length: int = 512
+    segments_per_call: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("rows", "segment_length", "segments_per_call"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Batch.{name} = {getattr(self, name)}: must be at least 1")
+
+
+class Schedule:
+    """Which document each row reads at each step, and from which segment of it."""
+
+    def __init__(self, lengths: np.ndarray, rows: int, segment_length: int, seed: int):
+        self._segments = -(-np.asarray(lengths) // segment_length)
+        if not self._segments.sum():
+            raise ValueError("there are no tokens to read: every document is empty")
+        self.rows, self._seed = rows, seed
+        self._begins: list[list[int]] = [[] for _ in range(rows)]
+        self._documents: list[list[int]] = [[] for _ in range(rows)]
+        self._free = [(0, row) for row in range(rows)]
+        self._stream = self._shuffled_epochs()
+        self._lock = threading.Lock()
+
+    def at(self, step: int) -> list[tuple[int, int]]:
+        """For each row the document and the segment of it that it reads at `step`."""
+        with self._lock:
+            while self._free[0][0] <= step:
+                begin, row = self._free[0]
+                document = next(self._stream)
+                self._begins[row].append(begin)
+                self._documents[row].append(document)
+                heapq.heapreplace(self._free, (begin + int(self._segments[document]), row))
+        read = []
+        for row in range(self.rows):
+            place = bisect.bisect_right(self._begins[row], step) - 1
+            read.append((self._documents[row][place], step - self._begins[row][place]))
+        return read
+
+    def _shuffled_epochs(self) -> Iterator[int]:
+        epoch = 0
+        while True:
+            for document in np.random.default_rng((self._seed, epoch)).permutation(len(self._segments)):
+                if self._segments[document]:
+                    yield int(document)
+            epoch += 1
+
+
+def read_segment(
+    split: TokenSplit, document: int, segment: int, segment_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and mask of one segment of one document, as drawn in `Batch`."""
+    first = segment * segment_length
+    known = split.read(document, max(first - 1, 0), first + segment_length)
+    if first == 0:
+        known = np.concatenate([[BEGIN_TOKEN], known])
+    tokens = len(known) - 1
+    padding = (0, segment_length - tokens)
+    inputs, targets = (np.pad(part, padding).astype(np.int32) for part in (known[:-1], known[1:]))
+    return inputs, targets, np.arange(segment_length) < tokens
+
+
+def read_batch(split: TokenSplit, reading: Sequence[tuple[int, int] | None], segment_length: int) -> Batch:
+    """The batch in which each row reads the named (document, segment), or nothing."""
+    rows, starts = [], []
+    zeros = np.zeros(segment_length, np.int32)
+    nothing = (zeros, zeros, zeros.astype(bool))
+    for place in reading:
+        rows.append(nothing if place is None else read_segment(split, *place, segment_length))
+        starts.append(place is None or place[1] == 0)
+    inputs, targets, mask = (np.stack(part) for part in zip(*rows, strict=True))
+    return Batch(inputs, targets, mask, np.asarray(starts))
+
+
+def batches(split: TokenSplit, settings: BatchSettings, first_step: int) -> Iterator[Batch]:
+    """Batches of `segments_per_call` steps `[S, B, N]`, from `first_step` on, without end."""
+    schedule = Schedule(split.lengths, settings.rows, settings.segment_length, settings.seed)
+    step = first_step
+    while True:
+        steps = range(step, step + settings.segments_per_call)
+        parts = [read_batch(split, schedule.at(each), settings.segment_length) for each in steps]
+        yield Batch(*(np.stack(part) for part in zip(*parts, strict=True)))
+        step += settings.segments_per_call
+
+
+class Ahead[T]:
+    """An iterator run by a thread that stays up to `depth` items ahead. An error inside is raised to the reader."""
+
+    def __init__(self, items: Iterator[T], depth: int = 2):
+        self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(items,), daemon=True, name="batches")
+        self._thread.start()
+
+    def _run(self, items: Iterator[T]) -> None:
+        try:
+            for item in items:
+                if not self._put((item, None)):
+                    return
+            self._put((None, StopIteration()))
+        except Exception as error:
+            self._put((None, error))
+
+    def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(entry, timeout=0.2)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        item, error = self._queue.get()
+        if error is not None:
+            self._queue.put((None, error))
+            raise error
+        return item  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Stops the thread and waits for it."""
+        self._stopped.set()
+        self._thread.join()

@@ -1,0 +1,140 @@
+"""Documents out of a folder of text: each file a document, or each entry of the folder with its files joined."""
+
+import dataclasses
+import fnmatch
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+type Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+class Document(NamedTuple):
+    """A whole text, which a model reads from start to end."""
+
+    id: str
+    text: str
+
+
+class UnreadableDocument(ValueError):
+    """A file that is not text in the stated encoding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSettings:
+    """How a folder becomes documents.
+
+    Attributes:
+        document: `file` (each file, however deep) or `entry` (each file or sub-folder directly inside, its files
+            joined depth-first by name, each preceded by a line with its path).
+        suffixes: of the files to take; () for all.
+        exclude: names of files and folders to leave out, `*` and `?` as in a shell.
+        encoding: of the files.
+        undecodable: what to do with a file that is not in that encoding: `refuse` to go on, or `skip` it and say so.
+        minimum_bytes: shorter documents are left out (and counted).
+    """
+
+    document: Literal["file", "entry"] = "file"
+    suffixes: tuple[str, ...] = (".txt",)
+    exclude: tuple[str, ...] = ()
+    encoding: str = "utf-8"
+    undecodable: Literal["refuse", "skip"] = "refuse"
+    minimum_bytes: int = 1
+
+
+class FolderDocuments:
+    """The documents of a folder, listed at once and read one at a time."""
+
+    def __init__(self, root: Path, settings: FolderSettings):
+        self.settings, self.root = settings, root
+        self.skipped: list[str] = []
+        if not root.is_dir():
+            raise ValueError(f"--raw={root}: no such folder; name the folder that holds the documents")
+        files = sorted(_files(root, settings), key=lambda path: path.relative_to(root).parts)
+        self._files: dict[str, list[Path]] = {}
+        for path in files:
+            relative = path.relative_to(root)
+            name = relative.as_posix() if settings.document == "file" else relative.parts[0]
+            self._files.setdefault(name, []).append(path)
+        if not self._files:
+            wanted = " or ".join(settings.suffixes) if settings.suffixes else "any name"
+            raise ValueError(
+                f"--raw={root}: no files of {wanted} in it (Folder.suffixes = {settings.suffixes}, "
+                f"Folder.exclude = {settings.exclude}); change these or name another folder"
+            )
+
+    def ids(self) -> list[str]:
+        """All documents, by name."""
+        return list(self._files)
+
+    def read(self, ids: list[str]) -> Iterator[Document]:
+        """The named documents in order; those too short or (if so set) not decodable are noted in `skipped`."""
+        for id in ids:
+            try:
+                text = "".join(self._text(path) for path in self._files[id])
+            except UnreadableDocument as error:
+                if self.settings.undecodable == "refuse":
+                    raise
+                self.skipped.append(f"{id}: {error}")
+                continue
+            if len(text.encode()) < self.settings.minimum_bytes:
+                self.skipped.append(f"{id}: shorter than Folder.minimum_bytes = {self.settings.minimum_bytes}")
+                continue
+            yield Document(id, text)
+
+    def _text(self, path: Path) -> str:
+        raw = path.read_bytes()
+        try:
+            text = raw.decode(self.settings.encoding)
+        except UnicodeDecodeError as error:
+            raise UnreadableDocument(
+                f"{path} is not {self.settings.encoding}: byte {raw[error.start]:#04x} at offset {error.start}; "
+                "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out"
+            ) from error
+        if self.settings.document == "file":
+            return text
+        return f"### {path.relative_to(self.root).as_posix()}\n{text.rstrip()}\n\n" if text.strip() else ""
+
+
+def _files(root: Path, settings: FolderSettings) -> Iterator[Path]:
+    for folder, folders, names in root.walk():
+        excluded = lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in settings.exclude)  # noqa: E731
+        folders[:] = [name for name in folders if not excluded(name)]
+        for name in names:
+            if (not settings.suffixes or name.endswith(settings.suffixes)) and not excluded(name):
+                yield folder / name
+
+
+def assign_splits(ids: list[str], validation: float, test: float, seed: int) -> dict[str, Split]:
+    """Splits by a hash of each document's name, so that a document stays where it is when others come and go.
+
+    With few documents a hash can leave a split without any: then the document whose hash is nearest to it moves there.
+
+    Raises:
+        ValueError: when there are fewer documents than splits that want some.
+    """
+    wanted = [split for split, share in zip(SPLITS, (1.0, validation, test), strict=True) if share > 0]
+    if len(ids) < len(wanted):
+        raise ValueError(
+            f"{len(ids)} document(s) cannot fill the splits {', '.join(wanted)}: give more documents, or set "
+            "Prepare.validation or Prepare.test to 0"
+        )
+
+    def place(id: str) -> float:
+        digest = hashlib.sha256(f"{seed}:{id}".encode()).digest()
+        return int.from_bytes(digest[:8]) / 2**64
+
+    ordered = sorted(ids, key=lambda id: (place(id), id))
+    tests = sum(place(id) < test for id in ordered)
+    held_out = sum(place(id) < test + validation for id in ordered)
+    if test:
+        tests = min(max(tests, 1), len(ordered) - len(wanted) + 1)
+    if validation:
+        held_out = max(held_out, tests + 1)
+    held_out = min(max(held_out, tests), len(ordered) - 1)
+    return {
+        id: "test" if index < tests else "validation" if index < held_out else "train"
+        for index, id in enumerate(ordered)
+    }

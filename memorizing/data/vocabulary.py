@@ -1,0 +1,150 @@
+"""Text to tokens and back: bytes, SentencePiece, or listed words. Ids 0, 1, 2 are pad, end and unknown, as in T5.
+
+Both decode exactly what they encoded: SentencePiece is trained without normalization and with a token per byte, so
+that no text is unencodable. No TensorFlow here: a machine that trains, evaluates or generates needs none.
+"""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int
+
+MODEL_FILE = "vocabulary.model"
+_SPECIAL = 3
+
+
+class Vocabulary(Protocol):
+    """A reversible map between text and token ids below `size`."""
+
+    kind: str
+    size: int
+
+    def encode(self, text: str) -> Int[np.ndarray, "T"]: ...
+
+    def decode(self, tokens: Int[np.ndarray, "T"]) -> str: ...
+
+
+class ByteVocabulary:
+    """Each UTF-8 byte `b` is token `b + 3`."""
+
+    kind = "bytes"
+    size = 256 + _SPECIAL
+
+    def encode(self, text: str) -> Int[np.ndarray, "T"]:
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + _SPECIAL
+
+    def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
+        """Special tokens are left out; bytes that do not form UTF-8 become U+FFFD."""
+        tokens = np.asarray(tokens)
+        return (tokens[tokens >= _SPECIAL] - _SPECIAL).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+
+class SentencePieceVocabulary:
+    """A trained SentencePiece model (arXiv 1808.06226)."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes):
+        self.model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size = self._processor.get_piece_size()
+
+    def encode(self, text: str) -> Int[np.ndarray, "T"]:
+        # Line by line: no piece spans a line end, and the cost stays linear in the length of the text.
+        lines = self._processor.encode(text.splitlines(keepends=True))
+        return np.fromiter((token for line in lines for token in line), np.int32)
+
+    def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
+        return self._processor.decode(np.asarray(tokens)[np.asarray(tokens) >= _SPECIAL].tolist())
+
+
+class WordVocabulary:
+    """A list of words, for generated text: words joined by single spaces."""
+
+    kind = "words"
+
+    def __init__(self, words: list[str]):
+        self.words = words
+        self.size = len(words) + _SPECIAL
+        self._ids = {word: _SPECIAL + place for place, word in enumerate(words)}
+
+    def encode(self, text: str) -> Int[np.ndarray, "T"]:
+        return np.asarray([self._ids[word] for word in text.split(" ")], np.int32)
+
+    def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
+        return " ".join(self.words[token - _SPECIAL] for token in np.asarray(tokens) if token >= _SPECIAL)
+
+
+def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample_bytes: int) -> SentencePieceVocabulary:
+    """Trains on lines spread evenly over `texts`, about `sample_bytes` of them.
+
+    Raises:
+        ValueError: when the text is too small for a vocabulary of this size.
+    """
+    lines = _sample_lines(texts, sample_bytes)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(lines),
+            model_writer=model,
+            vocab_size=size,
+            model_type=model_type,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            split_digits=True,
+            user_defined_symbols=["\n", "\t"],
+            character_coverage=0.9995,
+            max_sentence_length=1 << 16,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            num_threads=1,  # the sum over threads depends on their number, and the vocabulary should not
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(
+            f"a SentencePiece vocabulary of {size} could not be trained on {len(lines)} lines of text: {error}; "
+            "choose a smaller Prepare.vocabulary_size, give more text, or use Prepare.vocabulary = 'bytes'"
+        ) from error
+    return SentencePieceVocabulary(model.getvalue())
+
+
+def _sample_lines(texts: Iterable[str], sample_bytes: int) -> list[str]:
+    """Every n-th line, n such that about `sample_bytes` are kept however much text there is."""
+    kept: list[str] = []
+    kept_bytes, every, number = 0, 1, 0
+    for text in texts:
+        for line in text.splitlines():
+            number += 1
+            if number % every == 0 and line:
+                kept.append(line)
+                kept_bytes += len(line)
+        if kept_bytes > 2 * sample_bytes:
+            kept, every = kept[::2], every * 2
+            kept_bytes = sum(map(len, kept))
+    return kept
+
+
+def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
+    """Writes what `load_vocabulary` needs beside the kind."""
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        (folder / MODEL_FILE).write_bytes(vocabulary.model)
+    elif isinstance(vocabulary, WordVocabulary):
+        (folder / MODEL_FILE).write_text("\n".join(vocabulary.words))
+
+
+def load_vocabulary(kind: str, folder: Path) -> Vocabulary:
+    """The vocabulary of a prepared folder."""
+    if kind == "bytes":
+        return ByteVocabulary()
+    if kind == "words":
+        return WordVocabulary((folder / MODEL_FILE).read_text().split("\n"))
+    return SentencePieceVocabulary((folder / MODEL_FILE).read_bytes())

@@ -1,0 +1,85 @@
+"""`memorizing compare`: a run without memory beside one with it, as JSON and as a picture."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from memorizing.evaluation.evaluate import FOLDER
+
+
+def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say: Callable[[str], None] = print) -> dict:
+    """Gathers the evaluations of two workdirs on the same split into `OUT/results.json` and `OUT/results.png`.
+
+    The run without memory counts as it is at memory 0, the other at every size it was evaluated at.
+
+    Raises:
+        ValueError: when evaluations are missing, or are of different text.
+    """
+    results = {
+        "without_memory": _evaluations(without_memory, split)[0],
+        "with_memory": _evaluations(with_memory, split),
+    }
+    everything = [results["without_memory"], *results["with_memory"]]
+    if len({(each["tokens"], each["bytes"], each["documents"]) for each in everything}) > 1:
+        raise ValueError(f"{without_memory} and {with_memory} were evaluated on different text; evaluate both again")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    _draw(results, out / "results.png")
+    _tell(results, say)
+    say(f"results: {out / 'results.json'}\npicture: {out / 'results.png'}")
+    return results
+
+
+def _evaluations(workdir: Path, split: str) -> list[dict]:
+    found = [json.loads(path.read_text()) for path in (workdir / FOLDER).glob(f"{split}-memory-*.json")]
+    if not found:
+        raise ValueError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")
+    return sorted(found, key=lambda figures: figures["memory_size"])
+
+
+def _tell(results: dict, say: Callable[[str], None]) -> None:
+    baseline = results["without_memory"]
+    say(f"{'':24}{'memory':>9}{'perplexity':>12}{'bits per byte':>15}{'against without':>17}")
+    rows = [("trained without memory", baseline)] + [("trained with memory", each) for each in results["with_memory"]]
+    for name, figures in rows:
+        change = figures["perplexity"] / baseline["perplexity"] - 1
+        against = f"{change:+16.1%}" if figures is not baseline else ""
+        say(
+            f"{name:24}{figures['memory_size']:>9,}{figures['perplexity']:>12.3f}"
+            f"{figures['bits_per_byte']:>15.4f} {against}"
+        )
+
+
+def _draw(results: dict, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (by_size, by_position) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    baseline, largest = results["without_memory"], results["with_memory"][-1]
+    sizes = [each["memory_size"] for each in results["with_memory"]]
+    by_size.axhline(baseline["perplexity"], color="0.4", linestyle="--", label="trained without memory")
+    by_size.plot(range(len(sizes)), [each["perplexity"] for each in results["with_memory"]], "o-", label="with memory")
+    by_size.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    by_size.set(xlabel="memory, tokens", ylabel="perplexity", title="Held-out perplexity by memory size")
+    for figures, style, name in (
+        (baseline, "s--", "trained without memory"),
+        (largest, "o-", f"memory of {largest['memory_size']:,}"),
+    ):
+        positions = figures["perplexity_by_position"]
+        colour = "0.4" if figures is baseline else "C0"
+        by_position.plot(
+            [max(each["first_token"], 64) for each in positions],
+            [each["perplexity"] for each in positions],
+            style,
+            color=colour,
+            label=name,
+        )
+    by_position.set_xscale("log", base=2)
+    by_position.set(xlabel="position in the document, tokens", ylabel="perplexity", title="By position")
+    for axes in (by_size, by_position):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,126 @@
+"""`memorizing evaluate`: one checkpoint, one split, one or more memory sizes; a JSON file and a line for each."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from memorizing.data.recall import question_distances
+from memorizing.data.tokens import PreparedTokens, TokenSplit
+from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Parameters, abstract_model
+from memorizing.training.checkpoints import Checkpoints
+
+FOLDER = "evaluations"
+
+
+def evaluate(
+    model: ModelSettings,
+    memory: MemorySettings,
+    segment_length: int,
+    settings: EvaluationSettings,
+    parameters: Parameters,
+    checkpoint_step: int,
+    tokens: PreparedTokens,
+    workdir: Path,
+    name: str = "",
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Reads the split with a memory of `memory.size`, and writes `WORKDIR/evaluations/NAME.json`.
+
+    Returns what it writes. A file of that name from an earlier evaluation is replaced, since it is made again in full.
+    """
+    split = tokens.split(settings.split)
+    answers = Answers(segment_length) if tokens.manifest["source"] == "recall" else None
+    summary, start = Summary(), time.perf_counter()
+    for scores in score_documents(
+        model, memory, parameters, split, segment_length, settings.rows, settings.segments_per_call
+    ):
+        summary.add(scores, int(split.bytes[scores.document]))
+        if answers is not None:
+            answers.add(split, scores.document, scores.correct_T)
+    seconds = time.perf_counter() - start
+    figures = {
+        **summary.figures(),
+        "memory_size": memory.size,
+        "checkpoint_step": checkpoint_step,
+        "data": str(tokens.folder),
+        "split": settings.split,
+        "seconds": seconds,
+    }
+    if answers is not None:
+        figures["answers"] = answers.figures()
+    path = workdir / FOLDER / f"{name or default_name(settings, memory)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(figures, indent=1) + "\n")
+    say(sentence(figures))
+    return figures
+
+
+def restore(workdir: Path, model: ModelSettings) -> tuple[Parameters, int]:
+    """The parameters of the newest checkpoint of a run, and its step.
+
+    Raises:
+        ValueError: when the run has none.
+    """
+    _, like = abstract_model(model, MemorySettings(size=0))
+    with Checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise ValueError(
+                f"{workdir} has no checkpoint yet: `memorizing train` makes one every Training.checkpoint_every steps"
+            )
+        return checkpoints.restore_parameters(step, like), step
+
+
+def default_name(settings: EvaluationSettings, memory: MemorySettings) -> str:
+    """`test-memory-8192`: what was read, and with how large a memory."""
+    return f"{settings.split}-memory-{memory.size}"
+
+
+def sentence(figures: dict) -> str:
+    """The line a person reads."""
+    line = (
+        f"memory {figures['memory_size']:>7,}: perplexity {figures['perplexity']:8.3f}, "
+        f"{figures['bits_per_byte']:.4f} bits per byte "
+        f"({figures['documents']} documents, {figures['tokens']:,} tokens, {figures['seconds']:.0f} s)"
+    )
+    for kind, counts in figures.get("answers", {}).items():
+        line += f"\n    {kind} questions: {counts['exact']:.1%} of {counts['questions']:,} answered exactly"
+    return line
+
+
+class Answers:
+    """For the recall task: how many values were told exactly, by how long ago they were defined."""
+
+    FAR = 8
+    """Segments after which a question counts as far."""
+
+    def __init__(self, segment_length: int):
+        self._segment_length = segment_length
+        self._counts = {"near": np.zeros(2, np.int64), "far": np.zeros(2, np.int64)}
+
+    def add(self, split: TokenSplit, document: int, correct_T: np.ndarray) -> None:
+        """Counts the questions of one document."""
+        distances_T = question_distances(split.read(document, 0, int(split.lengths[document])))
+        near_T = (distances_T > 0) & (distances_T < self._segment_length)
+        far_T = distances_T >= self.FAR * self._segment_length
+        for kind, asked_T in (("near", near_T), ("far", far_T)):
+            self._counts[kind] += (int(asked_T.sum()), int(correct_T[asked_T].sum()))
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Per kind: how many questions, and the share answered exactly."""
+        return {
+            kind: {"questions": int(asked), "exact": float(exact / max(asked, 1))}
+            for kind, (asked, exact) in self._counts.items()
+        }
+
+
+def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:
+    """The same memory with another number of slots; a small one retrieves no more than it holds."""
+    return dataclasses.replace(memory, size=size, neighbours=min(memory.neighbours, size or memory.neighbours))

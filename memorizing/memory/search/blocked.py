@@ -1,0 +1,85 @@
+"""Exact search in a stream: one block of slots at a time, merged into a running top-K.
+
+Scores of the whole memory are never held, only `[B, H, N, block]`. Within a block the selection has two stages, exact
+and about three times faster than one `top_k` over everything on a CPU:
+
+    scores   | group 0 | group 1 | group 2 | ...        groups of G slots next to each other
+    maxima        .9        .4        .7                the K groups with the largest maxima
+    candidates   group 0 and group 2, in slot order     hold every one of the K best slots
+    top-K    of K * G candidates
+
+Why exact, ties included: for a slot in a group that was left out, each of the K chosen groups has a member that is
+better, or equal with a lower slot; so the slot is not among the K best. Candidates stay in slot order, and the
+running top-K stands before a later block, so `top_k`, which is stable, prefers the lower slot throughout.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Float
+
+from memorizing.memory.search.contract import Neighbours
+from memorizing.memory.search.exact import masked_scores
+
+GROUP = 64
+"""Slots whose maximum is taken first; measured best of 16 to 256 for K = 32 on CPUs."""
+
+
+def blocked(
+    queries_BHND: Float[jax.Array, "B H N D"],
+    keys_BHMD: Float[jax.Array, "B H M D"],
+    valid_BM: Bool[jax.Array, "B M"],
+    neighbours: int,
+    block_size: int,
+) -> Neighbours:
+    """Exact neighbours without ever holding `[N, M]` scores.
+
+    `block_size` (slots) need not divide `M`: the last block is then padded with slots that are not valid.
+    """
+    slots = keys_BHMD.shape[2]
+    block_size = min(block_size, slots)
+    blocks = -(-slots // block_size)
+    padding = blocks * block_size - slots
+    if padding:
+        keys_BHMD = jnp.pad(keys_BHMD, ((0, 0), (0, 0), (0, padding), (0, 0)))
+        valid_BM = jnp.pad(valid_BM, ((0, 0), (0, padding)))
+
+    def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
+        start = block * block_size
+        scores = masked_scores(
+            queries_BHND,
+            lax.dynamic_slice_in_dim(keys_BHMD, start, block_size, axis=2),
+            lax.dynamic_slice_in_dim(valid_BM, start, block_size, axis=1),
+        )
+        found = best_of_block(scores, neighbours)
+        return merge(best, Neighbours(found.scores_BHNK, found.slots_BHNK + start)), None
+
+    shape = (*queries_BHND.shape[:3], neighbours)
+    nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+    if blocks == 1:
+        return merge(nothing, search_block(nothing, jnp.zeros((), jnp.int32))[0])
+    return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
+
+
+def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbours: int) -> Neighbours:
+    """The best slots of one block (at most `neighbours`), by maxima of groups first where that saves work."""
+    slots = scores_BHNM.shape[-1]
+    groups = slots // GROUP
+    if slots % GROUP or groups <= neighbours:
+        return Neighbours(*lax.top_k(scores_BHNM, min(neighbours, slots)))
+    grouped_BHNGg = scores_BHNM.reshape(*scores_BHNM.shape[:-1], groups, GROUP)
+    _, chosen_BHNK = lax.top_k(grouped_BHNGg.max(-1), neighbours)
+    chosen_BHNK = jnp.sort(chosen_BHNK, axis=-1)
+    candidates_BHNKg = jnp.take_along_axis(grouped_BHNGg, chosen_BHNK[..., None], axis=-2)
+    scores_BHNK, places_BHNK = lax.top_k(candidates_BHNKg.reshape(*scores_BHNM.shape[:-1], -1), neighbours)
+    groups_BHNK = jnp.take_along_axis(chosen_BHNK, places_BHNK // GROUP, axis=-1)
+    return Neighbours(scores_BHNK, groups_BHNK * GROUP + places_BHNK % GROUP)
+
+
+def merge(first: Neighbours, second: Neighbours) -> Neighbours:
+    """The best of both, as many as `first` holds; of equal scores, those of `first`."""
+    neighbours = first.scores_BHNK.shape[-1]
+    scores = jnp.concatenate([first.scores_BHNK, second.scores_BHNK], axis=-1)
+    slots = jnp.concatenate([first.slots_BHNK, second.slots_BHNK], axis=-1)
+    scores_BHNK, places_BHNK = lax.top_k(scores, neighbours)
+    return Neighbours(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))

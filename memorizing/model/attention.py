@@ -1,0 +1,132 @@
+"""Attention of one layer: local attention over the segment and the XL cache, and in memory layers the gate to memory.
+
+    local   = attention(q, [cache; k], [cache; v]) with position bias
+    remote  = attention(q, retrieved keys, retrieved values)          # memory_attention.py
+    out     = g * remote + (1 - g) * local,   g = sigmoid(b) per head, 0 for rows whose memory is empty
+
+Each token attends to itself and the `W` tokens before it; without a cache, to its segment so far. N = W = 3:
+
+              cache      segment
+    query 0   x x x      x . .
+    query 1   . x x      x x .
+    query 2   . . x      x x x
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Bool, Float
+
+from memorizing.memory.bank import Bank, append
+from memorizing.memory.search import Search
+from memorizing.model.layers import normal_parameter
+from memorizing.model.memory_attention import attend_to_memory
+from memorizing.model.positions import distances, rotate
+from memorizing.model.settings import ModelSettings
+
+
+class Cache(NamedTuple):
+    """What one layer keeps of the previous segment, without gradient: its XL cache, and its last key for the shift.
+
+    Keys are kept before rotation; `last_key_BHD` also before the shift (see `Model.key_shift`).
+    """
+
+    keys_BHWD: Float[jax.Array, "B H W D"]
+    values_BHWD: Float[jax.Array, "B H W D"]
+    last_key_BHD: Float[jax.Array, "B H D"]
+
+
+def empty_cache(rows: int, heads: int, window: int, head_size: int, dtype: jnp.dtype) -> Cache:
+    """A cache of zeros; whether a row's is to be read is for the caller to know."""
+    held = (rows, heads, window, head_size)
+    return Cache(jnp.zeros(held, dtype), jnp.zeros(held, dtype), jnp.zeros((rows, heads, head_size), dtype))
+
+
+class Attention(nnx.Module):
+    """One layer's attention, local and (in memory layers) remote. Returns the new cache and bank beside the output."""
+
+    def __init__(self, settings: ModelSettings, has_memory: bool, rngs: nnx.Rngs):
+        embedding, heads, size = settings.embedding_size, settings.heads, settings.head_size
+        self.rotary = settings.positions == "rope"
+        self.query_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
+        self.key_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
+        self.value_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
+        self.out_HDE = normal_parameter(rngs, (heads, size, embedding), heads * size)
+        # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
+        shifted_H = jnp.arange(heads, dtype=jnp.float32) % 2
+        self.shift_HD = nnx.Param(jnp.tile(shifted_H[:, None], size)) if settings.key_shift else None
+        self.has_memory = has_memory
+        if has_memory:
+            scale = size**0.5 if settings.query_scale is None else settings.query_scale
+            self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))
+            self.gate_H = nnx.Param(jnp.full(heads, settings.gate_bias, jnp.float32))
+
+    def __call__(
+        self,
+        x_BNE: Float[jax.Array, "B N E"],
+        bias_HNJ: Float[jax.Array, "H N J"] | None,
+        cache: Cache,
+        cached_B: Bool[jax.Array, "B"],
+        bank: Bank | None,
+        search: Search,
+        neighbours: int,
+    ) -> tuple[Float[jax.Array, "B N E"], Cache, Bank | None]:
+        dtype, tokens = x_BNE.dtype, x_BNE.shape[1]
+        query, key, value = (
+            jnp.einsum("BNE,EHD->BHND", x_BNE, weight[...].astype(dtype))
+            for weight in (self.query_EHD, self.key_EHD, self.value_EHD)
+        )
+        last_key_BHD = lax.stop_gradient(key[:, :, -1])
+        if self.shift_HD is not None:
+            before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(dtype), 0)
+            before = jnp.concatenate([before_BHD[:, :, None], key[:, :, :-1]], axis=2)
+            key = key + self.shift_HD[...].astype(dtype)[:, None, :] * before
+        if self.has_memory:
+            # Normalized keys stay comparable with queries of later weights, which is what a stale memory needs.
+            query = l2_normalize(query) * self.scale_H[...].astype(dtype)[:, None, None]
+            key = l2_normalize(key)
+        else:
+            query = query * query.shape[-1] ** -0.5
+        keys_BHJD = jnp.concatenate([cache.keys_BHWD.astype(dtype), key], axis=2)
+        values_BHJD = jnp.concatenate([cache.values_BHWD.astype(dtype), value], axis=2)
+        out = self._local(query, keys_BHJD, values_BHJD, bias_HNJ, cached_B)
+        if bank is not None:
+            # Queried before this segment is written, so that nothing in the memory can leak the future.
+            remote, row_has_memory_B = attend_to_memory(query, bank, search, neighbours)
+            gate_BH = jax.nn.sigmoid(self.gate_H[...])[None, :] * row_has_memory_B[:, None]
+            gate = gate_BH[:, :, None, None].astype(dtype)
+            out = gate * remote + (1 - gate) * out
+            bank = append(bank, key, value)
+        window = cache.keys_BHWD.shape[2]
+        kept = lax.stop_gradient(Cache(key[:, :, tokens - window :], value[:, :, tokens - window :], last_key_BHD))
+        cache = jax.tree.map(lambda new, old: new.astype(old.dtype), kept, cache)
+        return jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), cache, bank
+
+    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_HNJ, cached_B):
+        tokens = query_BHND.shape[2]
+        cached = keys_BHJD.shape[2] - tokens
+        if self.rotary:
+            query_BHND, keys_BHJD = rotate(query_BHND, cached), rotate(keys_BHJD, 0)
+        scores_BHNJ = jnp.einsum("BHND,BHJD->BHNJ", query_BHND, keys_BHJD, preferred_element_type=jnp.float32)
+        if bias_HNJ is not None:
+            scores_BHNJ = scores_BHNJ + bias_HNJ
+        visible_BNJ = local_mask(tokens, cached, cached_B)
+        weights_BHNJ = jax.nn.softmax(jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf), axis=-1)
+        return jnp.einsum("BHNJ,BHJD->BHND", weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
+
+
+def local_mask(tokens: int, cached: int, cached_B: Bool[jax.Array, "B"]) -> Bool[jax.Array, "B N J"]:
+    """Which keys each token may attend to: drawn at the top of this file."""
+    distance_NJ = distances(tokens, cached)
+    window_NJ = (distance_NJ >= 0) & (distance_NJ <= (cached or tokens))
+    from_cache_J = jnp.arange(cached + tokens) < cached
+    return jnp.asarray(window_NJ)[None] & (~from_cache_J[None, None, :] | cached_B[:, None, None])
+
+
+def l2_normalize(x: Float[jax.Array, "*any D"]) -> Float[jax.Array, "*any D"]:
+    """Scales vectors to length 1, computed in float32; the zero vector stays zero."""
+    wide = x.astype(jnp.float32)
+    return (wide * lax.rsqrt(jnp.sum(wide * wide, axis=-1, keepdims=True) + 1e-12)).astype(x.dtype)

@@ -1,0 +1,51 @@
+"""How local attention knows distances: T5's bucketed relative bias, or rotary embedding (RoPE, arXiv 2104.09864).
+
+Queries are the `N` tokens of the segment, keys the `W` tokens of the XL cache and then the segment itself, so query
+`i` and key `j` are `W + i - j` tokens apart. Retrieved memories take part in neither: their distance is not encoded.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+
+def distances(tokens: int, cached: int) -> Int[np.ndarray, "N J"]:
+    """How far key `j` of `J = W + N` lies before query `i`; negative for the future."""
+    return cached + np.arange(tokens)[:, None] - np.arange(cached + tokens)[None, :]
+
+
+def buckets(distance: Int[np.ndarray, "*any"], count: int, max_distance: int) -> Int[np.ndarray, "*any"]:
+    """T5's buckets for causal attention: one for each of the first `count / 2` distances, then logarithmic.
+
+    Distances from `max_distance` on share the last bucket; the future, which is masked anyway, the first.
+    """
+    distance = np.maximum(distance, 0)
+    near = count // 2
+    growth = np.log(np.maximum(distance, 1) / near) / np.log(max_distance / near)
+    far = np.minimum(near + (growth * (count - near)).astype(np.int32), count - 1)
+    return np.where(distance < near, distance, far).astype(np.int32)
+
+
+class RelativeBias(nnx.Module):
+    """A learned number per head and bucket of distance, added to the attention scores."""
+
+    def __init__(self, count: int, max_distance: int, heads: int):
+        self.max_distance = max_distance
+        self.table_UH = nnx.Param(jnp.zeros((count, heads), jnp.float32))
+
+    def __call__(self, tokens: int, cached: int) -> Float[jax.Array, "H N J"]:
+        bucket_NJ = buckets(distances(tokens, cached), self.table_UH.shape[0], self.max_distance)
+        return jnp.moveaxis(self.table_UH[...][bucket_NJ], -1, 0)
+
+
+def rotate(x_BHJD: Float[jax.Array, "B H J D"], first_position: int) -> Float[jax.Array, "B H J D"]:
+    """Turns each pair of features by an angle that grows with position, so that products depend on distance alone."""
+    half = x_BHJD.shape[-1] // 2
+    position_J = first_position + np.arange(x_BHJD.shape[-2])
+    angle_Jd = position_J[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    sine, cosine = (jnp.asarray(part, jnp.float32) for part in (np.sin(angle_Jd), np.cos(angle_Jd)))
+    first, second = jnp.split(x_BHJD.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x_BHJD.dtype)

@@ -1,0 +1,72 @@
+"""What can be set about the model. Together with the settings of the memory this determines every shape."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """The decoder. Defaults are the paper's base model, about 200M parameters.
+
+    Attributes:
+        vocabulary_size: tokens that can be read and predicted (`V`).
+        layers, embedding_size, heads, head_size, feed_forward_size: `L`, `E`, `H`, `D` and the hidden width.
+        memory_layers: which layers read and write a memory, counted from 1 as the paper does (layer 9 of 12).
+        xl_cache: whether each layer also attends to the previous segment's keys and values (`W` = `N`, else 0).
+        positions: `t5` (bucketed relative bias) or `rope` (rotary). Retrieved tokens have no position in either.
+        position_buckets, position_max_distance: of the `t5` bias; distances beyond the maximum share a bucket.
+        position_bias_shared: one `t5` table for all layers, or one per layer.
+        gate_bias: the initial bias `b` of each head's gate `sigmoid(b)`: -2 opens it by .12, -4 by .02.
+        query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
+        key_shift: each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per head and feature.
+            Not in the paper: the smeared keys of arXiv 2209.11895, which let a small model learn within minutes to
+            continue what it finds again, where large ones take days.
+        dropout: rate on what each sub-layer adds, in training.
+        dtype: of activations; parameters, norms, softmax and loss are float32.
+        remat: recompute activations in the backward pass, layer by layer, to save memory.
+    """
+
+    vocabulary_size: int = 32_000
+    layers: int = 12
+    embedding_size: int = 1024
+    heads: int = 8
+    head_size: int = 128
+    feed_forward_size: int = 4096
+    memory_layers: tuple[int, ...] = (9,)
+    xl_cache: bool = True
+    positions: Literal["t5", "rope"] = "t5"
+    position_buckets: int = 32
+    position_max_distance: int = 128
+    position_bias_shared: bool = True
+    gate_bias: float = -2.0
+    query_scale: float | None = None
+    key_shift: bool = False
+    dropout: float = 0.0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: bool = False
+
+    def __post_init__(self):
+        for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+        for layer in self.memory_layers:
+            if not 1 <= layer <= self.layers:
+                raise ValueError(
+                    f"Model.memory_layers = {self.memory_layers}: layer {layer} is out of range, layers count from 1 "
+                    f"to Model.layers = {self.layers}; name layers in that range, or () for none"
+                )
+        if tuple(sorted(set(self.memory_layers))) != self.memory_layers:
+            raise ValueError(f"Model.memory_layers = {self.memory_layers}: name each layer once, in rising order")
+        if self.position_buckets < 2 or self.position_buckets % 2:
+            raise ValueError(
+                f"Model.position_buckets = {self.position_buckets}: must be even and at least 2; T5 uses 32"
+            )
+        if self.position_max_distance <= self.position_buckets // 2:
+            raise ValueError(
+                f"Model.position_max_distance = {self.position_max_distance}: must exceed half of "
+                f"Model.position_buckets = {self.position_buckets}, since near distances have a bucket each"
+            )
+        if self.positions == "rope" and self.head_size % 2:
+            raise ValueError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")

@@ -1,0 +1,162 @@
+"""The model: a stack of layers that reads one segment and carries caches and memories to the next.
+
+    logits, carry = model(batch, carry)
+
+Everything that lasts beyond a segment is in `Carry`, passed in and returned. Training and evaluation differ only in
+the carry they hold: its shapes say how large the XL cache and the memory are, and without banks there is no memory.
+Where to read next: `attention.py` (local attention and gate), then `memory_attention.py`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Bool, Float
+
+from memorizing.memory.bank import Bank, clear, empty_bank
+from memorizing.memory.search import make_search
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.attention import Attention, Cache, empty_cache
+from memorizing.model.layers import Embedding, FeedForward, RMSNorm
+from memorizing.model.positions import RelativeBias
+from memorizing.model.settings import ModelSettings
+from memorizing.shapes import Batch
+
+type Parameters = dict[str, Any]
+"""Parameters by name, nested like the modules: a plain pytree, which costs less per call than NNX's own state."""
+
+
+class Carry(NamedTuple):
+    """What a row remembers of its document.
+
+    Attributes:
+        caches: an XL cache per layer (of length 0 where the model has none).
+        cached_B: whether the row's caches hold the segment before.
+        banks: an external memory per memory layer, lowest first; empty for no memory.
+    """
+
+    caches: tuple[Cache, ...]
+    cached_B: Bool[jax.Array, "B"]
+    banks: tuple[Bank, ...]
+
+
+def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment_length: int) -> Carry:
+    """The carry before any document is read."""
+    dtype = jnp.dtype(model.dtype)
+    window = segment_length if model.xl_cache else 0
+    banks = len(model.memory_layers) if memory.size else 0
+    return Carry(
+        tuple(empty_cache(rows, model.heads, window, model.head_size, dtype) for _ in range(model.layers)),
+        jnp.zeros(rows, bool),
+        tuple(
+            empty_bank(rows, model.heads, memory.size, model.head_size, jnp.dtype(memory.dtype)) for _ in range(banks)
+        ),
+    )
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and feed-forward, each added to the stream."""
+
+    def __init__(self, settings: ModelSettings, number: int, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(settings.embedding_size)
+        self.attention = Attention(settings, number in settings.memory_layers, rngs)
+        self.feed_forward_norm = RMSNorm(settings.embedding_size)
+        self.feed_forward = FeedForward(settings.embedding_size, settings.feed_forward_size, rngs)
+
+    def __call__(self, x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, neighbours):
+        added, cache, bank = self.attention(
+            self.attention_norm(x_BNE), bias_HNJ, cache, cached_B, bank, search, neighbours
+        )
+        x_BNE = x_BNE + drop(added, 0)
+        x_BNE = x_BNE + drop(self.feed_forward(self.feed_forward_norm(x_BNE)), 1)
+        return x_BNE, cache, bank
+
+
+class Transformer(nnx.Module):
+    """A decoder whose layers `settings.memory_layers` also attend to an external memory."""
+
+    def __init__(self, settings: ModelSettings, memory: MemorySettings, rngs: nnx.Rngs):
+        self.settings, self.memory = settings, memory
+        self.embedding = Embedding(settings.vocabulary_size, settings.embedding_size, rngs)
+        tables = 0 if settings.positions != "t5" else 1 if settings.position_bias_shared else settings.layers
+        self.biases = nnx.List(
+            RelativeBias(settings.position_buckets, settings.position_max_distance, settings.heads)
+            for _ in range(tables)
+        )
+        self.layers = nnx.List(Layer(settings, 1 + index, rngs) for index in range(settings.layers))
+        self.final_norm = RMSNorm(settings.embedding_size)
+
+    def __call__(
+        self, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None
+    ) -> tuple[Float[jax.Array, "B N V"], Carry]:
+        """Reads one segment per row; returns float32 logits of each target, and the carry for the next segment.
+
+        Rows that start a document first forget the one before. Without `dropout_rng` nothing is dropped.
+        """
+        search = make_search(self.memory)
+        cached_B = carry.cached_B & ~batch.starts_document_B
+        waiting = [clear(bank, batch.starts_document_B) for bank in carry.banks]
+        tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
+        biases = [bias(tokens, window) for bias in self.biases]
+        x_BNE = self.embedding.read(batch.inputs_BN, jnp.dtype(self.settings.dtype))
+        caches, banks = [], []
+        for index, layer in enumerate(self.layers):
+            bias_HNJ = biases[index % len(biases)] if biases else None
+            bank = waiting.pop(0) if waiting and layer.attention.has_memory else None
+            drop = _dropout(self.settings.dropout, dropout_rng, index)
+            graph, parameters = nnx.split(layer)
+
+            def apply(parameters, x_BNE, bias_HNJ, cache, cached_B, bank, graph=graph, drop=drop):
+                module = nnx.merge(graph, parameters)
+                return module(x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
+
+            if self.settings.remat:
+                apply = jax.checkpoint(apply)
+            x_BNE, cache, bank = apply(parameters, x_BNE, bias_HNJ, carry.caches[index], cached_B, bank)
+            caches.append(cache)
+            banks += [bank] if bank is not None else []
+        logits_BNV = self.embedding.logits(self.final_norm(x_BNE))
+        return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), tuple(banks))
+
+
+def _dropout(rate: float, rng: jax.Array | None, layer: int):
+    """A function that drops features at `rate` and scales up the rest; `place` tells calls within a layer apart."""
+
+    def drop(x, place: int):
+        if rng is None or rate == 0:
+            return x
+        keep = jax.random.bernoulli(jax.random.fold_in(rng, 2 * layer + place), 1 - rate, x.shape)
+        return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+    return drop
+
+
+def apply_model(
+    graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None
+) -> tuple[Float[jax.Array, "B N V"], Carry]:
+    """The model as a pure function of its parameters: what `jax.jit` and `jax.grad` are given."""
+    return nnx.merge(graph, parameters)(batch, carry, dropout_rng)
+
+
+def create_model(model: ModelSettings, memory: MemorySettings, seed: int) -> tuple[nnx.GraphDef, Parameters]:
+    """Structure and freshly drawn parameters, which depend on `model` and `seed` alone."""
+    graph, state = nnx.split(Transformer(model, memory, nnx.Rngs(seed)))
+    return graph, nnx.to_pure_dict(state)
+
+
+def abstract_model(model: ModelSettings, memory: MemorySettings) -> tuple[nnx.GraphDef, Parameters]:
+    """Structure, and shapes and dtypes in place of parameters: nothing is computed or allocated."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(model, memory, nnx.Rngs(0))))
+    return graph, nnx.to_pure_dict(state)
+
+
+def count_parameters(parameters: Parameters) -> int:
+    """How many numbers are learned."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))
+
+
+def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "H"]]:
+    """How far the gates of each memory layer are open, by the layer's number (the first is 1)."""
+    attentions = {1 + index: layer["attention"] for index, layer in parameters["layers"].items()}
+    return {number: jax.nn.sigmoid(part["gate_H"]) for number, part in attentions.items() if "gate_H" in part}

@@ -1,0 +1,252 @@
+"""The training loop: batches in, compiled calls out, metrics, checkpoints, and a clean end.
+
+The metrics of call `n - 1` are read after call `n` is dispatched, so the device never waits for the host; only before
+a checkpoint does the loop wait, to be sure that what it saves is sound.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memorizing.data.batches import Ahead, BatchSettings, batches
+from memorizing.data.tokens import PreparedTokens
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Parameters, count_parameters, create_model, empty_carry
+from memorizing.parallel.mesh import make_mesh, shard
+from memorizing.training.checkpoints import Checkpoints
+from memorizing.training.flops import device_peak_flops, training_flops_per_token
+from memorizing.training.metrics import MetricsWriter, Progress
+from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState, make_train_call
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """A run. A step is one segment of every row.
+
+    Attributes:
+        steps: to train for.
+        seed: of parameters and dropout.
+        update: parameters change after each `segment` (the paper), or once after each `call`, gradients added up.
+        memory_from_step: until then the memory is neither read nor written: cheaper steps, while keys mean little yet.
+        checkpoint_every: steps between checkpoints; the last step is always saved.
+        checkpoints_kept: the newest that stay.
+        data: folder of prepared tokens.
+    """
+
+    steps: int = 500_000
+    seed: int = 0
+    update: Literal["segment", "call"] = "segment"
+    memory_from_step: int = 0
+    checkpoint_every: int = 1000
+    checkpoints_kept: int = 2
+    data: str = ""
+
+    def __post_init__(self):
+        for name in ("steps", "checkpoint_every", "checkpoints_kept"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
+        if self.memory_from_step < 0:
+            raise ValueError(f"Training.memory_from_step = {self.memory_from_step}: must be 0 or more")
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient is no number any more; nothing that came of it was saved."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked the run to end; it was saved first."""
+
+
+def train(
+    model: ModelSettings,
+    memory: MemorySettings,
+    batch: BatchSettings,
+    optimizer: OptimizerSettings,
+    training: TrainingSettings,
+    workdir: Path,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Trains from the newest checkpoint in `workdir`, or from the start, to `training.steps`.
+
+    Raises:
+        ValueError: when the data or the devices do not fit the settings.
+        NonFiniteLoss: naming the step, and what to try; earlier checkpoints are intact.
+        Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
+    """
+    tokens = open_tokens(training.data, model)
+    mesh = make_mesh(batch.rows)
+    graph, parameters = create_model(model, memory, training.seed)
+    transformation = make_optimizer(optimizer)
+    carry = empty_carry(model, memory, batch.rows, batch.segment_length)
+    state = TrainState(parameters, transformation.init(parameters), jnp.zeros((), jnp.int32), carry)
+    say(describe(model, memory, batch, parameters))
+    with Checkpoints(workdir, training.checkpoints_kept) as checkpoints, _Signals() as signals:
+        step = checkpoints.latest_step() or 0
+        if step >= training.steps:
+            say(f"{workdir} has all {training.steps} steps already")
+            return
+        if step:
+            say(f"resuming after step {step}")
+            state = checkpoints.restore(step, _with_memory(state, step > training.memory_from_step))
+        elif training.memory_from_step:
+            state = _with_memory(state, False)
+        state = shard(mesh, state)
+        reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training)
+        dropout_seed = training.seed if model.dropout else None
+        train_call = make_train_call(graph, transformation, training.update == "call", dropout_seed)
+        ahead = Ahead(batches(tokens.split("train"), batch, step))
+        try:
+            while step < training.steps:
+                if memory.size and step >= training.memory_from_step and not state.carry.banks:
+                    say(f"step {step}: memory switched on")
+                    state = state._replace(carry=state.carry._replace(banks=shard(mesh, carry.banks)))
+                chunk = shard(mesh, next(ahead), leading="S")
+                with jax.transfer_guard("disallow"):
+                    state, metrics = train_call(state, chunk)
+                step += batch.segments_per_call
+                reporter.dispatched(step, metrics)
+                if step % training.checkpoint_every == 0 or step >= training.steps or signals.received:
+                    reporter.flush()  # raises when the state is not sound, so that it is not saved
+                    checkpoints.save(step, state)
+                if signals.received:
+                    raise Interrupted(f"{signals.received}: saved at step {step}; the same command goes on from there")
+        finally:
+            ahead.close()
+            reporter.close()
+
+
+def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
+    """Prepared tokens that the model can read.
+
+    Raises:
+        ValueError: when they are missing, or have more different tokens than the model.
+    """
+    if not data:
+        raise ValueError("Training.data = '': name a folder of prepared tokens, --gin_param \"DATA = 'FOLDER'\"")
+    tokens = PreparedTokens(Path(data))
+    if tokens.vocabulary_size > model.vocabulary_size:
+        raise ValueError(
+            f"Model.vocabulary_size = {model.vocabulary_size}, but the vocabulary of {data} has "
+            f"{tokens.vocabulary_size} tokens: set it to at least that"
+        )
+    return tokens
+
+
+def describe(model: ModelSettings, memory: MemorySettings, batch: BatchSettings, parameters: Parameters) -> str:
+    """A line on what is trained, and on what."""
+    devices = jax.devices()
+    layers = ", ".join(map(str, model.memory_layers))
+    remembers = f"a memory of {memory.size:,} tokens in layer {layers}" if memory.size else "no memory"
+    return (
+        f"{count_parameters(parameters):,} parameters, {remembers}; {batch.rows} rows of {batch.segment_length} tokens "
+        f"on {len(devices)} x {devices[0].device_kind}"
+    )
+
+
+def _with_memory(state: TrainState, wanted: bool) -> TrainState:
+    return state if wanted else state._replace(carry=state.carry._replace(banks=()))
+
+
+class _Reporter:
+    """Turns the metrics of each call into log lines, one call late, and refuses those that are not finite."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        first_step: int,
+        model: ModelSettings,
+        memory: MemorySettings,
+        batch: BatchSettings,
+        optimizer: OptimizerSettings,
+        training: TrainingSettings,
+    ):
+        self._writer = MetricsWriter(workdir, first_step)
+        self._progress = Progress(training.steps, first_step)
+        self._waiting: tuple[int, CallMetrics] | None = None
+        self._last_time = time.perf_counter()
+        self._rate, self._steps_per_update = learning_rate(optimizer), 1
+        if training.update == "call":
+            self._steps_per_update = batch.segments_per_call
+        self._flops_per_token = training_flops_per_token(model, memory, batch.segment_length)
+        self._peak_flops = device_peak_flops(jax.devices()[0]) * jax.device_count()
+
+    def dispatched(self, step: int, metrics: CallMetrics) -> None:
+        """Takes the metrics of the call that ends at `step`; reports those of the call before."""
+        self.flush()
+        self._waiting = (step, metrics)
+
+    def flush(self) -> None:
+        """Waits for the metrics at hand and reports them."""
+        if self._waiting is None:
+            return
+        step, metrics = self._waiting
+        self._waiting = None
+        metrics = jax.device_get(metrics)
+        now = time.perf_counter()
+        segments, seconds = metrics.segments, now - self._last_time
+        self._last_time = now
+        self._refuse_non_finite(step, segments)
+        tokens = max(int(segments.tokens.sum()), 1)
+        loss = float(segments.nats.sum()) / tokens
+        values = {
+            "loss": loss,
+            "accuracy": int(segments.correct.sum()) / tokens,
+            "gradient_norm": float(segments.gradient_norm.mean()),
+            "learning_rate": self._learning_rate(step),
+            "tokens_per_second": tokens / seconds,
+            "model_flops_utilization": self._flops_per_token * tokens / seconds / self._peak_flops,
+            "memory_fill": float(metrics.memory_fill),
+        }
+        for layer, gates_H in metrics.gates.items():
+            values |= {f"gates/layer_{layer}/head_{head}": float(gate) for head, gate in enumerate(gates_H)}
+        self._writer.write(step, values)
+        self._progress.show(step, loss, values["tokens_per_second"])
+
+    def _learning_rate(self, step: int) -> float:
+        """Of the last update that was made by the end of `step`."""
+        return float(np.asarray(self._rate(max(step // self._steps_per_update - 1, 0))))
+
+    def _refuse_non_finite(self, step: int, segments: SegmentMetrics) -> None:
+        sound = np.isfinite(segments.nats) & np.isfinite(segments.gradient_norm)
+        if not sound.all():
+            first = step - len(sound) + int(np.argmin(sound)) + 1
+            raise NonFiniteLoss(
+                f"the loss or its gradient is not finite at step {first} (learning rate "
+                f"{self._learning_rate(first):.3g}). Checkpoints before it are intact. Try a smaller "
+                "Optimizer.learning_rate, a longer Optimizer.warmup_steps, a smaller Optimizer.clip_norm, or "
+                "Model.dtype = 'float32'"
+            )
+
+    def close(self) -> None:
+        self._progress.close()
+        self._writer.close()
+
+
+class _Signals:
+    """Notes SIGTERM and SIGINT instead of dying of them, so that the loop can save first; a second one kills."""
+
+    received = ""
+
+    def __enter__(self) -> "_Signals":
+        self._before: dict[int, Any] = {
+            int(number): signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

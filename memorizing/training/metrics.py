@@ -1,0 +1,90 @@
+"""What a run reports: a line per logged step in `metrics.jsonl`, the same to TensorBoard, and a progress bar."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends scalars by step to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`.
+
+    Lines after `resumed_step` are removed first: a run that was killed after its last checkpoint repeats these steps.
+    """
+
+    def __init__(self, workdir: Path, resumed_step: int):
+        path = workdir / METRICS_FILE
+        kept = [line for line in read_lines(path) if line["step"] <= resumed_step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+        # A writer takes the place of later events of the same folder, which is what repeating steps needs.
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One value a name; `gates/layer_9/head_0` and the like group in TensorBoard."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        summary = summary_pb2.Summary()  # type: ignore[missing-attribute]  # generated at import
+        for name, value in values.items():
+            summary.value.add(tag=name, simple_value=value)
+        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)  # type: ignore[missing-attribute]
+        self._events.add_event(event)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Progress:
+    """A bar with loss, speed and time left on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, total: int, first: int, seconds_between_lines: float = 15.0):
+        self._total, self._first, self._between = total, first, seconds_between_lines
+        self._start = self._last_line = time.monotonic()
+        self._bar = tqdm(total=total, initial=first, unit="step") if sys.stderr.isatty() else None
+
+    def show(self, step: int, loss: float, tokens_per_second: float) -> None:
+        """Reports that `step` steps are done."""
+        if self._bar is not None:
+            self._bar.set_postfix(loss=f"{loss:.3f}", tokens_per_second=f"{tokens_per_second:,.0f}", refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last_line < self._between and step < self._total:
+            return
+        self._last_line = now
+        left = (now - self._start) / max(step - self._first, 1) * (self._total - step)
+        width = int(math.log10(self._total)) + 1
+        print(
+            f"step {step:{width}}/{self._total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "
+            f"{_duration(left)} left",
+            flush=True,
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,74 @@
+"""The optimizer: Adafactor (the paper's) or AdamW, with a warm-up and a schedule, all from optax."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """Defaults are the paper's: Adafactor, rate 1.0 / sqrt(step) after 1,000 steps of linear warm-up.
+
+    Attributes:
+        kind: `adafactor` (updates scaled by the size of each parameter) or `adamw`.
+        learning_rate: with `rsqrt` the numerator of `rate / sqrt(step)`, else the peak.
+        schedule: after the warm-up: `rsqrt`, `cosine` or `linear` (to 0 at `decay_steps`), or `constant`.
+        warmup_steps: updates in which the rate rises linearly from 0.
+        decay_steps: updates at whose end `cosine` and `linear` reach 0, warm-up included.
+        clip_norm: gradients with a larger global norm are scaled down to it; 0 for never.
+        weight_decay: of AdamW, on matrices only.
+        beta1, beta2: of AdamW.
+    """
+
+    kind: Literal["adafactor", "adamw"] = "adafactor"
+    learning_rate: float = 1.0
+    schedule: Literal["rsqrt", "cosine", "linear", "constant"] = "rsqrt"
+    warmup_steps: int = 1000
+    decay_steps: int = 500_000
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.98
+
+    def __post_init__(self):
+        if self.learning_rate <= 0:
+            raise ValueError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
+        if self.warmup_steps < 0:
+            raise ValueError(f"Optimizer.warmup_steps = {self.warmup_steps}: must be 0 or more")
+        if self.schedule in ("cosine", "linear") and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"Optimizer.decay_steps = {self.decay_steps} must exceed Optimizer.warmup_steps = "
+                f"{self.warmup_steps}: lengthen the run or shorten the warm-up"
+            )
+
+
+def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
+    """The rate as a function of the number of updates done."""
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if settings.schedule == "rsqrt":
+        peak = peak * max(warmup, 1) ** -0.5
+        after = lambda count: settings.learning_rate * jax.lax.rsqrt(jnp.asarray(count + max(warmup, 1), jnp.float32))  # noqa: E731
+    elif settings.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, settings.decay_steps - warmup)
+    elif settings.schedule == "linear":
+        after = optax.linear_schedule(peak, 0.0, settings.decay_steps - warmup)
+    else:
+        after = optax.constant_schedule(peak)
+    # The first update has count 0: a rise from 0 would waste it.
+    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
+    """Clipping, then the optimizer with its schedule."""
+    rate = learning_rate(settings)
+    if settings.kind == "adafactor":
+        chosen = optax.adafactor(rate)
+    else:
+        matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
+        chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=matrices)
+    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    return optax.chain(clip, chosen)

@@ -1,0 +1,121 @@
+"""The train call: scans over the segments of a chunk, carrying caches and memories; one compiled program.
+
+    for each of S segments:   logits, carry = model(parameters, segment, carry)
+                              loss -> gradient -> update             (or once after the S: `accumulate`)
+
+No gradient crosses a segment. State and carry are donated: they are updated in place.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jaxtyping import Float, Int
+
+from memorizing.model.transformer import Carry, Parameters, apply_model, gates
+from memorizing.shapes import Batch
+from memorizing.training.loss import score
+
+
+class TrainState(NamedTuple):
+    """All that a run is: saved whole, and restored to the same run.
+
+    Attributes:
+        parameters: of the model.
+        optimizer: optax's state.
+        step: segments read so far by each row.
+        carry: caches and memories of the rows.
+    """
+
+    parameters: Parameters
+    optimizer: optax.OptState
+    step: Int[jax.Array, ""]
+    carry: Carry
+
+
+class SegmentMetrics(NamedTuple):
+    """What training reports of each segment. Sums are over the real tokens of all rows."""
+
+    nats: Float[jax.Array, "*S"]
+    correct: Int[jax.Array, "*S"]
+    tokens: Int[jax.Array, "*S"]
+    gradient_norm: Float[jax.Array, "*S"]
+
+
+class CallMetrics(NamedTuple):
+    """What training reports of a call: its segments, and the memory at its end.
+
+    Attributes:
+        segments: with a leading axis `S`.
+        gates: per memory layer (by its number), how far each head's gate is open.
+        memory_fill: share of slots that are valid, over all rows; 0 without memory.
+    """
+
+    segments: SegmentMetrics
+    gates: dict[int, Float[jax.Array, "H"]]
+    memory_fill: Float[jax.Array, ""]
+
+
+type TrainCall = Callable[[TrainState, Batch], tuple[TrainState, CallMetrics]]
+
+
+def make_train_call(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, accumulate: bool, dropout_seed: int | None
+) -> TrainCall:
+    """The compiled function from a state and the batch of `S` segments to the next state and metrics.
+
+    With `accumulate` the gradient of all `S` segments together makes one update; each segment is read with the same
+    parameters. `dropout_seed` None trains without dropout.
+    """
+
+    def segment_loss(parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
+        rng = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), step)
+        logits_BNV, carry = apply_model(graph, parameters, batch, carry, rng)
+        predictions = score(logits_BNV, batch)
+        return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), lax.stop_gradient(carry))
+
+    gradient_of = jax.value_and_grad(segment_loss, has_aux=True)
+
+    def update(state: TrainState, gradient: Parameters, tokens: jax.Array) -> tuple[TrainState, jax.Array]:
+        gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(tokens, 1), gradient)
+        changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
+        parameters = jax.tree.map(jnp.add, state.parameters, changes)
+        return state._replace(parameters=parameters, optimizer=optimizer_state), optax.global_norm(gradient)
+
+    def read(state: TrainState, batch: Batch) -> tuple[TrainState, Parameters, SegmentMetrics]:
+        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
+        metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
+        return state._replace(step=state.step + 1, carry=carry), gradient, metrics
+
+    def read_and_update(state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
+        state, gradient, metrics = read(state, batch)
+        state, norm = update(state, gradient, metrics.tokens)
+        return state, metrics._replace(gradient_norm=norm)
+
+    def read_and_add(carried: tuple[TrainState, Parameters], batch: Batch):
+        state, total = carried
+        state, gradient, metrics = read(state, batch)
+        return (state, jax.tree.map(jnp.add, total, gradient)), metrics
+
+    def train_call(state: TrainState, batches: Batch) -> tuple[TrainState, CallMetrics]:
+        if accumulate:
+            nothing = jax.tree.map(jnp.zeros_like, state.parameters)
+            (state, gradient), metrics = lax.scan(read_and_add, (state, nothing), batches)
+            state, norm = update(state, gradient, metrics.tokens.sum())
+            metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
+        else:
+            state, metrics = lax.scan(read_and_update, state, batches)
+        return state, CallMetrics(metrics, gates(state.parameters), _memory_fill(state.carry))
+
+    return jax.jit(train_call, donate_argnums=0)
+
+
+def _memory_fill(carry: Carry) -> jax.Array:
+    if not carry.banks:
+        return jnp.zeros(())
+    bank = carry.banks[0]  # all banks are written and cleared together
+    return bank.length_B.mean() / bank.keys_BHMD.shape[2]
