@@ -7,7 +7,7 @@ that no text is unencodable. No TensorFlow here: a machine that trains, evaluate
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -17,6 +17,7 @@ MODEL_FILE = "vocabulary.model"
 _SPECIAL = 3
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """A reversible map between text and token ids below `size`."""
 

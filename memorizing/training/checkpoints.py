@@ -18,11 +18,13 @@ CHECKPOINTS = "checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step; the newest `keep` stay."""
+    """The checkpoints of one run, by step; the newest `keep` stay. With `keep` None they can only be read."""
 
-    def __init__(self, workdir: Path, keep: int = 2):
+    def __init__(self, workdir: Path, keep: int | None = None):
         logging.getLogger("absl").setLevel(logging.ERROR)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        if keep is not None:
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager((workdir / CHECKPOINTS).absolute(), options=options)
 
     def latest_step(self) -> int | None:
@@ -32,7 +34,7 @@ class Checkpoints:
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host, then writes it in the background."""
         items = {"parameters": state.parameters, "progress": state._replace(parameters={})}
-        saves = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        saves = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
         self._manager.save(step, args=ocp.args.Composite(**saves))
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -45,9 +47,13 @@ class Checkpoints:
         return self._restore(step, parameters=like)["parameters"]
 
     def _restore(self, step: int, **items: Any) -> Any:
-        like = {name: jax.tree.map(ocp.utils.to_shape_dtype_struct, item) for name, item in items.items()}
-        restores = {name: ocp.args.StandardRestore(item) for name, item in like.items()}
-        return self._manager.restore(step, args=ocp.args.Composite(**restores))
+        restores = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(item)))
+            for name, item in items.items()
+        }
+        restored = self._manager.restore(step, args=ocp.args.Composite(**restores))
+        fill = lambda like, leaf: like if leaf is None else leaf  # noqa: E731
+        return {name: jax.tree.map(fill, item, restored[name]) for name, item in items.items()}
 
     def __enter__(self) -> Self:
         return self
@@ -56,3 +62,8 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _without_empty(tree: Any) -> Any:
+    """Orbax refuses arrays without elements (an XL cache of length 0): None stands for them."""
+    return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)

@@ -8,9 +8,9 @@ Searches are interchangeable: each takes queries, keys and validity and gives sc
 
 import functools
 
-from memorizing.memory.search.blocked import blocked
+from memorizing.memory.search.blocked import blocked_search
 from memorizing.memory.search.contract import Neighbours, Search
-from memorizing.memory.search.exact import exact
+from memorizing.memory.search.exact import exact_search
 from memorizing.memory.settings import MemorySettings
 
 __all__ = ["Neighbours", "Search", "make_search"]
@@ -19,5 +19,5 @@ __all__ = ["Neighbours", "Search", "make_search"]
 def make_search(settings: MemorySettings) -> Search:
     """The search that the settings name."""
     if settings.search == "exact":
-        return exact
-    return functools.partial(blocked, block_size=settings.block_size)
+        return exact_search
+    return functools.partial(blocked_search, block_size=settings.block_size)

@@ -25,7 +25,7 @@ GROUP = 64
 """Slots whose maximum is taken first; measured best of 16 to 256 for K = 32 on CPUs."""
 
 
-def blocked(
+def blocked_search(
     queries_BHND: Float[jax.Array, "B H N D"],
     keys_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],

@@ -1,6 +1,6 @@
 """What every search takes and returns."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ class Neighbours(NamedTuple):
     slots_BHNK: Int[jax.Array, "B H N K"]
 
 
+@runtime_checkable
 class Search(Protocol):
     """Finds, for each query, the `neighbours` valid slots of the same row and head with the largest inner product.
 

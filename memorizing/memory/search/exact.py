@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from memorizing.memory.search.contract import Neighbours
 
 
-def exact(
+def exact_search(
     queries_BHND: Float[jax.Array, "B H N D"],
     keys_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],

@@ -1,0 +1,54 @@
+"""The ring buffer against a Python deque, with clears at random."""
+
+import collections
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memorizing.memory.bank import ages, append, clear, empty_bank, valid
+
+ROWS, HEADS, SIZE, SEGMENT = 3, 2, 4, 4
+
+
+def segment_of(number: int) -> np.ndarray:
+    """Vectors that tell which write, row, head and token they are."""
+    shape = (ROWS, HEADS, SEGMENT, SIZE)
+    return (number * 1000 + np.arange(np.prod(shape)).reshape(shape)).astype(np.float32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    segments=st.sampled_from([1, 2, 3]),
+    clears=st.lists(st.lists(st.booleans(), min_size=ROWS, max_size=ROWS), min_size=1, max_size=9),
+)
+def test_a_bank_holds_what_a_deque_holds(segments, clears):
+    slots = segments * SEGMENT
+    bank = empty_bank(ROWS, HEADS, slots, SIZE, jnp.dtype("float32"))
+    model = [collections.deque(maxlen=slots) for _ in range(ROWS)]
+    for number, cleared in enumerate(clears):
+        bank = clear(bank, np.asarray(cleared))
+        keys, values = segment_of(number), -segment_of(number)
+        bank = append(bank, jnp.asarray(keys), jnp.asarray(values))
+        for row in range(ROWS):
+            if cleared[row]:
+                model[row].clear()
+            model[row].extend(keys[row, :, token] for token in range(SEGMENT))
+        by_age = np.argsort(np.asarray(ages(bank)))
+        for row in range(ROWS):
+            held = [slot for slot in by_age if valid(bank)[row, slot]]
+            expected = np.stack(list(model[row])[::-1], axis=1)  # newest first
+            np.testing.assert_array_equal(bank.keys_BHMD[row][:, held], expected)
+            np.testing.assert_array_equal(bank.values_BHMD[row][:, held], -expected)
+
+
+def test_an_empty_bank_has_no_valid_slot():
+    assert not valid(empty_bank(2, 1, 8, 4, jnp.dtype("float32"))).any()
+
+
+def test_a_segment_that_would_wrap_around_is_refused():
+    bank = empty_bank(1, 1, 10, 4, jnp.dtype("float32"))
+    with pytest.raises(ValueError, match=r"segment of 4 tokens must divide the 10 slots"):
+        append(bank, jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4)))

@@ -1,0 +1,76 @@
+"""Every search against brute force in numpy: masks, ties, fewer valid slots than K, sizes that do not divide."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memorizing.memory.search import blocked as blocked_module
+from memorizing.memory.search import make_search
+from memorizing.memory.search.blocked import blocked_search
+from memorizing.memory.search.exact import exact_search
+from memorizing.memory.settings import MemorySettings
+
+SEARCHES = {
+    "exact": exact_search,
+    "blocked, one block": functools.partial(blocked_search, block_size=4096),
+    "blocked, 128": functools.partial(blocked_search, block_size=128),
+    "blocked, not dividing": functools.partial(blocked_search, block_size=100),
+}
+
+
+def brute_force(queries, keys, valid, neighbours):
+    """Best first; equal scores by lower slot; -inf once no valid slot is left."""
+    scores = np.einsum("BHND,BHMD->BHNM", queries.astype(np.float64), keys.astype(np.float64))
+    scores = np.where(valid[:, None, None, :], scores, -np.inf)
+    slots = np.argsort(-scores, axis=-1, kind="stable")[..., :neighbours]
+    return np.take_along_axis(scores, slots, axis=-1), slots
+
+
+def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
+    """Small integers as vectors, so that scores are exact and ties are frequent; `distinct` bounds how many keys differ."""
+    rng = np.random.default_rng(seed)
+    queries = rng.integers(-2, 3, (2, 2, 5, 4)).astype(np.float32)
+    keys = rng.integers(-2, 3, (2, 2, distinct or slots, 4)).astype(np.float32)
+    keys = keys[:, :, np.arange(slots) % keys.shape[2]]
+    return queries, keys, rng.random((2, slots)) < share_valid
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("slots", [64, 384, 1000])
+@pytest.mark.parametrize("neighbours", [1, 3, 32])
+@pytest.mark.parametrize(("share_valid", "distinct"), [(1.0, None), (0.5, None), (0.02, None), (0.0, None), (0.7, 1)])
+def test_searches_find_what_brute_force_finds(name, slots, neighbours, share_valid, distinct, monkeypatch):
+    monkeypatch.setattr(blocked_module, "GROUP", 8)  # so that these small memories take the two-stage way too
+    queries, keys, valid = inputs(slots, share_valid, distinct, seed=slots + neighbours)
+    found = SEARCHES[name](jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(valid), neighbours)
+    scores, chosen = brute_force(queries, keys, valid, neighbours)
+    np.testing.assert_array_equal(found.scores_BHNK, scores)
+    exists = scores > -np.inf
+    np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], chosen[exists])
+
+
+def test_two_stages_are_taken_and_agree_at_full_size():
+    rng = np.random.default_rng(0)
+    queries, keys = rng.normal(size=(1, 1, 7, 16)), rng.normal(size=(1, 1, 64 * 48, 16))
+    queries, keys, valid = jnp.float32(queries), jnp.float32(keys), jnp.asarray(rng.random((1, 64 * 48)) < 0.9)
+    reference = exact_search(queries, keys, valid, 32)
+    for block_size in (64 * 48, 64 * 40):
+        found = blocked_search(queries, keys, valid, 32, block_size)
+        np.testing.assert_array_equal(found.slots_BHNK, reference.slots_BHNK)
+
+
+def test_scores_are_float32_for_bfloat16_keys():
+    queries, keys, valid = (jnp.asarray(part) for part in inputs(128, 1.0, None, seed=1))
+    for search in SEARCHES.values():
+        assert search(queries, keys.astype(jnp.bfloat16), valid, 4).scores_BHNK.dtype == jnp.float32
+
+
+def test_the_settings_choose_the_search():
+    queries, keys, valid = (jnp.asarray(part) for part in inputs(256, 0.5, None, seed=2))
+    for name in ("exact", "blocked"):
+        search = make_search(MemorySettings(size=256, search=name, block_size=64))
+        np.testing.assert_array_equal(
+            search(queries, keys, valid, 8).slots_BHNK, exact_search(queries, keys, valid, 8).slots_BHNK
+        )
