@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from memorizing.errors import InputError
+
 DESCRIPTION = """\
 Train and use Memorizing Transformers: language models that look up the exact keys and values of earlier tokens.
 
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as error:
         print(f"memorizing: interrupted: {error}", file=sys.stderr)
         return 143
-    except (ValueError, NonFiniteLoss) as error:
+    except (InputError, NonFiniteLoss) as error:
         print(f"memorizing {options.command}: error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -105,7 +107,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for size in sizes:
         check_memory_size(size, it.batch.segment_length)
     if options.name and len(sizes) > 1:
-        raise ValueError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
+        raise InputError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
     tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
     parameters, step = restore(options.workdir, it.model)
     for size in sizes:
@@ -120,7 +122,7 @@ def _sizes(text: str) -> list[int]:
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:
-        raise ValueError(
+        raise InputError(
             f"--memory_size={text}: must be whole numbers with commas between, such as 0,512,2048"
         ) from None
 

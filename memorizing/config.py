@@ -19,6 +19,7 @@ from memorizing.data.batches import BatchSettings
 from memorizing.data.documents import FolderSettings
 from memorizing.data.prepare import PrepareSettings
 from memorizing.data.recall import RecallSettings
+from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -29,7 +30,7 @@ from memorizing.training.optimizer import OptimizerSettings
 CONFIG_FILE = "config.gin"
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A setting that cannot be; the message names it, its value and a way out."""
 
 
@@ -121,7 +122,7 @@ def _build(name: str, values: dict[str, Any]) -> Any:
             raise ConfigError(f"{name}.{field.name} = {value!r}: must be {_describe(wanted)}")
     try:
         return SECTIONS[name](**values)
-    except ValueError as error:
+    except InputError as error:
         raise ConfigError(str(error)) from error
 
 

@@ -29,7 +29,7 @@ def brute_force(queries, keys, valid, neighbours):
 
 
 def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
-    """Small integers as vectors, so that scores are exact and ties are frequent; `distinct` bounds how many keys differ."""
+    """Small integers as vectors, so that scores are exact and ties frequent; `distinct` keys differ."""
     rng = np.random.default_rng(seed)
     queries = rng.integers(-2, 3, (2, 2, 5, 4)).astype(np.float32)
     keys = rng.integers(-2, 3, (2, 2, distinct or slots, 4)).astype(np.float32)

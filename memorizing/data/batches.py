@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from memorizing.data.tokens import TokenSplit
+from memorizing.errors import InputError
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
 
@@ -41,7 +42,7 @@ class BatchSettings:
     def __post_init__(self):
         for name in ("rows", "segment_length", "segments_per_call"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Batch.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Batch.{name} = {getattr(self, name)}: must be at least 1")
 
 
 class Schedule:
@@ -50,7 +51,7 @@ class Schedule:
     def __init__(self, lengths: np.ndarray, rows: int, segment_length: int, seed: int):
         self._segments = -(-np.asarray(lengths) // segment_length)
         if not self._segments.sum():
-            raise ValueError("there are no tokens to read: every document is empty")
+            raise InputError("there are no tokens to read: every document is empty")
         self.rows, self._seed = rows, seed
         self._begins: list[list[int]] = [[] for _ in range(rows)]
         self._documents: list[list[int]] = [[] for _ in range(rows)]

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from memorizing.errors import InputError
+
 type Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -18,7 +20,7 @@ class Document(NamedTuple):
     text: str
 
 
-class UnreadableDocument(ValueError):
+class UnreadableDocument(InputError):
     """A file that is not text in the stated encoding."""
 
 
@@ -51,7 +53,7 @@ class FolderDocuments:
         self.settings, self.root = settings, root
         self.skipped: list[str] = []
         if not root.is_dir():
-            raise ValueError(f"--raw={root}: no such folder; name the folder that holds the documents")
+            raise InputError(f"--raw={root}: no such folder; name the folder that holds the documents")
         files = sorted(_files(root, settings), key=lambda path: path.relative_to(root).parts)
         self._files: dict[str, list[Path]] = {}
         for path in files:
@@ -60,7 +62,7 @@ class FolderDocuments:
             self._files.setdefault(name, []).append(path)
         if not self._files:
             wanted = " or ".join(settings.suffixes) if settings.suffixes else "any name"
-            raise ValueError(
+            raise InputError(
                 f"--raw={root}: no files of {wanted} in it (Folder.suffixes = {settings.suffixes}, "
                 f"Folder.exclude = {settings.exclude}); change these or name another folder"
             )
@@ -113,11 +115,11 @@ def assign_splits(ids: list[str], validation: float, test: float, seed: int) -> 
     With few documents a hash can leave a split without any: then the document whose hash is nearest to it moves there.
 
     Raises:
-        ValueError: when there are fewer documents than splits that want some.
+        InputError: when there are fewer documents than splits that want some.
     """
     wanted = [split for split, share in zip(SPLITS, (1.0, validation, test), strict=True) if share > 0]
     if len(ids) < len(wanted):
-        raise ValueError(
+        raise InputError(
             f"{len(ids)} document(s) cannot fill the splits {', '.join(wanted)}: give more documents, or set "
             "Prepare.validation or Prepare.test to 0"
         )

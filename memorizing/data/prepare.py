@@ -18,6 +18,7 @@ from memorizing.data.vocabulary import (
     save_vocabulary,
     train_sentencepiece,
 )
+from memorizing.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,9 @@ class PrepareSettings:
     def __post_init__(self):
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"Prepare.{name} = {getattr(self, name)}: a share of the documents, from 0 to below 1")
+                raise InputError(f"Prepare.{name} = {getattr(self, name)}: a share of the documents, from 0 to below 1")
         if self.validation + self.test >= 1:
-            raise ValueError(
+            raise InputError(
                 f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on: "
                 "their sum must be below 1"
             )
@@ -68,15 +69,15 @@ def prepare(
     """Writes prepared tokens to `out` and returns the manifest. Nothing is at `out` until all of it is there.
 
     Raises:
-        ValueError: when there is something at `out` already, or no usable documents in `raw`.
+        InputError: when there is something at `out` already, or no usable documents in `raw`.
     """
     if out.exists():
-        raise ValueError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
+        raise InputError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
     folder: FolderDocuments | None = None
     if settings.source == "recall":
         ids, read = recall.ids(recall_settings), _recall_reader(recall_settings, settings.seed)
     elif raw is None:
-        raise ValueError("--raw is missing: name the folder that holds the documents")
+        raise InputError("--raw is missing: name the folder that holds the documents")
     else:
         folder = FolderDocuments(raw, folder_settings)
         ids, read = folder.ids(), folder.read
@@ -96,7 +97,7 @@ def prepare(
     for split, names in members.items():
         counts = write_split(unfinished / split, read(names), vocabulary)
         if not counts.tokens:
-            raise ValueError(f"no document of the {split} split has any text; see Folder.minimum_bytes and the files")
+            raise InputError(f"no document of the {split} split has any text; see Folder.minimum_bytes and the files")
         splits[split] = dataclasses.asdict(counts)
         report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
     skipped = folder.skipped if folder is not None else []

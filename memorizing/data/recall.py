@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from memorizing.data.documents import Document
+from memorizing.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +41,9 @@ class RecallSettings:
 
     def __post_init__(self):
         if self.pairs % self.mentions:
-            raise ValueError(f"Recall.pairs = {self.pairs}: must be a multiple of Recall.mentions = {self.mentions}")
+            raise InputError(f"Recall.pairs = {self.pairs}: must be a multiple of Recall.mentions = {self.mentions}")
         if self.keys < self.pairs // self.mentions * (self.silence + 1):
-            raise ValueError(
+            raise InputError(
                 f"Recall.keys = {self.keys}: bursts of {self.pairs // self.mentions} keys that then keep silent for "
                 f"{self.silence} bursts need at least {self.pairs // self.mentions * (self.silence + 1)} keys"
             )

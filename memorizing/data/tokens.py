@@ -22,6 +22,7 @@ from jaxtyping import Int
 
 from memorizing.data.documents import Document
 from memorizing.data.vocabulary import Vocabulary, load_vocabulary
+from memorizing.errors import InputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -68,10 +69,10 @@ class PreparedTokens:
         self.folder = folder
         path = folder / MANIFEST
         if not path.is_file():
-            raise ValueError(f"{folder} holds no prepared tokens (no {MANIFEST}); make them with `memorizing prepare`")
+            raise InputError(f"{folder} holds no prepared tokens (no {MANIFEST}); make them with `memorizing prepare`")
         self.manifest = json.loads(path.read_text())
         if self.manifest["format_version"] != FORMAT_VERSION:
-            raise ValueError(
+            raise InputError(
                 f"{folder} was prepared in format {self.manifest['format_version']}, this program reads format "
                 f"{FORMAT_VERSION}; prepare it again"
             )
@@ -86,7 +87,7 @@ class PreparedTokens:
 
     def split(self, name: str) -> TokenSplit:
         if name not in self.manifest["splits"]:
-            raise ValueError(f"{self.folder} has no split {name!r}, only {', '.join(self.manifest['splits'])}")
+            raise InputError(f"{self.folder} has no split {name!r}, only {', '.join(self.manifest['splits'])}")
         return TokenSplit(self.folder / name)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int
 
+from memorizing.errors import InputError
+
 MODEL_FILE = "vocabulary.model"
 _SPECIAL = 3
 
@@ -84,7 +86,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample
     """Trains on lines spread evenly over `texts`, about `sample_bytes` of them.
 
     Raises:
-        ValueError: when the text is too small for a vocabulary of this size.
+        InputError: when the text is too small for a vocabulary of this size.
     """
     lines = _sample_lines(texts, sample_bytes)
     model = io.BytesIO()
@@ -111,7 +113,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"a SentencePiece vocabulary of {size} could not be trained on {len(lines)} lines of text: {error}; "
             "choose a smaller Prepare.vocabulary_size, give more text, or use Prepare.vocabulary = 'bytes'"
         ) from error

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
 
 
@@ -13,7 +14,7 @@ def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say:
     The run without memory counts as it is at memory 0, the other at every size it was evaluated at.
 
     Raises:
-        ValueError: when evaluations are missing, or are of different text.
+        InputError: when evaluations are missing, or are of different text.
     """
     results = {
         "without_memory": _evaluations(without_memory, split)[0],
@@ -21,7 +22,7 @@ def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say:
     }
     everything = [results["without_memory"], *results["with_memory"]]
     if len({(each["tokens"], each["bytes"], each["documents"]) for each in everything}) > 1:
-        raise ValueError(f"{without_memory} and {with_memory} were evaluated on different text; evaluate both again")
+        raise InputError(f"{without_memory} and {with_memory} were evaluated on different text; evaluate both again")
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     _draw(results, out / "results.png")
@@ -33,7 +34,7 @@ def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say:
 def _evaluations(workdir: Path, split: str) -> list[dict]:
     found = [json.loads(path.read_text()) for path in (workdir / FOLDER).glob(f"{split}-memory-*.json")]
     if not found:
-        raise ValueError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")
+        raise InputError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")
     return sorted(found, key=lambda figures: figures["memory_size"])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from memorizing.data.recall import question_distances
 from memorizing.data.tokens import PreparedTokens, TokenSplit
+from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -66,13 +67,13 @@ def restore(workdir: Path, model: ModelSettings) -> tuple[Parameters, int]:
     """The parameters of the newest checkpoint of a run, and its step.
 
     Raises:
-        ValueError: when the run has none.
+        InputError: when the run has none.
     """
     _, like = abstract_model(model, MemorySettings(size=0))
     with Checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
-            raise ValueError(
+            raise InputError(
                 f"{workdir} has no checkpoint yet: `memorizing train` makes one every Training.checkpoint_every steps"
             )
         return checkpoints.restore_parameters(step, like), step

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from memorizing.data.batches import Ahead, read_batch
 from memorizing.data.tokens import TokenSplit
+from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
@@ -43,7 +44,7 @@ class EvaluationSettings:
     def __post_init__(self):
         for name in ("rows", "segments_per_call"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Evaluation.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Evaluation.{name} = {getattr(self, name)}: must be at least 1")
 
 
 class DocumentScores(NamedTuple):

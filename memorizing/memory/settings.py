@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from memorizing.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class MemorySettings:
@@ -24,13 +26,13 @@ class MemorySettings:
 
     def __post_init__(self):
         if self.size < 0:
-            raise ValueError(f"Memory.size = {self.size}: must be 0 (no memory) or a number of tokens")
+            raise InputError(f"Memory.size = {self.size}: must be 0 (no memory) or a number of tokens")
         if self.neighbours < 1:
-            raise ValueError(f"Memory.neighbours = {self.neighbours}: must be at least 1; the paper uses 32")
+            raise InputError(f"Memory.neighbours = {self.neighbours}: must be at least 1; the paper uses 32")
         if self.size and self.neighbours > self.size:
-            raise ValueError(
+            raise InputError(
                 f"Memory.neighbours = {self.neighbours} is more than Memory.size = {self.size}: "
                 f"retrieve fewer neighbours (at most {self.size}) or make the memory larger"
             )
         if self.block_size < 1:
-            raise ValueError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 4096 is a good start")
+            raise InputError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 4096 is a good start")

@@ -55,11 +55,12 @@ class Attention(nnx.Module):
         self.key_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
         self.value_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
         self.out_HDE = normal_parameter(rngs, (heads, size, embedding), heads * size)
-        # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
-        shifted_H = jnp.arange(heads, dtype=jnp.float32) % 2
-        self.shift_HD = nnx.Param(jnp.tile(shifted_H[:, None], size)) if settings.key_shift else None
-        self.has_memory = has_memory
+        self.has_memory, self.shifts_keys = has_memory, has_memory and settings.key_shift
         if has_memory:
+            if settings.key_shift:
+                # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
+                shifted_H = jnp.arange(heads, dtype=jnp.float32) % 2
+                self.shift_HD = nnx.Param(jnp.tile(shifted_H[:, None], size))
             scale = size**0.5 if settings.query_scale is None else settings.query_scale
             self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))
             self.gate_H = nnx.Param(jnp.full(heads, settings.gate_bias, jnp.float32))
@@ -80,7 +81,7 @@ class Attention(nnx.Module):
             for weight in (self.query_EHD, self.key_EHD, self.value_EHD)
         )
         last_key_BHD = lax.stop_gradient(key[:, :, -1])
-        if self.shift_HD is not None:
+        if self.shifts_keys:
             before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(dtype), 0)
             before = jnp.concatenate([before_BHD[:, :, None], key[:, :, :-1]], axis=2)
             key = key + self.shift_HD[...].astype(dtype)[:, None, :] * before

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from memorizing.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
@@ -18,9 +20,9 @@ class ModelSettings:
         position_bias_shared: one `t5` table for all layers, or one per layer.
         gate_bias: the initial bias `b` of each head's gate `sigmoid(b)`: -2 opens it by .12, -4 by .02.
         query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
-        key_shift: each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per head and feature.
-            Not in the paper: the smeared keys of arXiv 2209.11895, which let a small model learn within minutes to
-            continue what it finds again, where large ones take days.
+        key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
+            head and feature. Not in the paper: the smeared keys of arXiv 2209.11895, with which a small model learns
+            within minutes to continue what it finds again.
         dropout: rate on what each sub-layer adds, in training.
         dtype: of activations; parameters, norms, softmax and loss are float32.
         remat: recompute activations in the backward pass, layer by layer, to save memory.
@@ -48,25 +50,25 @@ class ModelSettings:
     def __post_init__(self):
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
         for layer in self.memory_layers:
             if not 1 <= layer <= self.layers:
-                raise ValueError(
+                raise InputError(
                     f"Model.memory_layers = {self.memory_layers}: layer {layer} is out of range, layers count from 1 "
                     f"to Model.layers = {self.layers}; name layers in that range, or () for none"
                 )
         if tuple(sorted(set(self.memory_layers))) != self.memory_layers:
-            raise ValueError(f"Model.memory_layers = {self.memory_layers}: name each layer once, in rising order")
+            raise InputError(f"Model.memory_layers = {self.memory_layers}: name each layer once, in rising order")
         if self.position_buckets < 2 or self.position_buckets % 2:
-            raise ValueError(
+            raise InputError(
                 f"Model.position_buckets = {self.position_buckets}: must be even and at least 2; T5 uses 32"
             )
         if self.position_max_distance <= self.position_buckets // 2:
-            raise ValueError(
+            raise InputError(
                 f"Model.position_max_distance = {self.position_max_distance}: must exceed half of "
                 f"Model.position_buckets = {self.position_buckets}, since near distances have a bucket each"
             )
         if self.positions == "rope" and self.head_size % 2:
-            raise ValueError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
+            raise InputError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")
+            raise InputError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")

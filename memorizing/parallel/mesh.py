@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from memorizing.errors import InputError
+
 RULES = {"B": "data"}
 """Shape letter to mesh axis; letters that are not here are not split."""
 
@@ -16,12 +18,12 @@ def make_mesh(rows: int, setting: str = "Batch.rows") -> Mesh:
     """A mesh over all devices; `setting` is what to call `rows` in an error.
 
     Raises:
-        ValueError: when the rows do not divide evenly over them.
+        InputError: when the rows do not divide evenly over them.
     """
     devices = jax.devices()
     if rows % len(devices):
         fitting = [str(n) for n in (rows // len(devices) * len(devices), -(-rows // len(devices)) * len(devices)) if n]
-        raise ValueError(
+        raise InputError(
             f"{setting} = {rows} does not divide over {len(devices)} devices: use {' or '.join(fitting)} rows, "
             "or fewer devices"
         )

@@ -18,6 +18,7 @@ import numpy as np
 
 from memorizing.data.batches import Ahead, BatchSettings, batches
 from memorizing.data.tokens import PreparedTokens
+from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, count_parameters, create_model, empty_carry
@@ -54,9 +55,9 @@ class TrainingSettings:
     def __post_init__(self):
         for name in ("steps", "checkpoint_every", "checkpoints_kept"):
             if getattr(self, name) < 1:
-                raise ValueError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
         if self.memory_from_step < 0:
-            raise ValueError(f"Training.memory_from_step = {self.memory_from_step}: must be 0 or more")
+            raise InputError(f"Training.memory_from_step = {self.memory_from_step}: must be 0 or more")
 
 
 class NonFiniteLoss(RuntimeError):
@@ -79,7 +80,7 @@ def train(
     """Trains from the newest checkpoint in `workdir`, or from the start, to `training.steps`.
 
     Raises:
-        ValueError: when the data or the devices do not fit the settings.
+        InputError: when the data or the devices do not fit the settings.
         NonFiniteLoss: naming the step, and what to try; earlier checkpoints are intact.
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
@@ -129,13 +130,13 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
     """Prepared tokens that the model can read.
 
     Raises:
-        ValueError: when they are missing, or have more different tokens than the model.
+        InputError: when they are missing, or have more different tokens than the model.
     """
     if not data:
-        raise ValueError("Training.data = '': name a folder of prepared tokens, --gin_param \"DATA = 'FOLDER'\"")
+        raise InputError("Training.data = '': name a folder of prepared tokens, --gin_param \"DATA = 'FOLDER'\"")
     tokens = PreparedTokens(Path(data))
     if tokens.vocabulary_size > model.vocabulary_size:
-        raise ValueError(
+        raise InputError(
             f"Model.vocabulary_size = {model.vocabulary_size}, but the vocabulary of {data} has "
             f"{tokens.vocabulary_size} tokens: set it to at least that"
         )

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from memorizing.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
@@ -35,11 +37,11 @@ class OptimizerSettings:
 
     def __post_init__(self):
         if self.learning_rate <= 0:
-            raise ValueError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
+            raise InputError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
         if self.warmup_steps < 0:
-            raise ValueError(f"Optimizer.warmup_steps = {self.warmup_steps}: must be 0 or more")
+            raise InputError(f"Optimizer.warmup_steps = {self.warmup_steps}: must be 0 or more")
         if self.schedule in ("cosine", "linear") and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
+            raise InputError(
                 f"Optimizer.decay_steps = {self.decay_steps} must exceed Optimizer.warmup_steps = "
                 f"{self.warmup_steps}: lengthen the run or shorten the warm-up"
             )
