@@ -181,7 +181,7 @@ def _resolved(experiment: Experiment) -> str:
         for field in dataclasses.fields(values):
             full = f"{name}.{field.name}"
             literal = repr(getattr(values, field.name))
-            lines.append(f"{full} = {bound[full] if bound.get(full, '').startswith('%') else literal}")
+            lines.append(f"{full} = {bound[full] if '%' in bound.get(full, '') else literal}")
     return "\n".join(lines) + "\n"
 
 

@@ -6,9 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.search import blocked as blocked_module
 from memorizing.memory.search import make_search
-from memorizing.memory.search.blocked import blocked_search
+from memorizing.memory.search.blocked import blocked_search, group_size
 from memorizing.memory.search.exact import exact_search
 from memorizing.memory.settings import MemorySettings
 
@@ -41,8 +40,7 @@ def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
 @pytest.mark.parametrize("slots", [64, 384, 1000])
 @pytest.mark.parametrize("neighbours", [1, 3, 32])
 @pytest.mark.parametrize(("share_valid", "distinct"), [(1.0, None), (0.5, None), (0.02, None), (0.0, None), (0.7, 1)])
-def test_searches_find_what_brute_force_finds(name, slots, neighbours, share_valid, distinct, monkeypatch):
-    monkeypatch.setattr(blocked_module, "GROUP", 8)  # so that these small memories take the two-stage way too
+def test_searches_find_what_brute_force_finds(name, slots, neighbours, share_valid, distinct):
     queries, keys, valid = inputs(slots, share_valid, distinct, seed=slots + neighbours)
     found = SEARCHES[name](jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(valid), neighbours)
     scores, chosen = brute_force(queries, keys, valid, neighbours)
@@ -52,6 +50,7 @@ def test_searches_find_what_brute_force_finds(name, slots, neighbours, share_val
 
 
 def test_two_stages_are_taken_and_agree_at_full_size():
+    assert group_size(64 * 48, 32) == 8
     rng = np.random.default_rng(0)
     queries, keys = rng.normal(size=(1, 1, 7, 16)), rng.normal(size=(1, 1, 64 * 48, 16))
     queries, keys, valid = jnp.float32(queries), jnp.float32(keys), jnp.asarray(rng.random((1, 64 * 48)) < 0.9)

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -24,8 +25,10 @@ class MetricsWriter:
         kept = [line for line in read_lines(path) if line["step"] <= resumed_step]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        # A writer takes the place of later events of the same folder, which is what repeating steps needs.
         self._events = EventFileWriter(str(workdir / "tensorboard"))
+        # On such a start TensorBoard forgets what an earlier writer told of these steps.
+        started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # type: ignore[missing-attribute]
+        self._add(step=resumed_step + 1, session_log=started)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One value a name; `gates/layer_9/head_0` and the like group in TensorBoard."""
@@ -34,8 +37,10 @@ class MetricsWriter:
         summary = summary_pb2.Summary()  # type: ignore[missing-attribute]  # generated at import
         for name, value in values.items():
             summary.value.add(tag=name, simple_value=value)
-        event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary)  # type: ignore[missing-attribute]
-        self._events.add_event(event)
+        self._add(step=step, summary=summary)
+
+    def _add(self, **event: Any) -> None:
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), **event))  # type: ignore[missing-attribute]
 
     def close(self) -> None:
         self._file.close()

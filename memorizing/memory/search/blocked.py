@@ -13,6 +13,8 @@ better, or equal with a lower slot; so the slot is not among the K best. Candida
 running top-K stands before a later block, so `top_k`, which is stable, prefers the lower slot throughout.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -20,9 +22,6 @@ from jaxtyping import Bool, Float
 
 from memorizing.memory.search.contract import Neighbours
 from memorizing.memory.search.exact import masked_scores
-
-GROUP = 64
-"""Slots whose maximum is taken first; measured best of 16 to 256 for K = 32 on CPUs."""
 
 
 def blocked_search(
@@ -64,16 +63,21 @@ def blocked_search(
 def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbours: int) -> Neighbours:
     """The best slots of one block (at most `neighbours`), by maxima of groups first where that saves work."""
     slots = scores_BHNM.shape[-1]
-    groups = slots // GROUP
-    if slots % GROUP or groups <= neighbours:
+    group = group_size(slots, neighbours)
+    if slots % group or slots // group <= neighbours:
         return Neighbours(*lax.top_k(scores_BHNM, min(neighbours, slots)))
-    grouped_BHNGg = scores_BHNM.reshape(*scores_BHNM.shape[:-1], groups, GROUP)
+    grouped_BHNGg = scores_BHNM.reshape(*scores_BHNM.shape[:-1], slots // group, group)
     _, chosen_BHNK = lax.top_k(grouped_BHNGg.max(-1), neighbours)
     chosen_BHNK = jnp.sort(chosen_BHNK, axis=-1)
     candidates_BHNKg = jnp.take_along_axis(grouped_BHNGg, chosen_BHNK[..., None], axis=-2)
     scores_BHNK, places_BHNK = lax.top_k(candidates_BHNKg.reshape(*scores_BHNM.shape[:-1], -1), neighbours)
-    groups_BHNK = jnp.take_along_axis(chosen_BHNK, places_BHNK // GROUP, axis=-1)
-    return Neighbours(scores_BHNK, groups_BHNK * GROUP + places_BHNK % GROUP)
+    groups_BHNK = jnp.take_along_axis(chosen_BHNK, places_BHNK // group, axis=-1)
+    return Neighbours(scores_BHNK, groups_BHNK * group + places_BHNK % group)
+
+
+def group_size(slots: int, neighbours: int) -> int:
+    """The power of two for which both selections, of `slots / G` groups and of `K * G` candidates, are small."""
+    return 1 << round(math.log2(max(slots / neighbours, 1)) / 2)
 
 
 def merge(first: Neighbours, second: Neighbours) -> Neighbours:
