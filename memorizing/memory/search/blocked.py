@@ -1,7 +1,7 @@
 """Exact search in a stream: one block of slots at a time, merged into a running top-K.
 
 Scores of the whole memory are never held, only `[B, H, N, block]`. Within a block the selection has two stages, exact
-and about three times faster than one `top_k` over everything on a CPU:
+and, at 65,536 slots on a CPU, about three times faster than one `top_k` over everything:
 
     scores   | group 0 | group 1 | group 2 | ...        groups of G slots next to each other
     maxima        .9        .4        .7                the K groups with the largest maxima
@@ -56,7 +56,7 @@ def blocked_search(
     shape = (*queries_BHND.shape[:3], neighbours)
     nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
     if blocks == 1:
-        return merge(nothing, search_block(nothing, jnp.zeros((), jnp.int32))[0])
+        return search_block(nothing, jnp.zeros((), jnp.int32))[0]
     return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
 
 

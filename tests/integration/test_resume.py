@@ -1,0 +1,174 @@
+"""Real runs in real processes: killed, interrupted, broken, and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+GIN = """
+MEMORY_SIZE = 32
+NUM_STEPS = 400
+Model.vocabulary_size = 259
+Model.layers = 2
+Model.embedding_size = 16
+Model.heads = 2
+Model.head_size = 8
+Model.feed_forward_size = 32
+Model.memory_layers = (2,)
+Model.dtype = 'float32'
+Model.dropout = 0.1
+Memory.size = %MEMORY_SIZE
+Memory.neighbours = 4
+Batch.rows = 2
+Batch.segment_length = 8
+Batch.segments_per_call = 4
+Optimizer.kind = 'adamw'
+Optimizer.learning_rate = 0.003
+Optimizer.schedule = 'cosine'
+Optimizer.warmup_steps = 10
+Optimizer.decay_steps = 400
+Training.steps = %NUM_STEPS
+Training.memory_from_step = 100
+Training.checkpoint_every = 40
+Prepare.vocabulary = 'bytes'
+"""
+
+
+def memorizing(*arguments: str, **options) -> subprocess.Popen:
+    command = [sys.executable, "-m", "memorizing.cli", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
+def finish(process: subprocess.Popen, status: int = 0) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == status, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with settings `run.gin` and prepared tokens `data`."""
+    place = tmp_path_factory.mktemp("resume")
+    (place / "run.gin").write_text(GIN + f"Training.data = '{place / 'data'}'\n")
+    (place / "raw").mkdir()
+    for number in range(12):
+        text = " ".join(f"{word * number % 97} of {word % 7}" for word in range(300 + 40 * number))
+        (place / "raw" / f"{number}.txt").write_text(text)
+    finish(
+        memorizing("prepare", f"--gin_file={place / 'run.gin'}", f"--raw={place / 'raw'}", f"--out={place / 'data'}")
+    )
+    return place
+
+
+def train(place: Path, workdir: Path, *more: str) -> subprocess.Popen:
+    return memorizing("train", f"--gin_file={place / 'run.gin'}", f"--workdir={workdir}", *more)
+
+
+def saved(workdir: Path, step: int) -> dict:
+    """Everything in a checkpoint, as numpy arrays, read by orbax without our code."""
+    items = {name: ocp.args.StandardRestore() for name in ("parameters", "progress")}
+    with ocp.CheckpointManager((workdir / "checkpoints").absolute(), item_names=tuple(items)) as manager:
+        return dict(manager.restore(step, args=ocp.args.Composite(**items)).items())
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    return sorted(int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit())
+
+
+def losses(workdir: Path) -> list[tuple[int, float]]:
+    lines = (json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place) -> Path:
+    finish(train(place, place / "undisturbed"))
+    return place / "undisturbed"
+
+
+def assert_same_end(workdir: Path, undisturbed: Path) -> None:
+    one, other = saved(workdir, 400), saved(undisturbed, 400)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert len(jax.tree.leaves(one)) > 40
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert losses(workdir) == losses(undisturbed)
+    assert [step for step, _ in losses(workdir)] == list(range(4, 401, 4))
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("after", [40, 200])
+def test_a_killed_run_ends_bit_for_bit_as_if_it_had_never_stopped(place, undisturbed, tmp_path, after):
+    """Killed before and after the memory is switched on (step 100), a little after a checkpoint, not at it."""
+    run = tmp_path / "run"
+    process = train(place, run)
+    wait_for(lambda: any(step >= after for step in steps_saved(run)), process)
+    time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and max(steps_saved(run)) < 400
+    assert "resuming after step" in finish(train(place, run))
+    assert_same_end(run, undisturbed)
+
+
+def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    process = train(place, run)
+    wait_for(lambda: steps_saved(run), process)
+    process.send_signal(signal.SIGTERM)
+    output = finish(process, status=143)
+    assert "SIGTERM: saved at step" in output and max(steps_saved(run)) < 400
+    finish(train(place, run))
+    assert_same_end(run, undisturbed)
+
+
+def test_a_finished_run_says_so_and_goes_on_when_given_more_steps(place, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    finish(train(place, run, "--gin_param", "NUM_STEPS = 80"))
+    assert "has all 80 steps already" in finish(memorizing("train", f"--workdir={run}"))
+    finish(memorizing("train", f"--workdir={run}", "--gin_param", "NUM_STEPS = 400"))
+    assert_same_end(run, undisturbed)
+
+
+def test_a_run_does_not_go_on_with_another_model(place, undisturbed):
+    output = finish(train(place, undisturbed, "--gin_param", "Model.heads = 1"), status=2)
+    assert "Model.heads = 1" in output and "began with 2" in output and "--workdir" in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(place, tmp_path):
+    run = tmp_path / "run"
+    finish(train(place, run, "--gin_param", "NUM_STEPS = 40"))
+    before = saved(run, 40)
+    broken = "Optimizer.learning_rate = 1e38"
+    (run / "config.gin").write_text((run / "config.gin").read_text() + f"\n{broken}\n")
+    output = finish(memorizing("train", f"--workdir={run}", "--gin_param", "NUM_STEPS = 400"), status=2)
+    assert "not finite at step 4" in output and "Optimizer.learning_rate" in output
+    assert max(steps_saved(run)) == 40
+    jax.tree.map(np.testing.assert_array_equal, saved(run, 40), before)
+    assert all(np.isfinite(loss) for _, loss in losses(run))
+
+
+def test_the_workdir_alone_is_enough_to_evaluate(undisturbed):
+    output = finish(memorizing("evaluate", f"--workdir={undisturbed}", "--memory_size=0,64", cwd=os.sep))
+    assert output.count("perplexity") == 2
+    figures = json.loads((undisturbed / "evaluations" / "test-memory-64.json").read_text())
+    assert figures["checkpoint_step"] == 400 and figures["memory_size"] == 64
+
+
+def test_there_is_nothing_to_evaluate_without_a_run(tmp_path):
+    output = finish(memorizing("evaluate", f"--workdir={tmp_path / 'none'}"), status=2)
+    assert str(tmp_path / "none") in output and "memorizing train" in output
