@@ -98,7 +98,7 @@ def load(files: Sequence[str | Path], bindings: Sequence[str]) -> tuple[Experime
                 gin.parse_config_file(Path(file).name)
         gin.parse_config(list(bindings))
         bound = {name: gin.get_bindings(name) for name in SECTIONS}
-    except (ValueError, SyntaxError, OSError) as error:
+    except (ValueError, TypeError, SyntaxError, OSError) as error:
         raise ConfigError(_explain(str(error))) from error
     _refuse_unused_macros()
     sections = {name.lower(): _build(name, values) for name, values in bound.items()}
@@ -146,9 +146,10 @@ def _explain(message: str) -> str:
     if parameter:
         names = [field.name for field in dataclasses.fields(SECTIONS[parameter[1]])]
         return f"{message}\n  {parameter[1]} has no setting {parameter[2]!r}; {_nearest(parameter[2], names)}"
-    macro = re.search(r"No bindings specified for '([^']*)/gin.macro'", message)
+    macro = re.search(r"No bindings specified for '(\w+)/gin.macro'|'macro' .* in scope '(\w+)'", message)
     if macro:
-        return f"the macro %{macro[1]} is used but never set; add `{macro[1]} = VALUE`, or include configs/base.gin"
+        name = macro[1] or macro[2]
+        return f"the macro %{name} is used but never set; add `{name} = VALUE`, or include configs/base.gin"
     return message + "\n  write settings as 'Section.name = value' or 'MACRO = value', text in quotes"
 
 

@@ -5,7 +5,7 @@ A save is written under another name and renamed when complete, so a kill at any
 
 import logging
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -55,7 +55,7 @@ class Checkpoints:
         fill = lambda like, leaf: like if leaf is None else leaf  # noqa: E731
         return {name: jax.tree.map(fill, item, restored[name]) for name, item in items.items()}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,0 +1,163 @@
+"""Settings: what is refused and with which words, and that the written configuration makes the same run again."""
+
+import math
+from pathlib import Path
+
+import jax
+import pytest
+
+from memorizing.config import ConfigError, Experiment, differences, load, load_trained, open_workdir
+from memorizing.data.tokens import PreparedTokens
+from memorizing.errors import InputError
+from memorizing.model.transformer import abstract_model
+from memorizing.parallel.mesh import make_mesh
+from memorizing.training.loop import open_tokens
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+BASE = CONFIGS / "base.gin"
+
+REFUSED = {
+    "an unknown section": ("Modle.layers = 3", ["Modle", "did you mean 'Model'"]),
+    "an unknown setting": ("Model.layer = 3", ["layer", "did you mean 'layers'"]),
+    "a misspelt macro": ("MEMRY_SIZE = 3", ["MEMRY_SIZE = 3", "did you mean 'MEMORY_SIZE'"]),
+    "an undefined macro": ("Model.layers = %LAYERS", ["%LAYERS", "add `LAYERS = VALUE`"]),
+    "no value": ("MEMORY_SIZE", ["write settings as 'Section.name = value'"]),
+    "text for a number": ("MEMORY_SIZE = '8k'", ["Memory.size = '8k'", "a whole number"]),
+    "a fraction for a whole number": ("Model.layers = 2.5", ["Model.layers = 2.5", "a whole number"]),
+    "a truth value for a number": ("Model.layers = True", ["Model.layers = True", "a whole number"]),
+    "a number for a truth value": ("Model.remat = 1", ["Model.remat = 1", "True or False"]),
+    "text for a fraction": ("Model.dropout = 'x'", ["Model.dropout = 'x'", "a number"]),
+    "a wrong member": ("Model.memory_layers = ('a',)", ["Model.memory_layers = ('a',)", "a tuple such as (3,)"]),
+    "an unknown choice": ("Memory.search = 'x'", ["Memory.search = 'x'", "'exact', 'blocked'"]),
+    "text for an optional number": ("Model.query_scale = 'x'", ["Model.query_scale = 'x'", "a number or None"]),
+    "segments that do not divide the memory": ("MEMORY_SIZE = 8000", ["Memory.size = 8000", "512", "8192 or 7680"]),
+    "a layer out of range": ("Model.memory_layers = (13,)", ["(13,)", "layer 13", "Model.layers = 12"]),
+    "layers out of order": ("Model.memory_layers = (9, 3)", ["(9, 3)", "in rising order"]),
+    "a memory that no layer uses": ("Model.memory_layers = ()", ["Memory.size = 8192", "or set Memory.size = 0"]),
+    "more neighbours than slots": ("Memory.neighbours = 9000", ["9000", "Memory.size = 8192", "at most 8192"]),
+    "no neighbours": ("Memory.neighbours = 0", ["Memory.neighbours = 0", "at least 1"]),
+    "a negative memory": ("MEMORY_SIZE = -512", ["Memory.size = -512", "must be 0"]),
+    "no slots in a block": ("Memory.block_size = 0", ["Memory.block_size = 0", "at least 1"]),
+    "no layers": ("Model.layers = 0", ["Model.layers = 0", "at least 1"]),
+    "odd buckets": ("Model.position_buckets = 5", ["Model.position_buckets = 5", "even"]),
+    "a short distance": ("Model.position_max_distance = 9", ["Model.position_max_distance = 9", "must exceed half"]),
+    "all dropped": ("Model.dropout = 1.0", ["Model.dropout = 1.0", "below 1"]),
+    "no rows": ("BATCH_SIZE = 0", ["Batch.rows = 0", "at least 1"]),
+    "steps that no call ends at": ("NUM_STEPS = 1001", ["Training.steps = 1001", "1000 or 1008"]),
+    "a switch in the middle of a call": ("Training.memory_from_step = 3", ["memory_from_step = 3", "0 or 8"]),
+    "no checkpoints": ("CHECKPOINT_EVERY = 0", ["Training.checkpoint_every = 0", "at least 1"]),
+    "no learning": ("Optimizer.learning_rate = 0", ["Optimizer.learning_rate = 0.0", "above 0"]),
+    "a negative warm-up": ("Optimizer.warmup_steps = -1", ["Optimizer.warmup_steps = -1", "0 or more"]),
+    "a share above one": ("Prepare.test = 1.5", ["Prepare.test = 1.5", "from 0 to below 1"]),
+    "no rows to evaluate": ("Evaluation.rows = 0", ["Evaluation.rows = 0", "at least 1"]),
+    "bursts that do not come out even": ("Recall.mentions = 3", ["Recall.pairs = 32", "Recall.mentions = 3"]),
+    "too few keys to keep silent": ("Recall.keys = 100", ["Recall.keys = 100", "at least 160"]),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_with_its_name_its_value_and_a_way_out(case):
+    binding, words = REFUSED[case]
+    with pytest.raises(ConfigError) as caught:
+        load([BASE], [binding])
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "words"),
+    [
+        (["Prepare.test = 0.5", "Prepare.validation = 0.5"], ["Prepare.validation = 0.5", "nothing to train on"]),
+        (["NUM_STEPS = 800", "Optimizer.schedule = 'cosine'"], ["Optimizer.decay_steps = 800", "shorten the warm-up"]),
+        (["Model.positions = 'rope'", "Model.head_size = 3"], ["Model.head_size = 3", "even"]),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(bindings, words):
+    with pytest.raises(ConfigError) as caught:
+        load([BASE], bindings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_gin_file_is_named():
+    with pytest.raises(ConfigError, match=r"--gin_file=none\.gin: no such file"):
+        load(["none.gin"], [])
+
+
+def test_a_missing_include_is_named(tmp_path):
+    (tmp_path / "run.gin").write_text("include 'nowhere.gin'\n")
+    with pytest.raises(ConfigError, match=r"nowhere\.gin"):
+        load([tmp_path / "run.gin"], [])
+
+
+@pytest.mark.parametrize("rows", [6, 3])
+def test_rows_that_do_not_divide_over_devices_are_refused(rows, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: ["device"] * 4)
+    with pytest.raises(InputError, match=rf"Batch\.rows = {rows} does not divide over 4 devices: use 4|8 rows"):
+        make_mesh(rows)
+
+
+def test_data_that_is_missing_or_does_not_fit_is_refused(tmp_path, monkeypatch):
+    experiment, _ = load([BASE], [])
+    with pytest.raises(InputError, match=r"Training\.data = ''"):
+        open_tokens("", experiment.model)
+    with pytest.raises(InputError, match="holds no prepared tokens"):
+        open_tokens(str(tmp_path), experiment.model)
+    monkeypatch.setattr(PreparedTokens, "__init__", lambda self, folder: None)
+    monkeypatch.setattr(PreparedTokens, "vocabulary_size", 40_000)
+    with pytest.raises(InputError, match=r"Model\.vocabulary_size = 32000.*40000"):
+        open_tokens(str(tmp_path), experiment.model)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["base.gin"], ["quickstart.gin"], ["recall.gin"]]
+    + [["base.gin", f"sizes/{path.name}"] for path in sorted((CONFIGS / "sizes").glob("*.gin"))]
+    + [["base.gin", f"memory/{path.name}"] for path in sorted((CONFIGS / "memory").glob("*.gin"))],
+    ids=lambda files: "+".join(files),
+)
+def test_every_shipped_file_loads_and_writes_itself_out_in_full(files, tmp_path):
+    experiment, text = load([CONFIGS / file for file in files], ["Prepare.seed = 7"])
+    (tmp_path / "config.gin").write_text(text)
+    again, same_text = load([tmp_path / "config.gin"], [])
+    assert again == experiment and same_text == text
+    longer, _ = load([tmp_path / "config.gin"], ["NUM_STEPS = 8_000_000"])
+    assert {name for name, _, _ in differences(longer, experiment)} == {"Training.steps", "Optimizer.decay_steps"}
+
+
+def test_macros_inside_values_survive_being_written_out(tmp_path):
+    experiment, text = load([BASE], ["LAYER = 5", "Model.memory_layers = (%LAYER, 9)"])
+    assert experiment.model.memory_layers == (5, 9)
+    (tmp_path / "config.gin").write_text(text)
+    assert load([tmp_path / "config.gin"], ["LAYER = 6"])[0].model.memory_layers == (6, 9)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("200m", 0.2), ("1b", 1.0), ("8b", 8.0)])
+def test_sizes_have_about_the_parameters_of_their_name(size, billions):
+    experiment, _ = load([BASE, CONFIGS / "sizes" / f"{size}.gin"], [])
+    _, parameters = abstract_model(experiment.model, experiment.memory)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters))
+    assert 0.9 < count / (billions * 1e9) < 1.1
+
+
+def test_the_memory_sizes_are_the_papers():
+    sizes = {path.stem: load([BASE, path], [])[0].memory.size for path in (CONFIGS / "memory").glob("*.gin")}
+    assert sizes == {"none": 0, "1536": 1536, "8k": 8192, "65k": 65536, "131k": 131072, "262k": 262144}
+
+
+def test_experiments_can_be_built_by_hand():
+    assert load([], [])[0] == Experiment()
+
+
+def test_a_workdir_needs_settings_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"holds no run yet, and no --gin_file"):
+        open_workdir(tmp_path / "run", [], [])
+    began = open_workdir(tmp_path / "run", [BASE], ["NUM_STEPS = 80"])
+    assert open_workdir(tmp_path / "run", [], []) == began
+    assert open_workdir(tmp_path / "run", [BASE], ["Model.layers = 9"]).model.layers == 9  # nothing trained yet
+    (tmp_path / "run" / "checkpoints" / "40").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"Model\.layers = 12, but the run in .* began with 9"):
+        open_workdir(tmp_path / "run", [BASE], [])
+    with pytest.raises(ConfigError, match=r"Model\.heads = 4, but the model in .* was trained with 8"):
+        load_trained(tmp_path / "run", [], ["Model.heads = 4"])
+    assert load_trained(tmp_path / "run", [], ["MEMORY_SIZE = 512"]).memory.size == 512

@@ -1,0 +1,75 @@
+"""Who may import whom, read off the syntax trees: the floors of the README's map."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "memorizing"
+FLOORS = [
+    {"errors"},
+    {"shapes"},
+    {"parallel"},
+    {"memory"},
+    {"model", "data"},
+    {"training"},
+    {"evaluation"},
+    {"config"},
+    {"cli"},
+]
+LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, at its top or within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): imports(path) for path in PACKAGE.rglob("*.py")}
+
+
+def test_modules_import_from_lower_floors_or_their_own_folder():
+    checked = 0
+    for module, imported in MODULES.items():
+        room = module.split(".")[1] if "." in module else None
+        for other in imported:
+            if room is None or not other.startswith("memorizing."):
+                continue
+            target = other.split(".")[1]
+            assert target == room or LEVEL[target] < LEVEL[room], f"{module} imports {other}"
+            checked += 1
+    assert checked > 100
+
+
+def test_there_are_no_circles():
+    graph = {module: imported & MODULES.keys() - {module} for module, imported in MODULES.items()}
+    # A package's __init__ is loaded with each of its modules; only what it imports itself counts here.
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+def test_only_config_imports_gin_and_nothing_imports_tensorflow():
+    for module, imported in MODULES.items():
+        tops = {name.split(".")[0] for name in imported}
+        assert "gin" not in tops or module == "memorizing.config"
+        assert not tops & {"tensorflow", "seqio", "tensorflow_datasets"}, module
+
+
+def test_training_does_not_load_tensorflow():
+    program = (
+        "import sys, memorizing.cli, memorizing.config, memorizing.data.prepare, memorizing.evaluation.compare\n"
+        "sys.exit(any(name.split('.')[0] in ('tensorflow', 'seqio') for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 0
