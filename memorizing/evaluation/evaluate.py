@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from memorizing.data.recall import question_distances
-from memorizing.data.tokens import PreparedTokens, TokenSplit
+from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
 from memorizing.memory.settings import MemorySettings
@@ -44,7 +45,7 @@ def evaluate(
     ):
         summary.add(scores, int(split.bytes[scores.document]))
         if answers is not None:
-            answers.add(split, scores.document, scores.correct_T)
+            answers.add(split.read(scores.document, 0, len(scores.correct_T)), scores.correct_T)
     seconds = time.perf_counter() - start
     figures = {
         **summary.figures(),
@@ -106,9 +107,9 @@ class Answers:
         self._segment_length = segment_length
         self._counts = {"near": np.zeros(2, np.int64), "far": np.zeros(2, np.int64)}
 
-    def add(self, split: TokenSplit, document: int, correct_T: np.ndarray) -> None:
+    def add(self, tokens_T: Int[np.ndarray, "T"], correct_T: Bool[np.ndarray, "T"]) -> None:
         """Counts the questions of one document."""
-        distances_T = question_distances(split.read(document, 0, int(split.lengths[document])))
+        distances_T = question_distances(tokens_T)
         near_T = (distances_T > 0) & (distances_T < self._segment_length)
         far_T = distances_T >= self.FAR * self._segment_length
         for kind, asked_T in (("near", near_T), ("far", far_T)):

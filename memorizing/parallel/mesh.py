@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from memorizing.errors import InputError
+from memorizing.shapes import Array
 
 RULES = {"B": "data"}
 """Shape letter to mesh axis; letters that are not here are not split."""
@@ -36,7 +37,7 @@ def shard[T](mesh: Mesh, tree: T, leading: str = "") -> T:
     Leaves whose names have no letters, and letters without a rule, are held whole by every device.
     """
 
-    def put(path: tuple, leaf: jax.Array) -> jax.Array:
+    def put(path: tuple, leaf: Array) -> jax.Array:
         name = jax.tree_util.keystr(path[-1:], simple=True)
         letters = leading + (name.rpartition("_")[2] if "_" in name else "")
         axes = [RULES.get(letter) for letter in letters] if letters.isupper() else []

@@ -84,7 +84,7 @@ def make_train_call(
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(tokens, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = jax.tree.map(jnp.add, state.parameters, changes)
-        return state._replace(parameters=parameters, optimizer=optimizer_state), optax.global_norm(gradient)
+        return state._replace(parameters=parameters, optimizer=optimizer_state), optax.tree.norm(gradient)
 
     def read(state: TrainState, batch: Batch) -> tuple[TrainState, Parameters, SegmentMetrics]:
         (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
