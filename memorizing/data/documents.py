@@ -21,7 +21,7 @@ class Document(NamedTuple):
 
 
 class UnreadableDocument(InputError):
-    """A file that is not text in the stated encoding."""
+    """A file that cannot be read, or not as text in the stated encoding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,8 @@ class FolderSettings:
         suffixes: of the files to take; () for all.
         exclude: names of files and folders to leave out, `*` and `?` as in a shell.
         encoding: of the files.
-        undecodable: what to do with a file that is not in that encoding: `refuse` to go on, or `skip` it and say so.
+        undecodable: what to do with a file that is not in that encoding or cannot be read: `refuse` to go on, or
+            `skip` it and say so.
         minimum_bytes: shorter documents are left out (and counted).
     """
 
@@ -87,7 +88,12 @@ class FolderDocuments:
             yield Document(id, text)
 
     def _text(self, path: Path) -> str:
-        raw = path.read_bytes()
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise UnreadableDocument(
+                f"{path} cannot be read: {error.strerror}; mend it, or set Folder.undecodable = 'skip' to leave it out"
+            ) from error
         try:
             text = raw.decode(self.settings.encoding)
         except UnicodeDecodeError as error:

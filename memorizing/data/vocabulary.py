@@ -5,6 +5,7 @@ that no text is unencodable. No TensorFlow here: a machine that trains, evaluate
 """
 
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -55,11 +56,16 @@ class SentencePieceVocabulary:
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.size = self._processor.get_piece_size()
+        self._space_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
-        # Line by line: no piece spans a line end, and the cost stays linear in the length of the text.
-        lines = self._processor.encode(text.splitlines(keepends=True))
-        return np.fromiter((token for line in lines for token in line), np.int32)
+        # Line by line: no piece spans a line end, and the cost stays linear in the length of the text. SentencePiece
+        # writes spaces as U+2581 and would give that character back as a space, so it is told by its bytes instead.
+        lines = [part for line in text.splitlines(keepends=True) for part in re.split("(\u2581)", line) if part]
+        tokens = self._processor.encode(lines)
+        if "\u2581" in text:
+            tokens = [self._space_mark if line == "\u2581" else own for line, own in zip(lines, tokens, strict=True)]
+        return np.fromiter((token for own in tokens for token in own), np.int32)
 
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
         return self._processor.decode(np.asarray(tokens)[np.asarray(tokens) >= _SPECIAL].tolist())

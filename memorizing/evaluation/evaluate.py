@@ -115,7 +115,7 @@ class Answers:
         for kind, asked_T in (("near", near_T), ("far", far_T)):
             self._counts[kind] += (int(asked_T.sum()), int(correct_T[asked_T].sum()))
 
-    def figures(self) -> dict[str, dict[str, float]]:
+    def figures(self) -> dict[str, dict[str, int | float]]:
         """Per kind: how many questions, and the share answered exactly."""
         return {
             kind: {"questions": int(asked), "exact": float(exact / max(asked, 1))}

@@ -1,0 +1,111 @@
+"""Folders to documents, and documents to splits."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memorizing.data.documents import SPLITS, FolderDocuments, FolderSettings, assign_splits
+from memorizing.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    files = {
+        "b.py": "b = 1\n",
+        "a/z.py": "z\n",
+        "a/inner/y.py": "y\n\n\n",
+        "a/notes.txt": "not code",
+        "a/test/t.py": "left out",
+        "c/empty.py": "",
+        "d/only.md": "no code here",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def read(documents: FolderDocuments) -> dict[str, str]:
+    return {document.id: document.text for document in documents.read(documents.ids())}
+
+
+def test_each_file_is_a_document(folder):
+    documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test",)))
+    assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py", "c/empty.py"]
+    assert read(documents) == {"a/inner/y.py": "y\n\n\n", "a/z.py": "z\n", "b.py": "b = 1\n"}
+    assert documents.skipped == ["c/empty.py: shorter than Folder.minimum_bytes = 1"]
+
+
+def test_each_entry_is_a_document_with_its_files_joined(folder):
+    documents = FolderDocuments(folder, FolderSettings("entry", (".py",), ("te?t",)))
+    assert read(documents) == {"a": "### a/inner/y.py\ny\n\n### a/z.py\nz\n\n", "b.py": "### b.py\nb = 1\n\n"}
+    assert documents.skipped == ["c: shorter than Folder.minimum_bytes = 1"]
+
+
+def test_short_documents_are_left_out_and_named(folder):
+    documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), minimum_bytes=5))
+    assert set(read(documents)) == {"a/test/t.py", "b.py"}
+    assert len(documents.skipped) == 3
+
+
+def test_a_file_in_another_encoding_is_refused_or_skipped(tmp_path):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "latin.txt").write_bytes("na\xefve".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.txt is not utf-8: byte 0xef at offset 2; set Folder\.encoding"):
+        read(FolderDocuments(tmp_path, FolderSettings()))
+    skipping = FolderDocuments(tmp_path, FolderSettings(undecodable="skip"))
+    assert set(read(skipping)) == {"good.txt"}
+    assert "latin.txt" in skipping.skipped[0] and "offset 2" in skipping.skipped[0]
+    assert read(FolderDocuments(tmp_path, FolderSettings(encoding="latin-1")))["latin.txt"] == "naïve"
+
+
+def test_line_ends_and_nul_bytes_stay(tmp_path):
+    (tmp_path / "odd.txt").write_bytes(b"a\r\nb\x00c")
+    assert read(FolderDocuments(tmp_path, FolderSettings())) == {"odd.txt": "a\r\nb\0c"}
+
+
+def test_links_in_a_circle_do_not_hang(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "text.txt").write_text("text")
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    (tmp_path / "nowhere.txt").symlink_to(tmp_path / "missing")
+    documents = FolderDocuments(tmp_path, FolderSettings(undecodable="skip"))
+    assert read(documents) == {"a/text.txt": "text"}
+    assert "nowhere.txt cannot be read" in documents.skipped[0]
+    with pytest.raises(InputError, match=r"nowhere\.txt cannot be read: No such file"):
+        read(FolderDocuments(tmp_path, FolderSettings()))
+
+
+@pytest.mark.parametrize(("name", "words"), [("none", "no such folder"), ("", r"no files of \.txt in it")])
+def test_a_folder_without_documents_is_refused(tmp_path, name, words):
+    with pytest.raises(InputError, match=words):
+        FolderDocuments(tmp_path / name, FolderSettings())
+
+
+names = st.lists(st.text("abcdef", min_size=1, max_size=6), min_size=3, max_size=60, unique=True)
+shares = st.sampled_from([0.0, 0.01, 0.1, 0.45])
+
+
+@settings(deadline=None)
+@given(names, shares, shares, st.integers(0, 5))
+def test_every_document_is_in_one_split_and_no_wanted_split_is_empty(ids, validation, test, seed):
+    splits = assign_splits(ids, validation, test, seed)
+    assert set(splits) == set(ids)
+    wanted = {split for split, share in zip(SPLITS, (1, validation, test), strict=True) if share}
+    assert set(splits.values()) == wanted
+
+
+def test_documents_stay_where_they_are_when_others_come():
+    ids = [f"document-{number}" for number in range(1000)]
+    few, many = assign_splits(ids[:500], 0.1, 0.1, 0), assign_splits(ids, 0.1, 0.1, 0)
+    assert all(many[id] == few[id] for id in few)
+    held_out = [split for split in many.values() if split != "train"]
+    assert 120 < len(held_out) < 280
+    assert assign_splits(ids, 0.1, 0.1, 1) != many
+
+
+def test_too_few_documents_for_the_splits_are_refused():
+    with pytest.raises(InputError, match=r"2 document\(s\) cannot fill the splits train, validation, test"):
+        assign_splits(["a", "b"], 0.1, 0.1, 0)
