@@ -10,6 +10,7 @@
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;; esac
 folder=${1:+$(realpath "$1")}
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 run=${RUN:-runs/quickstart}

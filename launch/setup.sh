@@ -62,6 +62,7 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
         fi
     fi
     say "installing the versions of requirements.lock (about 1 GB on disk)"
+    .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null 2>&1 || true
     .venv/bin/python -m pip install -q --disable-pip-version-check "$uv_version" ||
         fail "could not install $uv_version: is a Python package index reachable?"
     .venv/bin/uv pip install -q --python .venv/bin/python --require-hashes --compile-bytecode -r requirements.lock ||

@@ -5,5 +5,6 @@
 #   bash launch/test.sh -m slow           the slow studies, which CI leaves out
 
 set -euo pipefail
+# shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 python -m pytest "$@"
