@@ -235,6 +235,8 @@ def open_workdir(workdir: Path, files: Sequence[str | Path], bindings: Sequence[
                     f"{name} = {now!r}, but the run in {workdir} began with {before!r}: train in another --workdir, "
                     f"or leave it as it was"
                 )
+    for data in {experiment.training.data, experiment.evaluation.data} - {""}:
+        text = text.replace(repr(data), repr(str(Path(data).absolute())))  # so that the run can be used from anywhere
     workdir.mkdir(parents=True, exist_ok=True)
     stored.write_text(text)
     return experiment

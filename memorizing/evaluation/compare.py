@@ -68,17 +68,11 @@ def _draw(results: dict, path: Path) -> None:
         (baseline, "s--", "trained without memory"),
         (largest, "o-", f"memory of {largest['memory_size']:,}"),
     ):
-        positions = figures["perplexity_by_position"]
-        colour = "0.4" if figures is baseline else "C0"
-        by_position.plot(
-            [max(each["first_token"], 64) for each in positions],
-            [each["perplexity"] for each in positions],
-            style,
-            color=colour,
-            label=name,
-        )
-    by_position.set_xscale("log", base=2)
-    by_position.set(xlabel="position in the document, tokens", ylabel="perplexity", title="By position")
+        perplexities = [each["perplexity"] for each in figures["perplexity_by_position"]]
+        by_position.plot(perplexities, style, color="0.4" if figures is baseline else "C0", label=name)
+    starts = [each["first_token"] for each in baseline["perplexity_by_position"]]
+    by_position.set_xticks(range(len(starts)), [f"{start:,}" for start in starts], rotation=30)
+    by_position.set(xlabel="position in the document, from token", ylabel="perplexity", title="By position")
     for axes in (by_size, by_position):
         axes.grid(alpha=0.3)
         axes.legend()

@@ -38,6 +38,7 @@ Optimizer.decay_steps = 400
 Training.steps = %NUM_STEPS
 Training.memory_from_step = 100
 Training.checkpoint_every = 40
+Training.data = 'data'
 Prepare.vocabulary = 'bytes'
 """
 
@@ -57,7 +58,7 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
 def place(tmp_path_factory) -> Path:
     """A folder with settings `run.gin` and prepared tokens `data`."""
     place = tmp_path_factory.mktemp("resume")
-    (place / "run.gin").write_text(GIN + f"Training.data = '{place / 'data'}'\n")
+    (place / "run.gin").write_text(GIN)
     (place / "raw").mkdir()
     for number in range(12):
         text = " ".join(f"{word * number % 97} of {word % 7}" for word in range(300 + 40 * number))
@@ -68,8 +69,8 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def train(place: Path, workdir: Path, *more: str) -> subprocess.Popen:
-    return memorizing("train", f"--gin_file={place / 'run.gin'}", f"--workdir={workdir}", *more)
+def train(place: Path, workdir: Path, *more: str, **options) -> subprocess.Popen:
+    return memorizing("train", f"--gin_file={place / 'run.gin'}", f"--workdir={workdir}", *more, cwd=place, **options)
 
 
 def saved(workdir: Path, step: int) -> dict:
@@ -144,6 +145,16 @@ def test_a_finished_run_says_so_and_goes_on_when_given_more_steps(place, undistu
     assert_same_end(run, undisturbed)
 
 
+def test_rows_spread_over_devices_train_as_on_one(place, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    process = train(
+        place, run, "--gin_param", "NUM_STEPS = 160",
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    )  # fmt: skip
+    assert "on 2 x cpu" in finish(process)
+    np.testing.assert_allclose(losses(run), losses(undisturbed)[:40], rtol=1e-4)
+
+
 def test_a_run_does_not_go_on_with_another_model(place, undisturbed):
     output = finish(train(place, undisturbed, "--gin_param", "Model.heads = 1"), status=2)
     assert "Model.heads = 1" in output and "began with 2" in output and "--workdir" in output
@@ -163,6 +174,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
 
 
 def test_the_workdir_alone_is_enough_to_evaluate(undisturbed):
+    """From another folder than that of training, which named its data relative to itself."""
     output = finish(memorizing("evaluate", f"--workdir={undisturbed}", "--memory_size=0,64", cwd=os.sep))
     assert output.count("perplexity") == 2
     figures = json.loads((undisturbed / "evaluations" / "test-memory-64.json").read_text())
