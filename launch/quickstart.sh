@@ -4,22 +4,30 @@
 #
 #   bash launch/quickstart.sh             on Python's own standard library, a package a document
 #   bash launch/quickstart.sh FOLDER      on your text: each file or sub-folder in it a document
+#   bash launch/quickstart.sh FOLDER --gin_param 'VOCABULARY_SIZE = 1024'      with other settings
 #
-# Repeating the command goes on where it was interrupted. Everything lies in runs/quickstart (RUN=DIR names another).
+# Repeating the command goes on where it was interrupted. Everything lies in runs/quickstart, or for a folder in
+# runs/quickstart-NAME (RUN=DIR names another).
 
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;; esac
+case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit ;; esac
 folder=${1:+$(realpath "$1")}
+more=("${@:2}")
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-run=${RUN:-runs/quickstart}
-settings=(--gin_file=configs/quickstart.gin --gin_param "DATA = '$run/data'")
+run=${RUN:-runs/quickstart${folder:+-$(basename "$folder")}}
+settings=(--gin_file=configs/quickstart.gin --gin_param "DATA = '$run/data'" ${more[@]+"${more[@]}"})
 raw=${folder:-$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')}
 step() { printf '\n== %s\n' "$*"; }
 
 step "documents of $raw -> tokens in $run/data"
-[ -f "$run/data/manifest.json" ] || memorizing prepare --gin_file=configs/quickstart.gin --raw="$raw" --out="$run/data"
+if [ ! -f "$run/data/manifest.json" ]; then
+    memorizing prepare "${settings[@]}" --raw="$raw" --out="$run/data"
+    printf '%s\n' "$raw" >"$run/documents"
+elif [ "$(cat "$run/documents")" != "$raw" ]; then
+    fail "$run holds tokens of $(cat "$run/documents"), not of $raw: remove it, or name another folder with RUN=DIR"
+fi
 
 step "training without memory: $run/without"
 memorizing train "${settings[@]}" --gin_param 'MEMORY_SIZE = 0' --workdir="$run/without"

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
     except Interrupted as error:
         print(f"memorizing: interrupted: {error}", file=sys.stderr)
-        return 143
+        return error.exit_status
     except (InputError, NonFiniteLoss) as error:
         print(f"memorizing {options.command}: error: {error}", file=sys.stderr)
         return 2

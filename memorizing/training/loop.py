@@ -67,6 +67,10 @@ class NonFiniteLoss(RuntimeError):
 class Interrupted(RuntimeError):
     """A signal asked the run to end; it was saved first."""
 
+    def __init__(self, number: signal.Signals, step: int):
+        super().__init__(f"{number.name}: saved at step {step}; the same command goes on from there")
+        self.exit_status = 128 + number
+
 
 def train(
     model: ModelSettings,
@@ -120,7 +124,7 @@ def train(
                     reporter.flush()  # raises when the state is not sound, so that it is not saved
                     checkpoints.save(step, state)
                 if signals.received:
-                    raise Interrupted(f"{signals.received}: saved at step {step}; the same command goes on from there")
+                    raise Interrupted(signals.received, step)
         finally:
             ahead.close()
             reporter.close()
@@ -236,7 +240,7 @@ class _Reporter:
 class _Signals:
     """Notes SIGTERM and SIGINT instead of dying of them, so that the loop can save first; a second one kills."""
 
-    received = ""
+    received: signal.Signals | None = None
 
     def __enter__(self) -> "_Signals":
         self._before: dict[int, Any] = {
@@ -245,7 +249,7 @@ class _Signals:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self.received = signal.Signals(number)
         signal.signal(number, self._before[number])
 
     def __exit__(self, *error: object) -> None:
