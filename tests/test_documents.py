@@ -61,6 +61,15 @@ def test_a_file_in_another_encoding_is_refused_or_skipped(tmp_path):
     assert read(FolderDocuments(tmp_path, FolderSettings(encoding="latin-1")))["latin.txt"] == "naïve"
 
 
+def test_a_file_that_is_no_text_does_not_cost_the_rest_of_its_entry(tmp_path):
+    for name, content in (("a/1.txt", b"one"), ("a/2.txt", b"\xff"), ("b/3.txt", b"\xff")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    documents = FolderDocuments(tmp_path, FolderSettings("entry", undecodable="skip"))
+    assert read(documents) == {"a": "### a/1.txt\none\n\n"}
+    assert ["2.txt" in documents.skipped[0], "3.txt" in documents.skipped[1]] == [True, True]
+
+
 def test_line_ends_and_nul_bytes_stay(tmp_path):
     (tmp_path / "odd.txt").write_bytes(b"a\r\nb\x00c")
     assert read(FolderDocuments(tmp_path, FolderSettings())) == {"odd.txt": "a\r\nb\0c"}

@@ -20,7 +20,7 @@ class Document(NamedTuple):
     text: str
 
 
-class UnreadableDocument(InputError):
+class UnreadableFile(InputError):
     """A file that cannot be read, or not as text in the stated encoding."""
 
 
@@ -73,31 +73,33 @@ class FolderDocuments:
         return list(self._files)
 
     def read(self, ids: list[str]) -> Iterator[Document]:
-        """The named documents in order; those too short or (if so set) not decodable are noted in `skipped`."""
+        """The named documents in order; short ones and (if so set) files that are not text are noted in `skipped`."""
         for id in ids:
-            try:
-                text = "".join(self._text(path) for path in self._files[id])
-            except UnreadableDocument as error:
-                if self.settings.undecodable == "refuse":
-                    raise
-                self.skipped.append(f"{id}: {error}")
-                continue
-            if len(text.encode()) < self.settings.minimum_bytes:
+            texts = []
+            for path in self._files[id]:
+                try:
+                    texts.append(self._text(path))
+                except UnreadableFile as error:
+                    if self.settings.undecodable == "refuse":
+                        raise
+                    self.skipped.append(str(error))
+            text = "".join(texts)
+            if texts and len(text.encode()) < self.settings.minimum_bytes:
                 self.skipped.append(f"{id}: shorter than Folder.minimum_bytes = {self.settings.minimum_bytes}")
-                continue
-            yield Document(id, text)
+            elif texts:
+                yield Document(id, text)
 
     def _text(self, path: Path) -> str:
         try:
             raw = path.read_bytes()
         except OSError as error:
-            raise UnreadableDocument(
+            raise UnreadableFile(
                 f"{path} cannot be read: {error.strerror}; mend it, or set Folder.undecodable = 'skip' to leave it out"
             ) from error
         try:
             text = raw.decode(self.settings.encoding)
         except UnicodeDecodeError as error:
-            raise UnreadableDocument(
+            raise UnreadableFile(
                 f"{path} is not {self.settings.encoding}: byte {raw[error.start]:#04x} at offset {error.start}; "
                 "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out"
             ) from error
