@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "Perplexity of a run's newest checkpoint over whole held-out documents.")
     evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
     evaluate.add_argument(
-        "--memory_size", metavar="M[,M...]", help="memory sizes to evaluate at; default: that of training"
+        "--memory_size", type=_sizes, metavar="M[,M...]", help="sizes to evaluate at; default: that of training"
     )
     evaluate.add_argument("--name", default="", help="of the JSON file; default: SPLIT-memory-M")
 
@@ -103,7 +103,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.training.loop import open_tokens
 
     it = load_trained(options.workdir, options.gin_file, options.gin_param)
-    sizes = [it.memory.size] if options.memory_size is None else _sizes(options.memory_size)
+    sizes = options.memory_size or [it.memory.size]
     for size in sizes:
         check_memory_size(size, it.batch.segment_length)
     if options.name and len(sizes) > 1:
@@ -122,9 +122,7 @@ def _sizes(text: str) -> list[int]:
     try:
         return [int(size) for size in text.split(",")]
     except ValueError:
-        raise InputError(
-            f"--memory_size={text}: must be whole numbers with commas between, such as 0,512,2048"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers with commas between: 0,512,2048") from None
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -45,7 +45,7 @@ def test_progress_in_a_log_file_is_a_line_now_and_then(capsys):
     for step in range(1, 101):
         progress.show(step, 1.5, 1234.0)
     progress.close()
-    assert capsys.readouterr().out == "step 100/100  loss 1.500  1,234 tokens/s  0:00 left\n"
+    assert capsys.readouterr().out == "step 100/100  loss 1.500  1,234 tokens/s  00:00 left\n"
 
 
 @pytest.mark.parametrize(("cache", "memory"), [(False, 0), (True, 0), (True, 64)])

@@ -4,12 +4,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from memorizing.data import recall
-from memorizing.data.documents import SPLITS, Document, FolderDocuments, FolderSettings, assign_splits
+from memorizing.data.documents import SPLITS, FolderDocuments, FolderSettings, assign_splits
+from memorizing.data.recall import RecallDocuments, RecallSettings, words
 from memorizing.data.tokens import FORMAT_VERSION, MANIFEST, write_split
 from memorizing.data.vocabulary import (
     ByteVocabulary,
@@ -55,13 +55,10 @@ class PrepareSettings:
             )
 
 
-type Reader = Callable[[list[str]], Iterator[Document]]
-
-
 def prepare(
     settings: PrepareSettings,
     folder_settings: FolderSettings,
-    recall_settings: recall.RecallSettings,
+    recall_settings: RecallSettings,
     raw: Path | None,
     out: Path,
     report: Callable[[str], None] = print,
@@ -73,42 +70,39 @@ def prepare(
     """
     if out.exists():
         raise InputError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
-    folder: FolderDocuments | None = None
     if settings.source == "recall":
-        ids, read = recall.ids(recall_settings), _recall_reader(recall_settings, settings.seed)
+        documents = RecallDocuments(recall_settings, settings.seed)
     elif raw is None:
         raise InputError("--raw is missing: name the folder that holds the documents")
     else:
-        folder = FolderDocuments(raw, folder_settings)
-        ids, read = folder.ids(), folder.read
+        documents = FolderDocuments(raw, folder_settings)
+    ids = documents.ids()
     split_of = assign_splits(ids, settings.validation, settings.test, settings.seed)
     members = {split: [id for id in ids if split_of[id] == split] for split in SPLITS if split in split_of.values()}
     report(f"{len(ids)} documents: " + ", ".join(f"{len(names)} {split}" for split, names in members.items()))
 
-    vocabulary = _make_vocabulary(settings, recall_settings, read, members["train"])
+    vocabulary = _make_vocabulary(settings, documents, members["train"])
     report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
-    if folder is not None:
-        folder.skipped.clear()  # noted while training the vocabulary; they are noted again below
+    documents.skipped.clear()  # noted while training the vocabulary; they are noted again below
     unfinished = out.with_name(out.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     save_vocabulary(vocabulary, unfinished)
     splits = {}
     for split, names in members.items():
-        counts = write_split(unfinished / split, read(names), vocabulary)
+        counts = write_split(unfinished / split, documents.read(names), vocabulary)
         if not counts.tokens:
             raise InputError(f"no document of the {split} split has any text; see Folder.minimum_bytes and the files")
         splits[split] = dataclasses.asdict(counts)
         report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
-    skipped = folder.skipped if folder is not None else []
-    for line in skipped:
+    for line in documents.skipped:
         report(f"left out {line}")
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": settings.source,
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": _fingerprint(vocabulary)},
         "splits": splits,
-        "left_out": skipped,
+        "left_out": documents.skipped,
         "settings": {
             "Prepare": dataclasses.asdict(settings),
             "Folder": dataclasses.asdict(folder_settings),
@@ -120,21 +114,16 @@ def prepare(
     return manifest
 
 
-def _recall_reader(settings: recall.RecallSettings, seed: int) -> Reader:
-    return lambda names: (recall.generate(settings, name, seed) for name in names)
-
-
 def _make_vocabulary(
-    settings: PrepareSettings, recall_settings: recall.RecallSettings, read: Reader, train: list[str]
+    settings: PrepareSettings, documents: FolderDocuments | RecallDocuments, train: list[str]
 ) -> Vocabulary:
-    if settings.source == "recall":
-        return WordVocabulary(recall.words(recall_settings))
+    if isinstance(documents, RecallDocuments):
+        return WordVocabulary(words(documents.settings))
     if settings.vocabulary == "bytes":
         return ByteVocabulary()
-    texts = (document.text for document in read(train))
-    return train_sentencepiece(
-        texts, settings.vocabulary_size, settings.vocabulary_model, settings.vocabulary_sample_bytes
-    )
+    texts = (document.text for document in documents.read(train))
+    size, model, sample = settings.vocabulary_size, settings.vocabulary_model, settings.vocabulary_sample_bytes
+    return train_sentencepiece(texts, size, model, sample)
 
 
 def _fingerprint(vocabulary: Vocabulary) -> str:

@@ -10,6 +10,7 @@ it is local attention that has to teach them to match.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int
@@ -54,9 +55,18 @@ def words(settings: RecallSettings) -> list[str]:
     return [f"k{key}" for key in range(settings.keys)] + [f"v{value}" for value in range(settings.values)]
 
 
-def ids(settings: RecallSettings) -> list[str]:
-    """The names of the documents."""
-    return [f"recall-{number}" for number in range(settings.documents)]
+class RecallDocuments:
+    """The generated documents, as a source beside `FolderDocuments`."""
+
+    def __init__(self, settings: RecallSettings, seed: int):
+        self.settings, self._seed = settings, seed
+        self.skipped: list[str] = []
+
+    def ids(self) -> list[str]:
+        return [f"recall-{number}" for number in range(self.settings.documents)]
+
+    def read(self, ids: list[str]) -> Iterator[Document]:
+        return (generate(self.settings, id, self._seed) for id in ids)
 
 
 def generate(settings: RecallSettings, id: str, seed: int) -> Document:

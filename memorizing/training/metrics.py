@@ -80,16 +80,10 @@ class Progress:
         width = int(math.log10(self._total)) + 1
         print(
             f"step {step:{width}}/{self._total}  loss {loss:.3f}  {tokens_per_second:,.0f} tokens/s  "
-            f"{_duration(left)} left",
+            f"{tqdm.format_interval(left)} left",
             flush=True,
         )
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
