@@ -4,15 +4,16 @@
 #
 #   bash launch/quickstart.sh             on Python's own standard library, a package a document
 #   bash launch/quickstart.sh FOLDER      on your text: each file or sub-folder in it a document
-#   bash launch/quickstart.sh FOLDER --gin_param 'VOCABULARY_SIZE = 1024'      with other settings
+#   bash launch/quickstart.sh [FOLDER] --gin_param 'VOCABULARY_SIZE = 1024'    with other settings
 #
 # Repeating the command goes on where it was interrupted. Everything lies in runs/quickstart, or for a folder in
 # runs/quickstart-NAME (RUN=DIR names another).
 
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit ;; esac
-folder=${1:+$(realpath "$1")}
-more=("${@:2}")
+folder=
+case "${1:-}" in "" | -*) ;; *) folder=$(realpath "$1") && shift ;; esac
+more=("$@")
 # shellcheck source=launch/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -23,8 +24,8 @@ step() { printf '\n== %s\n' "$*"; }
 
 step "documents of $raw -> tokens in $run/data"
 if [ ! -f "$run/data/manifest.json" ]; then
+    mkdir -p "$run" && printf '%s\n' "$raw" >"$run/documents"
     memorizing prepare "${settings[@]}" --raw="$raw" --out="$run/data"
-    printf '%s\n' "$raw" >"$run/documents"
 elif [ "$(cat "$run/documents")" != "$raw" ]; then
     fail "$run holds tokens of $(cat "$run/documents"), not of $raw: remove it, or name another folder with RUN=DIR"
 fi

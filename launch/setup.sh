@@ -49,8 +49,8 @@ fetch_python() { # the last resort: uv downloads an interpreter, where the netwo
 }
 
 uv_version=$(grep -o '^uv==[0-9.]*' requirements.lock)
-wanted=$(cat requirements.lock pyproject.toml | cksum)
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+wanted="$PWD $(cat requirements.lock pyproject.toml | cksum)"
+if ! suitable .venv/bin/python || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
     started=$SECONDS
     if ! { [ -x .venv/bin/python ] && suitable .venv/bin/python; }; then
         rm -rf .venv

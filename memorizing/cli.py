@@ -4,6 +4,7 @@ Everything else is imported where it is used, so that `--help` answers at once.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -90,28 +91,35 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from memorizing.config import open_workdir
-    from memorizing.training.loop import train
+    from memorizing.config import CONFIG_FILE, open_workdir
+    from memorizing.files import write_whole
+    from memorizing.parallel.mesh import make_mesh
+    from memorizing.training.loop import check_data, open_tokens, train
 
-    it = open_workdir(options.workdir, options.gin_file, options.gin_param)
+    if options.workdir.exists() and not options.workdir.is_dir():
+        raise InputError(f"--workdir={options.workdir} is a file: name a folder")
+    it, text = open_workdir(options.workdir, options.gin_file, options.gin_param)
+    check_data(options.workdir, open_tokens(it.training.data, it.model), train=True)
+    make_mesh(it.batch.rows)
+    write_whole(options.workdir / CONFIG_FILE, text)  # only now: settings that cannot be used replace none that can
     train(it.model, it.memory, it.batch, it.optimizer, it.training, options.workdir)
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from memorizing.config import check_memory_size, load_trained
+    from memorizing.config import load_trained
     from memorizing.evaluation.evaluate import at_memory_size, evaluate, restore
-    from memorizing.training.loop import open_tokens
+    from memorizing.training.loop import check_data, open_tokens
 
     it = load_trained(options.workdir, options.gin_file, options.gin_param)
     sizes = options.memory_size or [it.memory.size]
-    for size in sizes:
-        check_memory_size(size, it.batch.segment_length)
+    # As settings of the whole run, so that they are checked against the others before any is evaluated.
+    memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
     if options.name and len(sizes) > 1:
         raise InputError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
     tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
+    check_data(options.workdir, tokens, train=False)
     parameters, step = restore(options.workdir, it.model)
-    for size in sizes:
-        memory = at_memory_size(it.memory, size)
+    for memory in memories:
         evaluate(
             it.model, memory, it.batch.segment_length, it.evaluation, parameters, step, tokens, options.workdir,
             options.name,

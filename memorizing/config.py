@@ -7,8 +7,9 @@ wrong type pass; here both are refused, and so are combinations that no single d
 import contextlib
 import dataclasses
 import difflib
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -56,6 +57,12 @@ class Experiment:
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "
                 "layer, or set Memory.size = 0"
             )
+        if self.memory.size and self.training.memory_from_step >= self.training.steps:
+            raise ConfigError(
+                f"Training.memory_from_step = {self.training.memory_from_step} is not before the end, Training.steps = "
+                f"{self.training.steps}, so the memory of {self.memory.size} would never be used: switch it on "
+                "earlier, train for longer, or set Memory.size = 0"
+            )
         for name in ("steps", "checkpoint_every", "memory_from_step"):
             value = getattr(self.training, name)
             if value % call:
@@ -92,15 +99,18 @@ def load(files: Sequence[str | Path], bindings: Sequence[str]) -> tuple[Experime
     for file in files:
         if not Path(file).is_file():
             raise ConfigError(f"--gin_file={file}: no such file")
+    mentioned = _mentions("\n".join(bindings))
     try:
         for file in files:
             with contextlib.chdir(Path(file).parent):  # what it includes is named from its own folder
-                gin.parse_config_file(Path(file).name)
+                mentioned |= _mentioned(gin.parse_config_file(Path(file).name))
         gin.parse_config(list(bindings))
         bound = {name: gin.get_bindings(name) for name in SECTIONS}
+    except RecursionError as error:
+        raise ConfigError("a macro or setting refers to itself: give one in the circle a plain value") from error
     except (ValueError, TypeError, SyntaxError, OSError) as error:
         raise ConfigError(_explain(str(error))) from error
-    _refuse_unused_macros()
+    _refuse_unused_macros(mentioned)
     sections = {name.lower(): _build(name, values) for name, values in bound.items()}
     experiment = Experiment(**sections)
     return experiment, _resolved(experiment)
@@ -120,6 +130,8 @@ def _build(name: str, values: dict[str, Any]) -> Any:
         is_bool = isinstance(value, bool) and wanted is not bool
         if is_bool or not is_bearable(value, wanted):  # type: ignore[arg-type]
             raise ConfigError(f"{name}.{field.name} = {value!r}: must be {_describe(wanted)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}.{field.name} = {value!r}: must be finite")
     try:
         return SECTIONS[name](**values)
     except InputError as error:
@@ -162,9 +174,22 @@ def _macros(text: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+) = (.*(?:\n    .*)*)", text, flags=re.MULTILINE))
 
 
-def _refuse_unused_macros() -> None:
+def _mentions(text: str) -> set[str]:
+    return set(re.findall(r"%(\w+)", text))
+
+
+def _mentioned(parsed: Any) -> set[str]:
+    """The macros that a parsed gin file refers to, or one that it includes."""
+    return _mentions(Path(parsed.filename).read_text()).union(*map(_mentioned, parsed.includes))
+
+
+def _refuse_unused_macros(mentioned: set[str]) -> None:
+    """Only of macros that no setting ever referred to: `Memory.size = 512` may leave base.gin's macro unused."""
+    scoped = re.search(r"^(?:\w+/)+(\w+\.\w+) = ", gin.config_str(), flags=re.MULTILINE)
+    if scoped:
+        raise ConfigError(f"{scoped[0]}...: settings have no scopes here; write {scoped[1]} = ...")
     given, used = _macros(gin.config_str()), _macros(gin.operative_config_str())
-    for name in sorted(given.keys() - used.keys()):
+    for name in sorted(given.keys() - used.keys() - mentioned):
         raise ConfigError(
             f"the macro {name} = {given[name]} is used by no setting (misspelt?); {_nearest(name, sorted(used))}"
         )
@@ -172,10 +197,10 @@ def _refuse_unused_macros() -> None:
 
 def _resolved(experiment: Experiment) -> str:
     """Every setting of the experiment as gin text; macros stay macros, so that they can be overridden later."""
-    text = gin.config_str(max_line_length=10_000)
+    text, used = gin.config_str(max_line_length=10_000), _macros(gin.operative_config_str())
     bound = dict(re.findall(r"^(\w+\.\w+) = (.*)$", text, flags=re.MULTILINE))
     lines = ["# Every setting of this run, defaults included. Written by memorizing; read again by --workdir.", ""]
-    lines += [f"{name} = {value}" for name, value in _macros(text).items()]
+    lines += [f"{name} = {value}" for name, value in _macros(text).items() if name in used]
     for section in dataclasses.fields(Experiment):
         name, values = section.name.capitalize(), getattr(experiment, section.name)
         lines.append("")
@@ -201,18 +226,23 @@ MAY_CHANGE = {
     "Training.steps",
     "Training.checkpoint_every",
     "Training.checkpoints_kept",
-    "Training.data",
+    "Optimizer.learning_rate",
+    "Optimizer.warmup_steps",
+    "Optimizer.clip_norm",
     "Memory.search",
     "Memory.block_size",
+    "Model.remat",
 }
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
 
-def open_workdir(workdir: Path, files: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
-    """The settings of a run that is to start or to go on in `workdir`; writes them there as `config.gin`.
+def open_workdir(
+    workdir: Path, files: Sequence[str | Path], bindings: Sequence[str], say: Callable[[str], None] = print
+) -> tuple[Experiment, str]:
+    """The settings of a run that is to start or to go on in `workdir`, and the text for its `config.gin`.
 
     Without files a run goes on with the settings it has. With files they must be those that it began with, but for
-    `MAY_CHANGE`.
+    `MAY_CHANGE`; what has changed is said.
 
     Raises:
         ConfigError: when settings are missing, wrong, or not those of the run in `workdir`.
@@ -229,17 +259,30 @@ def open_workdir(workdir: Path, files: Sequence[str | Path], bindings: Sequence[
     else:
         began, _ = load([stored], [])
         experiment, text = load(files or [stored], bindings)
+        decays = experiment.optimizer.schedule in ("cosine", "linear")
         for name, now, before in differences(experiment, began):
-            if name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training") and name not in MAY_CHANGE:
+            of_training = name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training")
+            if not of_training or name == "Training.data" or (name == "Optimizer.decay_steps" and not decays):
+                continue
+            if name not in MAY_CHANGE:
                 raise ConfigError(
                     f"{name} = {now!r}, but the run in {workdir} began with {before!r}: train in another --workdir, "
-                    f"or leave it as it was"
+                    f'or leave it as it was with --gin_param "{name} = {before!r}"'
                 )
-    for data in {experiment.training.data, experiment.evaluation.data} - {""}:
-        text = text.replace(repr(data), repr(str(Path(data).absolute())))  # so that the run can be used from anywhere
-    workdir.mkdir(parents=True, exist_ok=True)
-    stored.write_text(text)
-    return experiment
+            say(f"{name} = {now!r} from here on; the run began with {before!r}")
+    return experiment, _with_absolute_data(text, experiment)
+
+
+def _with_absolute_data(text: str, experiment: Experiment) -> str:
+    """The resolved text with folders of data named from the root, so that the run can be used from anywhere."""
+    settings = dict(re.findall(r"^([\w.]+) = (.*)$", text, flags=re.MULTILINE))
+    for name, data in (("Training.data", experiment.training.data), ("Evaluation.data", experiment.evaluation.data)):
+        while settings[name].startswith("%"):  # it is the macro that says where
+            name = settings[name][1:]
+        if data:
+            line = f"{name} = {str(Path(data).absolute())!r}"
+            text = re.sub(rf"^{re.escape(name)} = .*$", lambda _, line=line: line, text, flags=re.MULTILINE)
+    return text
 
 
 def load_trained(workdir: Path, files: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:

@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from memorizing.config import ConfigError, Experiment, differences, load, load_trained, open_workdir
+from memorizing.config import CONFIG_FILE, ConfigError, Experiment, differences, load, load_trained, open_workdir
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
+from memorizing.files import write_whole
 from memorizing.model.transformer import abstract_model
 from memorizing.parallel.mesh import make_mesh
 from memorizing.training.loop import open_tokens
@@ -21,6 +22,7 @@ REFUSED = {
     "an unknown setting": ("Model.layer = 3", ["layer", "did you mean 'layers'"]),
     "a misspelt macro": ("MEMRY_SIZE = 3", ["MEMRY_SIZE = 3", "did you mean 'MEMORY_SIZE'"]),
     "an undefined macro": ("Model.layers = %LAYERS", ["%LAYERS", "add `LAYERS = VALUE`"]),
+    "a macro of itself": ("MEMORY_SIZE = %MEMORY_SIZE", ["refers to itself", "plain value"]),
     "no value": ("MEMORY_SIZE", ["write settings as 'Section.name = value'"]),
     "text for a number": ("MEMORY_SIZE = '8k'", ["Memory.size = '8k'", "a whole number"]),
     "a fraction for a whole number": ("Model.layers = 2.5", ["Model.layers = 2.5", "a whole number"]),
@@ -43,13 +45,27 @@ REFUSED = {
     "a short distance": ("Model.position_max_distance = 9", ["Model.position_max_distance = 9", "must exceed half"]),
     "all dropped": ("Model.dropout = 1.0", ["Model.dropout = 1.0", "below 1"]),
     "no rows": ("BATCH_SIZE = 0", ["Batch.rows = 0", "at least 1"]),
+    "a scope": ("big/Model.layers = 3", ["settings have no scopes", "write Model.layers ="]),
+    "a memory that is never used": (
+        "Training.memory_from_step = 500_000",
+        ["Training.memory_from_step = 500000", "Training.steps = 500000", "memory of 8192"],
+    ),
     "steps that no call ends at": ("NUM_STEPS = 1001", ["Training.steps = 1001", "1000 or 1008"]),
+    "a checkpoint in the middle of a call": ("CHECKPOINT_EVERY = 3", ["Training.checkpoint_every = 3", "0 or 8"]),
     "a switch in the middle of a call": ("Training.memory_from_step = 3", ["memory_from_step = 3", "0 or 8"]),
     "no checkpoints": ("CHECKPOINT_EVERY = 0", ["Training.checkpoint_every = 0", "at least 1"]),
     "no learning": ("Optimizer.learning_rate = 0", ["Optimizer.learning_rate = 0.0", "above 0"]),
+    "more than all numbers": ("Optimizer.learning_rate = 1e400", ["Optimizer.learning_rate = inf", "finite"]),
     "a negative warm-up": ("Optimizer.warmup_steps = -1", ["Optimizer.warmup_steps = -1", "0 or more"]),
+    "a negative norm": ("Optimizer.clip_norm = -1", ["Optimizer.clip_norm = -1.0", "0 or more"]),
+    "growing weights": ("Optimizer.weight_decay = -0.1", ["Optimizer.weight_decay = -0.1", "0 or more"]),
+    "a mean over all time": ("Optimizer.beta2 = 1.0", ["Optimizer.beta2 = 1.0", "below 1"]),
+    "a seed that numpy refuses": ("SEED = -1", ["Batch.seed = -1", "0 or more"]),
+    "a seed of documents, too": ("Prepare.seed = -1", ["Prepare.seed = -1", "0 or more"]),
     "a share above one": ("Prepare.test = 1.5", ["Prepare.test = 1.5", "from 0 to below 1"]),
     "no rows to evaluate": ("Evaluation.rows = 0", ["Evaluation.rows = 0", "at least 1"]),
+    "keys that are never mentioned": ("Recall.mentions = 0", ["Recall.mentions = 0", "at least 1"]),
+    "less than no silence": ("Recall.silence = -1", ["Recall.silence = -1", "0 or more"]),
     "bursts that do not come out even": ("Recall.mentions = 3", ["Recall.pairs = 32", "Recall.mentions = 3"]),
     "too few keys to keep silent": ("Recall.keys = 100", ["Recall.keys = 100", "at least 160"]),
 }
@@ -90,11 +106,13 @@ def test_a_missing_include_is_named(tmp_path):
         load([tmp_path / "run.gin"], [])
 
 
-@pytest.mark.parametrize("rows", [6, 3])
-def test_rows_that_do_not_divide_over_devices_are_refused(rows, monkeypatch):
+@pytest.mark.parametrize(("rows", "fitting"), [(6, "4 or 8"), (3, "4")])
+def test_rows_that_do_not_divide_over_devices_are_refused(rows, fitting, monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda: ["device"] * 4)
-    with pytest.raises(InputError, match=rf"Batch\.rows = {rows} does not divide over 4 devices: use 4|8 rows"):
+    with pytest.raises(InputError, match=rf"Batch\.rows = {rows} does not divide over 4 devices: use {fitting} rows"):
         make_mesh(rows)
+    with pytest.raises(InputError, match=rf"Evaluation\.rows = {rows} does not"):
+        make_mesh(rows, setting="Evaluation.rows")
 
 
 def test_data_that_is_missing_or_does_not_fit_is_refused(tmp_path, monkeypatch):
@@ -132,6 +150,27 @@ def test_macros_inside_values_survive_being_written_out(tmp_path):
     assert load([tmp_path / "config.gin"], ["LAYER = 6"])[0].model.memory_layers == (6, 9)
 
 
+def test_a_setting_may_be_given_a_value_past_its_macro(tmp_path):
+    """MEMORY_SIZE then governs nothing: no reason to call it misspelt, but to say so when it is set later."""
+    experiment, text = load([BASE], ["Memory.size = 512"])
+    assert experiment.memory.size == 512
+    (tmp_path / "config.gin").write_text(text)
+    assert load([tmp_path / "config.gin"], [])[0] == experiment
+    with pytest.raises(ConfigError, match=r"macro MEMORY_SIZE = 1024 is used by no setting"):
+        load([tmp_path / "config.gin"], ["MEMORY_SIZE = 1024"])
+
+
+@pytest.mark.parametrize("binding", ["DATA = 'test'", "Training.data = 'test'", "Evaluation.data = 'test'"])
+def test_data_is_found_from_anywhere_whatever_the_folder_is_called(binding, tmp_path, monkeypatch):
+    """A folder named like the value of another setting: `Evaluation.split = 'test'` has to stay."""
+    monkeypatch.chdir(tmp_path)
+    began = start(Path("run"), [binding])
+    monkeypatch.chdir(tmp_path.parent)
+    found = load_trained(tmp_path / "run", [], [])
+    (changed,) = differences(found, began)
+    assert changed[0] in ("Training.data", "Evaluation.data") and changed[1:] == (str(tmp_path / "test"), "test")
+
+
 @pytest.mark.parametrize(("size", "billions"), [("200m", 0.2), ("1b", 1.0), ("8b", 8.0)])
 def test_sizes_have_about_the_parameters_of_their_name(size, billions):
     experiment, _ = load([BASE, CONFIGS / "sizes" / f"{size}.gin"], [])
@@ -149,15 +188,38 @@ def test_experiments_can_be_built_by_hand():
     assert load([], [])[0] == Experiment()
 
 
+def start(workdir: Path, bindings: list[str]) -> Experiment:
+    """What `memorizing train` does with settings before anything is computed."""
+    experiment, text = open_workdir(workdir, [BASE], bindings)
+    write_whole(workdir / CONFIG_FILE, text)
+    return experiment
+
+
 def test_a_workdir_needs_settings_once(tmp_path):
+    run = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"holds no run yet, and no --gin_file"):
-        open_workdir(tmp_path / "run", [], [])
-    began = open_workdir(tmp_path / "run", [BASE], ["NUM_STEPS = 80"])
-    assert open_workdir(tmp_path / "run", [], []) == began
-    assert open_workdir(tmp_path / "run", [BASE], ["Model.layers = 9"]).model.layers == 9  # nothing trained yet
-    (tmp_path / "run" / "checkpoints" / "40").mkdir(parents=True)
+        open_workdir(run, [], [])
+    began = start(run, ["NUM_STEPS = 80"])
+    assert open_workdir(run, [], [])[0] == began
+    assert start(run, ["Model.layers = 9"]).model.layers == 9  # nothing trained yet
+    (run / "checkpoints" / "40").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"Model\.layers = 12, but the run in .* began with 9"):
-        open_workdir(tmp_path / "run", [BASE], [])
+        open_workdir(run, [BASE], [])
     with pytest.raises(ConfigError, match=r"Model\.heads = 4, but the model in .* was trained with 8"):
-        load_trained(tmp_path / "run", [], ["Model.heads = 4"])
-    assert load_trained(tmp_path / "run", [], ["MEMORY_SIZE = 512"]).memory.size == 512
+        load_trained(run, [], ["Model.heads = 4"])
+    assert load_trained(run, [], ["MEMORY_SIZE = 512"]).memory.size == 512
+
+
+def test_a_run_can_be_made_longer_unless_its_schedule_would_change(tmp_path):
+    said = []
+    for schedule, refused in (("rsqrt", False), ("cosine", True)):
+        run = tmp_path / schedule
+        start(run, [f"Optimizer.schedule = '{schedule}'"])
+        (run / "checkpoints" / "40").mkdir(parents=True)
+        if refused:
+            with pytest.raises(ConfigError, match=r"decay_steps = 600000, but .* \"Optimizer\.decay_steps = 500000\""):
+                open_workdir(run, [], ["NUM_STEPS = 600_000"])
+        kept = ["Optimizer.decay_steps = 500000"] if refused else []
+        longer, _ = open_workdir(run, [], ["NUM_STEPS = 600_000", *kept], said.append)
+        assert longer.training.steps == 600_000
+    assert said == ["Training.steps = 600000 from here on; the run began with 500000"] * 2

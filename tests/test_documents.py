@@ -44,6 +44,13 @@ def test_each_entry_is_a_document_with_its_files_joined(folder):
     assert documents.skipped == ["c: shorter than Folder.minimum_bytes = 1"]
 
 
+def test_what_is_not_read_is_counted(folder):
+    (folder / "linked").symlink_to(folder / "a")
+    documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test", "c")))
+    assert documents.left_out == ["2 by Folder.suffixes", "2 by Folder.exclude", "1 by being links to folders"]
+    assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py"]
+
+
 def test_short_documents_are_left_out_and_named(folder):
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), minimum_bytes=5))
     assert set(read(documents)) == {"a/test/t.py", "b.py"}

@@ -4,8 +4,10 @@ import functools
 import itertools
 import json
 import math
+from pathlib import Path
 
 import jax
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.compare import compare
 from memorizing.evaluation.evaluate import Answers, at_memory_size
-from memorizing.evaluation.perplexity import Summary, reading_plan, score_documents
+from memorizing.evaluation.perplexity import DocumentScores, Summary, reading_plan, score_documents
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model, empty_carry
@@ -37,11 +39,14 @@ TEXTS = [
 ]
 
 
+def write(folder: Path, texts: list[str]) -> TokenSplit:
+    write_split(folder, [Document(str(number), text) for number, text in enumerate(texts)], ByteVocabulary())
+    return TokenSplit(folder)
+
+
 @pytest.fixture(scope="module")
 def split(tmp_path_factory) -> TokenSplit:
-    folder = tmp_path_factory.mktemp("tokens") / "test"
-    write_split(folder, [Document(str(number), text) for number, text in enumerate(TEXTS)], ByteVocabulary())
-    return TokenSplit(folder)
+    return write(tmp_path_factory.mktemp("tokens") / "test", TEXTS)
 
 
 @functools.cache
@@ -84,7 +89,14 @@ def test_perplexity_is_that_of_each_document_read_alone(split, size):
 
 @pytest.mark.parametrize(("rows", "segments_per_call"), [(1, 1), (3, 2), (9, 7)])
 def test_no_figure_depends_on_the_layout(split, rows, segments_per_call):
-    one, other = figures(split), figures(split, rows=rows, segments_per_call=segments_per_call)
+    assert_same(figures(split), figures(split, rows=rows, segments_per_call=segments_per_call))
+
+
+def test_no_figure_depends_on_the_order_of_documents(split, tmp_path):
+    assert_same(figures(split), figures(write(tmp_path / "test", [TEXTS[at] for at in (4, 1, 0, 5, 3, 2)])))
+
+
+def assert_same(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for name, value in one.items():
         if name != "perplexity_by_position":
@@ -102,6 +114,19 @@ def test_positions_add_up_to_the_whole(split):
     assert total / found["tokens"] == pytest.approx(found["loss_nats_per_token"])
 
 
+def test_each_position_has_the_perplexity_of_its_own_tokens():
+    """Up to token 128, then twice as far each time: by hand for losses that say which token they are of."""
+    summary = Summary()
+    for tokens in (100, 300):
+        summary.add(DocumentScores(0, np.arange(tokens, dtype=np.float32) / 100, np.ones(tokens, bool)), 1)
+    parts = {part["first_token"]: part for part in summary.figures()["perplexity_by_position"]}
+    expected = {0: [*range(100), *range(128)], 128: [*range(128, 256)], 256: [*range(256, 300)]}
+    assert parts.keys() == expected.keys()
+    for first, places in expected.items():
+        assert parts[first]["tokens"] == len(places)
+        assert parts[first]["perplexity"] == pytest.approx(math.exp(np.mean(places) / 100), rel=1e-6)
+
+
 def test_the_reading_plan_reads_every_segment_once_in_order():
     lengths = np.array([5, 0, 17, 9, 33, 1])
     plan = reading_plan(lengths, rows=3, segment_length=8)
@@ -113,23 +138,30 @@ def test_the_reading_plan_reads_every_segment_once_in_order():
 
 
 def test_answers_are_counted_by_how_long_ago_they_were_told():
-    # Key 5 is told at place 1 and asked at 3 (near) and 35 (far, 32 tokens on); key 6 is told at 37 only.
-    tokens = np.tile([7, 8], 20)
-    tokens[[0, 2, 34]], tokens[36] = 5, 6
+    """Of segments of 4 tokens: near is within one, far is 8 or more ago, what lies between is neither.
+
+    place    0     2     4     6    ...    24     26     38     40
+    pair     a 1   a 1   b 2   c 3   ...    b 2    d 4    a 1    c 3        (fillers between, each told once)
+                   near                     20            far 36 far 34
+    """
+    a, b, c, d = 10, 11, 12, 13
+    fillers = iter(range(100, 200))
+    pairs = {0: (a, 1), 2: (a, 1), 4: (b, 2), 6: (c, 3), 24: (b, 2), 26: (d, 4), 38: (a, 1), 40: (c, 3)}
+    tokens = np.array([pairs.get(place, (next(fillers), 5)) for place in range(0, 42, 2)]).reshape(-1)
+    correct = np.zeros(42, bool)
+    correct[[3, 27, 39]] = True  # the near question, a value that nobody can know, the first of two far questions
     answers = Answers(segment_length=4)
-    correct = np.zeros(40, bool)
-    correct[[3, 37]] = True
     answers.add(tokens, correct)
-    counted = answers.figures()
-    assert counted["far"] == {"questions": 1, "exact": 0.0}
-    # The pairs 7 8 are asked every 2 tokens: 19 - 4 places hold them, all but the first near, and two gaps of 4.
-    assert counted["near"]["exact"] == pytest.approx(1 / counted["near"]["questions"])
+    assert answers.figures() == {"near": {"questions": 1, "exact": 1.0}, "far": {"questions": 2, "exact": 0.5}}
+    answers.add(tokens, np.ones(42, bool))
+    assert answers.figures() == {"near": {"questions": 2, "exact": 1.0}, "far": {"questions": 4, "exact": 0.75}}
 
 
 def evaluation(size: int, perplexity: float, tokens: int = 100) -> dict:
     return {
         "perplexity": perplexity, "bits_per_byte": 1.0, "tokens": tokens, "bytes": 300, "documents": 3,
-        "memory_size": size, "perplexity_by_position": [{"first_token": 0, "tokens": 9, "perplexity": perplexity}],
+        "checkpoint_step": 800, "memory_size": size,
+        "perplexity_by_position": [{"first_token": 0, "tokens": 9, "perplexity": perplexity}],
     }  # fmt: skip
 
 
@@ -140,15 +172,16 @@ def write_run(folder, evaluations: list[dict]) -> None:
 
 
 def test_compare_gathers_two_runs(tmp_path):
-    write_run(tmp_path / "a", [evaluation(0, 20.0)])
-    write_run(tmp_path / "b", [evaluation(size, 18.0 - size / 100) for size in (512, 0, 64)])
+    one, others = evaluation(0, 20.0), [evaluation(size, 18.0 - size / 100) for size in (512, 0, 64)]
+    write_run(tmp_path / "a", [one])
+    write_run(tmp_path / "b", others)
     said = []
     compare(tmp_path / "a", tmp_path / "b", "test", tmp_path / "out", said.append)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["without_memory"]["perplexity"] == 20.0
-    assert [each["memory_size"] for each in results["with_memory"]] == [0, 64, 512]
-    assert (tmp_path / "out" / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert results == {"without_memory": one, "with_memory": [others[1], others[2], others[0]]}  # by size
     assert "-35.6%" in "\n".join(said)  # 12.88 against 20
+    picture = matplotlib.image.imread(tmp_path / "out" / "results.png")
+    assert picture.shape[0] > 300 and picture.shape[1] > 800 and picture.std() > 0.01
 
 
 def test_compare_refuses_what_cannot_be_compared(tmp_path):
@@ -156,5 +189,11 @@ def test_compare_refuses_what_cannot_be_compared(tmp_path):
     write_run(tmp_path / "b", [evaluation(64, 18.0)])
     with pytest.raises(InputError, match="different text"):
         compare(tmp_path / "a", tmp_path / "b", "test", tmp_path / "out")
+    write_run(tmp_path / "c", [evaluation(0, 20.0), evaluation(64, 18.0) | {"checkpoint_step": 1600}])
+    with pytest.raises(InputError, match="was evaluated at checkpoints 800, 1600: evaluate it anew"):
+        compare(tmp_path / "a", tmp_path / "c", "test", tmp_path / "out")
     with pytest.raises(InputError, match="no evaluations of the validation split"):
         compare(tmp_path / "a", tmp_path / "b", "validation", tmp_path / "out")
+    with pytest.raises(InputError, match=r"with a memory of 64 only.*--memory_size=0"):
+        compare(tmp_path / "b", tmp_path / "b", "test", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -43,6 +43,8 @@ class BatchSettings:
         for name in ("rows", "segment_length", "segments_per_call"):
             if getattr(self, name) < 1:
                 raise InputError(f"Batch.{name} = {getattr(self, name)}: must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"Batch.seed = {self.seed}: must be 0 or more")
 
 
 class Schedule:

@@ -55,7 +55,8 @@ class FolderDocuments:
         self.skipped: list[str] = []
         if not root.is_dir():
             raise InputError(f"--raw={root}: no such folder; name the folder that holds the documents")
-        files = sorted(_files(root, settings), key=lambda path: path.relative_to(root).parts)
+        files, self.left_out = _files(root, settings)
+        files.sort(key=lambda path: path.relative_to(root).parts)
         self._files: dict[str, list[Path]] = {}
         for path in files:
             relative = path.relative_to(root)
@@ -108,13 +109,24 @@ class FolderDocuments:
         return f"### {path.relative_to(self.root).as_posix()}\n{text.rstrip()}\n\n" if text.strip() else ""
 
 
-def _files(root: Path, settings: FolderSettings) -> Iterator[Path]:
+def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[str]]:
+    """The files to read, and a line on each kind of thing that is not read."""
+    files, counts = [], {"Folder.suffixes": 0, "Folder.exclude": 0, "being links to folders": 0}
     for folder, folders, names in root.walk():
-        excluded = lambda name: any(fnmatch.fnmatch(name, pattern) for pattern in settings.exclude)  # noqa: E731
-        folders[:] = [name for name in folders if not excluded(name)]
-        for name in names:
-            if (not settings.suffixes or name.endswith(settings.suffixes)) and not excluded(name):
-                yield folder / name
+        kept = []
+        for name in [*folders, *names]:
+            if any(fnmatch.fnmatch(name, pattern) for pattern in settings.exclude):
+                counts["Folder.exclude"] += 1
+            elif name in folders:
+                kept.append(name)
+            elif (folder / name).is_dir():  # listed among the files, since it is only linked
+                counts["being links to folders"] += 1
+            elif settings.suffixes and not name.endswith(settings.suffixes):
+                counts["Folder.suffixes"] += 1
+            else:
+                files.append(folder / name)
+        folders[:] = kept
+    return files, [f"{count} by {reason}" for reason, count in counts.items() if count]
 
 
 def assign_splits(ids: list[str], validation: float, test: float, seed: int) -> dict[str, Split]:

@@ -53,6 +53,8 @@ class PrepareSettings:
                 f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on: "
                 "their sum must be below 1"
             )
+        if self.seed < 0:
+            raise InputError(f"Prepare.seed = {self.seed}: must be 0 or more")
 
 
 def prepare(
@@ -95,6 +97,8 @@ def prepare(
             raise InputError(f"no document of the {split} split has any text; see Folder.minimum_bytes and the files")
         splits[split] = dataclasses.asdict(counts)
         report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
+    if documents.left_out:
+        report(f"left out files and folders: {', '.join(documents.left_out)}")
     for line in documents.skipped:
         report(f"left out {line}")
     manifest = {
@@ -102,7 +106,7 @@ def prepare(
         "source": settings.source,
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": _fingerprint(vocabulary)},
         "splits": splits,
-        "left_out": documents.skipped,
+        "left_out": documents.left_out + documents.skipped,
         "settings": {
             "Prepare": dataclasses.asdict(settings),
             "Folder": dataclasses.asdict(folder_settings),

@@ -41,6 +41,11 @@ class RecallSettings:
     silence: int = 9
 
     def __post_init__(self):
+        for name in ("documents", "bursts", "pairs", "mentions", "keys", "values"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Recall.{name} = {getattr(self, name)}: must be at least 1")
+        if self.silence < 0:
+            raise InputError(f"Recall.silence = {self.silence}: must be 0 or more")
         if self.pairs % self.mentions:
             raise InputError(f"Recall.pairs = {self.pairs}: must be a multiple of Recall.mentions = {self.mentions}")
         if self.keys < self.pairs // self.mentions * (self.silence + 1):
@@ -60,6 +65,7 @@ class RecallDocuments:
 
     def __init__(self, settings: RecallSettings, seed: int):
         self.settings, self._seed = settings, seed
+        self.left_out: list[str] = []
         self.skipped: list[str] = []
 
     def ids(self) -> list[str]:

@@ -1,16 +1,15 @@
 """Prepared tokens on disk: what `prepare` writes and what training and evaluation read.
 
-    FOLDER/manifest.json        format, vocabulary, counts per split
-    FOLDER/vocabulary.model     the SentencePiece model, if that is the vocabulary
-    FOLDER/SPLIT/tokens         TensorStore (zarr3) array of all documents' tokens, one after another
-    FOLDER/SPLIT/ends           ... of where each document ends in it
-    FOLDER/SPLIT/bytes          ... of the UTF-8 bytes of each document's text, for bits per byte
-    FOLDER/SPLIT/documents.txt  names of the documents, one a line, JSON strings
-
-TensorStore reads local disks and object stores alike.
+FOLDER/manifest.json        format, vocabulary, counts per split
+FOLDER/vocabulary.model     the SentencePiece model, if that is the vocabulary
+FOLDER/SPLIT/tokens         TensorStore (zarr3) array of all documents' tokens, one after another
+FOLDER/SPLIT/ends           ... of where each document ends in it
+FOLDER/SPLIT/bytes          ... of the UTF-8 bytes of each document's text, for bits per byte
+FOLDER/SPLIT/documents.txt  names of the documents, one a line, JSON strings
 """
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +36,7 @@ class SplitCounts:
     documents: int
     tokens: int
     bytes: int
+    sha256: str
 
 
 class TokenSplit:
@@ -85,6 +85,13 @@ class PreparedTokens:
     def vocabulary_size(self) -> int:
         return self.manifest["vocabulary"]["size"]
 
+    def digests(self) -> dict[str, str]:
+        """Of what the ids mean, and of the documents to train on."""
+        return {
+            "vocabulary": self.manifest["vocabulary"]["sha256"],
+            "train": self.manifest["splits"]["train"]["sha256"],
+        }
+
     def split(self, name: str) -> TokenSplit:
         if name not in self.manifest["splits"]:
             raise InputError(f"{self.folder} has no split {name!r}, only {', '.join(self.manifest['splits'])}")
@@ -97,10 +104,11 @@ def write_split(folder: Path, documents: Iterable[Document], vocabulary: Vocabul
     dtype = np.uint16 if vocabulary.size <= 1 << 16 else np.int32
     tokens, pending = _Appended(folder / "tokens", dtype), []
     ends, sizes, names = [], [], []
-    total = 0
+    total, digest = 0, hashlib.sha256()
     for document in documents:
         encoded = vocabulary.encode(document.text).astype(dtype)
         total += len(encoded)
+        digest.update(np.int64(len(encoded)).tobytes() + encoded.tobytes())
         pending.append(encoded)
         ends.append(total)
         sizes.append(len(document.text.encode("utf-8")))
@@ -114,7 +122,7 @@ def write_split(folder: Path, documents: Iterable[Document], vocabulary: Vocabul
     _Appended(folder / "ends", np.int64).write(np.asarray(ends, np.int64))
     _Appended(folder / "bytes", np.int64).write(np.asarray(sizes, np.int64))
     (folder / "documents.txt").write_text("".join(name + "\n" for name in names))
-    return SplitCounts(len(names), total, sum(sizes))
+    return SplitCounts(len(names), total, sum(sizes), digest.hexdigest())
 
 
 class _Appended:

@@ -14,12 +14,15 @@ def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say:
     The run without memory counts as it is at memory 0, the other at every size it was evaluated at.
 
     Raises:
-        InputError: when evaluations are missing, or are of different text.
+        InputError: when evaluations are missing (that at memory 0 included), or are of different text.
     """
-    results = {
-        "without_memory": _evaluations(without_memory, split)[0],
-        "with_memory": _evaluations(with_memory, split),
-    }
+    baseline = _evaluations(without_memory, split)[0]
+    if baseline["memory_size"]:
+        raise InputError(
+            f"{without_memory} was evaluated with a memory of {baseline['memory_size']} only, so it is no baseline: "
+            f"name the run without memory, or `memorizing evaluate --workdir={without_memory} --memory_size=0`"
+        )
+    results = {"without_memory": baseline, "with_memory": _evaluations(with_memory, split)}
     everything = [results["without_memory"], *results["with_memory"]]
     if len({(each["tokens"], each["bytes"], each["documents"]) for each in everything}) > 1:
         raise InputError(f"{without_memory} and {with_memory} were evaluated on different text; evaluate both again")
@@ -35,6 +38,12 @@ def _evaluations(workdir: Path, split: str) -> list[dict]:
     found = [json.loads(path.read_text()) for path in (workdir / FOLDER).glob(f"{split}-memory-*.json")]
     if not found:
         raise InputError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")
+    steps = sorted({figures["checkpoint_step"] for figures in found})
+    if len(steps) > 1:
+        raise InputError(
+            f"{workdir} was evaluated at checkpoints {', '.join(map(str, steps))}: evaluate it anew at every size, "
+            f"or remove the files of the older ones from {workdir / FOLDER}"
+        )
     return sorted(found, key=lambda figures: figures["memory_size"])
 
 

@@ -13,6 +13,7 @@ from memorizing.data.recall import question_distances
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
+from memorizing.files import write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
@@ -50,6 +51,9 @@ def evaluate(
     figures = {
         **summary.figures(),
         "memory_size": memory.size,
+        "neighbours": memory.neighbours,
+        "search": memory.search,
+        "segment_length": segment_length,
         "checkpoint_step": checkpoint_step,
         "data": str(tokens.folder),
         "split": settings.split,
@@ -58,8 +62,7 @@ def evaluate(
     if answers is not None:
         figures["answers"] = answers.figures()
     path = workdir / FOLDER / f"{name or default_name(settings, memory)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=1) + "\n")
+    write_whole(path, json.dumps(figures, indent=1) + "\n")
     say(sentence(figures))
     return figures
 

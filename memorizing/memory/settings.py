@@ -21,7 +21,7 @@ class MemorySettings:
     size: int = 8192
     neighbours: int = 32
     search: Literal["exact", "blocked"] = "blocked"
-    block_size: int = 16_384
+    block_size: int = 8192
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self):
@@ -35,4 +35,4 @@ class MemorySettings:
                 f"retrieve fewer neighbours (at most {self.size}) or make the memory larger"
             )
         if self.block_size < 1:
-            raise InputError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 16384 is a good start")
+            raise InputError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 8192 is a good start")

@@ -5,6 +5,7 @@ a checkpoint does the loop wait, to be sure that what it saves is sound.
 """
 
 import dataclasses
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 from memorizing.data.batches import Ahead, BatchSettings, batches
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
+from memorizing.files import write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, count_parameters, create_model, empty_carry
@@ -56,12 +58,14 @@ class TrainingSettings:
         for name in ("steps", "checkpoint_every", "checkpoints_kept"):
             if getattr(self, name) < 1:
                 raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"Training.seed = {self.seed}: must be 0 or more")
         if self.memory_from_step < 0:
             raise InputError(f"Training.memory_from_step = {self.memory_from_step}: must be 0 or more")
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient is no number any more; nothing that came of it was saved."""
+    """The loss, its gradient or the parameters are no numbers any more; nothing that came of it was saved."""
 
 
 class Interrupted(RuntimeError):
@@ -103,8 +107,9 @@ def train(
         if step:
             say(f"resuming after step {step}")
             state = checkpoints.restore(step, _with_memory(state, step > training.memory_from_step))
-        elif training.memory_from_step:
-            state = _with_memory(state, False)
+        else:
+            state = _with_memory(state, not training.memory_from_step)
+            write_whole(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
         state = shard(mesh, state)
         reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training)
         dropout_seed = training.seed if model.dropout else None
@@ -147,6 +152,31 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
     return tokens
 
 
+DATA_FILE = "data.json"
+"""In a workdir: digests of the vocabulary and of the train split that the run reads."""
+
+
+def check_data(workdir: Path, tokens: PreparedTokens, train: bool) -> None:
+    """Refuses tokens that are not those the run in `workdir` began with; to evaluate, only the vocabulary counts.
+
+    The folder may have moved: it is what is in it that has to be the same.
+
+    Raises:
+        InputError: naming both sides.
+    """
+    path = workdir / DATA_FILE
+    if not path.exists():
+        return
+    began, now = json.loads(path.read_text()), tokens.digests()
+    for name in ("vocabulary", "train") if train else ("vocabulary",):
+        if now[name] != began[name]:
+            raise InputError(
+                f"{tokens.folder} has another {'vocabulary' if name == 'vocabulary' else 'train split'} (digest "
+                f"{now[name][:12]}) than the run in {workdir} began with ({began[name][:12]}, {began['folder']}): name "
+                "those tokens with Training.data, or train in another --workdir"
+            )
+
+
 def describe(model: ModelSettings, memory: MemorySettings, batch: BatchSettings, parameters: Parameters) -> str:
     """A line on what is trained, and on what."""
     devices = jax.devices()
@@ -178,12 +208,16 @@ class _Reporter:
         self._writer = MetricsWriter(workdir, first_step)
         self._progress = Progress(training.steps, first_step)
         self._waiting: tuple[int, CallMetrics] | None = None
-        self._last_time = time.perf_counter()
         self._rate, self._steps_per_update = learning_rate(optimizer), 1
         if training.update == "call":
             self._steps_per_update = batch.segments_per_call
-        self._flops_per_token = training_flops_per_token(model, memory, batch.segment_length)
+        self._memory_from_step = training.memory_from_step
+        self._flops_with, self._flops_without = (
+            training_flops_per_token(model, each, batch.segment_length)
+            for each in (memory, dataclasses.replace(memory, size=0))
+        )
         self._peak_flops = device_peak_flops(jax.devices()[0]) * jax.device_count()
+        self._last_time = time.perf_counter()
 
     def dispatched(self, step: int, metrics: CallMetrics) -> None:
         """Takes the metrics of the call that ends at `step`; reports those of the call before."""
@@ -200,16 +234,18 @@ class _Reporter:
         now = time.perf_counter()
         segments, seconds = metrics.segments, now - self._last_time
         self._last_time = now
-        self._refuse_non_finite(step, segments)
+        self._refuse_non_finite(step, segments, float(metrics.parameter_norm))
+        flops_per_token = self._flops_with if step > self._memory_from_step else self._flops_without
         tokens = max(int(segments.tokens.sum()), 1)
         loss = float(segments.nats.sum()) / tokens
         values = {
             "loss": loss,
             "accuracy": int(segments.correct.sum()) / tokens,
             "gradient_norm": float(segments.gradient_norm.mean()),
+            "parameter_norm": float(metrics.parameter_norm),
             "learning_rate": self._learning_rate(step),
             "tokens_per_second": tokens / seconds,
-            "model_flops_utilization": self._flops_per_token * tokens / seconds / self._peak_flops,
+            "model_flops_utilization": flops_per_token * tokens / seconds / self._peak_flops,
             "memory_fill": float(metrics.memory_fill),
         }
         for layer, gates_H in metrics.gates.items():
@@ -221,15 +257,16 @@ class _Reporter:
         """Of the last update that was made by the end of `step`."""
         return float(np.asarray(self._rate(max(step // self._steps_per_update - 1, 0))))
 
-    def _refuse_non_finite(self, step: int, segments: SegmentMetrics) -> None:
+    def _refuse_non_finite(self, step: int, segments: SegmentMetrics, parameter_norm: float) -> None:
         sound = np.isfinite(segments.nats) & np.isfinite(segments.gradient_norm)
+        sound[-1] &= np.isfinite(parameter_norm)
         if not sound.all():
             first = step - len(sound) + int(np.argmin(sound)) + 1
             raise NonFiniteLoss(
-                f"the loss or its gradient is not finite at step {first} (learning rate "
-                f"{self._learning_rate(first):.3g}). Checkpoints before it are intact. Try a smaller "
-                "Optimizer.learning_rate, a longer Optimizer.warmup_steps, a smaller Optimizer.clip_norm, or "
-                "Model.dtype = 'float32'"
+                f"loss, gradient or parameters are not finite at step {first} (learning rate "
+                f"{self._learning_rate(first):.3g}). Checkpoints before it are intact. Go on from there with a smaller "
+                "Optimizer.learning_rate, a longer Optimizer.warmup_steps or a smaller Optimizer.clip_norm, or train "
+                "anew with Model.dtype = 'float32'"
             )
 
     def close(self) -> None:

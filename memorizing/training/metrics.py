@@ -11,6 +11,8 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
+from memorizing.files import write_whole
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -23,7 +25,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, resumed_step: int):
         path = workdir / METRICS_FILE
         kept = [line for line in read_lines(path) if line["step"] <= resumed_step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
         # On such a start TensorBoard forgets what an earlier writer told of these steps.

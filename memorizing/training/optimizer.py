@@ -38,8 +38,12 @@ class OptimizerSettings:
     def __post_init__(self):
         if self.learning_rate <= 0:
             raise InputError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
-        if self.warmup_steps < 0:
-            raise InputError(f"Optimizer.warmup_steps = {self.warmup_steps}: must be 0 or more")
+        for name in ("warmup_steps", "clip_norm", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"Optimizer.{name} = {getattr(self, name)}: must be 0 or more")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"Optimizer.{name} = {getattr(self, name)}: must be at least 0 and below 1")
         if self.schedule in ("cosine", "linear") and self.decay_steps <= self.warmup_steps:
             raise InputError(
                 f"Optimizer.decay_steps = {self.decay_steps} must exceed Optimizer.warmup_steps = "

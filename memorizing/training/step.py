@@ -51,11 +51,13 @@ class CallMetrics(NamedTuple):
 
     Attributes:
         segments: with a leading axis `S`.
+        parameter_norm: of all parameters after the last update; infinite when they are ruined though the loss was not.
         gates: per memory layer (by its number), how far each head's gate is open.
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
     """
 
     segments: SegmentMetrics
+    parameter_norm: Float[jax.Array, ""]
     gates: dict[int, Float[jax.Array, "H"]]
     memory_fill: Float[jax.Array, ""]
 
@@ -109,7 +111,9 @@ def make_train_call(
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
             state, metrics = lax.scan(read_and_update, state, batches)
-        return state, CallMetrics(metrics, gates(state.parameters), _memory_fill(state.carry))
+        return state, CallMetrics(
+            metrics, optax.tree.norm(state.parameters), gates(state.parameters), _memory_fill(state.carry)
+        )
 
     return jax.jit(train_call, donate_argnums=0)
 

@@ -1,7 +1,7 @@
 """Exact search in a stream: one block of slots at a time, merged into a running top-K.
 
-Scores of the whole memory are never held, only `[B, H, N, block]`. Within a block the selection has two stages, exact
-and, at 65,536 slots on a CPU, about three times faster than one `top_k` over everything:
+At most the scores `[B, H, N, block]` are held at a time, never those of a larger memory. Within a block the selection
+has two stages, exact, and faster on a CPU than one `top_k` over everything:
 
     scores   | group 0 | group 1 | group 2 | ...        groups of G slots next to each other
     maxima        .9        .4        .7                the K groups with the largest maxima
@@ -31,7 +31,7 @@ def blocked_search(
     neighbours: int,
     block_size: int,
 ) -> Neighbours:
-    """Exact neighbours without ever holding `[N, M]` scores.
+    """Exact neighbours while holding the scores of `block_size` slots at a time.
 
     `block_size` (slots) need not divide `M`: the last block is then padded with slots that are not valid.
     """

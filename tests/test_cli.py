@@ -1,0 +1,61 @@
+"""The command: what it refuses at once, with exit status 2 and without a traceback."""
+
+from pathlib import Path
+
+import pytest
+
+from memorizing.cli import main
+from memorizing.config import CONFIG_FILE, open_workdir
+from memorizing.files import write_whole
+
+BASE = Path(__file__).resolve().parents[1] / "configs" / "base.gin"
+
+
+@pytest.fixture
+def workdir(tmp_path) -> Path:
+    """Of a run whose model has no layer for a memory, and which has no checkpoint."""
+    _, text = open_workdir(tmp_path / "run", [BASE], ["Model.memory_layers = ()", "MEMORY_SIZE = 0"])
+    write_whole(tmp_path / "run" / CONFIG_FILE, text)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory_size=100"], ["Memory.size = 100", "Batch.segment_length = 512", "use 512"]),
+        (["--memory_size=0,512"], ["Memory.size = 512", "Model.memory_layers = ()"]),
+        (["--memory_size=-512"], ["Memory.size = -512", "must be 0"]),
+        (["--memory_size=0,0", "--name=x"], ["--name=x", "2"]),
+        (["--gin_param", "Modle.layers = 3"], ["did you mean 'Model'"]),
+        ([], ["Training.data = ''", "DATA = 'FOLDER'"]),
+    ],
+)
+def test_what_evaluate_refuses(arguments, words, workdir, capsys):
+    assert main(["evaluate", f"--workdir={workdir}", *arguments]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("memorizing evaluate: error: ")
+    for word in words:
+        assert word in message
+
+
+def test_memory_sizes_are_whole_numbers(workdir, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", f"--workdir={workdir}", "--memory_size=8k"])
+    assert caught.value.code == 2
+    assert "'8k' is not whole numbers" in capsys.readouterr().err
+
+
+def test_a_workdir_without_a_run_is_refused(tmp_path, capsys):
+    for command in (["evaluate"], ["train"]):
+        assert main([*command, f"--workdir={tmp_path / 'none'}"]) == 2
+        assert str(tmp_path / "none") in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare"])
+def test_help_of_each_command_tells_how_settings_are_given(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    told = capsys.readouterr().out
+    assert "--gin_file" in told and "later ones win" in told
