@@ -47,7 +47,7 @@ def test_each_entry_is_a_document_with_its_files_joined(folder):
 def test_what_is_not_read_is_counted(folder):
     (folder / "linked").symlink_to(folder / "a")
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test", "c")))
-    assert documents.left_out == ["2 by Folder.suffixes", "2 by Folder.exclude", "1 by being links to folders"]
+    assert documents.left_out == ["2 by Folder.suffixes", "2 by Folder.exclude", "1 linked folders"]
     assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py"]
 
 

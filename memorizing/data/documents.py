@@ -111,22 +111,22 @@ class FolderDocuments:
 
 def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[str]]:
     """The files to read, and a line on each kind of thing that is not read."""
-    files, counts = [], {"Folder.suffixes": 0, "Folder.exclude": 0, "being links to folders": 0}
+    files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0}
     for folder, folders, names in root.walk():
         kept = []
         for name in [*folders, *names]:
             if any(fnmatch.fnmatch(name, pattern) for pattern in settings.exclude):
-                counts["Folder.exclude"] += 1
+                counts["by Folder.exclude"] += 1
             elif name in folders:
                 kept.append(name)
             elif (folder / name).is_dir():  # listed among the files, since it is only linked
-                counts["being links to folders"] += 1
+                counts["linked folders"] += 1
             elif settings.suffixes and not name.endswith(settings.suffixes):
-                counts["Folder.suffixes"] += 1
+                counts["by Folder.suffixes"] += 1
             else:
                 files.append(folder / name)
         folders[:] = kept
-    return files, [f"{count} by {reason}" for reason, count in counts.items() if count]
+    return files, [f"{count} {reason}" for reason, count in counts.items() if count]
 
 
 def assign_splits(ids: list[str], validation: float, test: float, seed: int) -> dict[str, Split]:
