@@ -18,6 +18,7 @@ more=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 run=${RUN:-runs/quickstart${folder:+-$(basename "$folder")}}
+case "$run" in *\'*) fail "the apostrophe in $run cannot be written in a setting: name another folder with RUN=DIR" ;; esac
 settings=(--gin_file=configs/quickstart.gin --gin_param "DATA = '$run/data'" ${more[@]+"${more[@]}"})
 raw=${folder:-$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')}
 step() { printf '\n== %s\n' "$*"; }

@@ -45,6 +45,8 @@ REFUSED = {
     "a short distance": ("Model.position_max_distance = 9", ["Model.position_max_distance = 9", "must exceed half"]),
     "all dropped": ("Model.dropout = 1.0", ["Model.dropout = 1.0", "below 1"]),
     "no rows": ("BATCH_SIZE = 0", ["Batch.rows = 0", "at least 1"]),
+    "an unknown encoding": ("Folder.encoding = 'nope'", ["Folder.encoding = 'nope'", "it knows 'utf-8'"]),
+    "an empty vocabulary": ("Prepare.vocabulary_size = 0", ["Prepare.vocabulary_size = 0", "at least 1"]),
     "a scope": ("big/Model.layers = 3", ["settings have no scopes", "write Model.layers ="]),
     "a memory that is never used": (
         "Training.memory_from_step = 500_000",
@@ -61,7 +63,7 @@ REFUSED = {
     "growing weights": ("Optimizer.weight_decay = -0.1", ["Optimizer.weight_decay = -0.1", "0 or more"]),
     "a mean over all time": ("Optimizer.beta2 = 1.0", ["Optimizer.beta2 = 1.0", "below 1"]),
     "a seed that numpy refuses": ("SEED = -1", ["Batch.seed = -1", "0 or more"]),
-    "a seed of documents, too": ("Prepare.seed = -1", ["Prepare.seed = -1", "0 or more"]),
+    "a seed of documents, too": ("Prepare.seed = -1", ["Prepare.seed = -1", "at least 0"]),
     "a share above one": ("Prepare.test = 1.5", ["Prepare.test = 1.5", "from 0 to below 1"]),
     "no rows to evaluate": ("Evaluation.rows = 0", ["Evaluation.rows = 0", "at least 1"]),
     "keys that are never mentioned": ("Recall.mentions = 0", ["Recall.mentions = 0", "at least 1"]),

@@ -1,5 +1,6 @@
 """Documents out of a folder of text: each file a document, or each entry of the folder with its files joined."""
 
+import codecs
 import dataclasses
 import fnmatch
 import hashlib
@@ -45,6 +46,16 @@ class FolderSettings:
     encoding: str = "utf-8"
     undecodable: Literal["refuse", "skip"] = "refuse"
     minimum_bytes: int = 1
+
+    def __post_init__(self):
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError:
+            raise InputError(
+                f"Folder.encoding = {self.encoding!r}: unknown to Python; it knows 'utf-8', 'latin-1' and many more"
+            ) from None
+        if self.minimum_bytes < 0:
+            raise InputError(f"Folder.minimum_bytes = {self.minimum_bytes}: must be 0 or more")
 
 
 class FolderDocuments:

@@ -53,8 +53,9 @@ class PrepareSettings:
                 f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on: "
                 "their sum must be below 1"
             )
-        if self.seed < 0:
-            raise InputError(f"Prepare.seed = {self.seed}: must be 0 or more")
+        for name, least in (("vocabulary_size", 1), ("vocabulary_sample_bytes", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"Prepare.{name} = {getattr(self, name)}: must be at least {least}")
 
 
 def prepare(
