@@ -24,7 +24,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.training.checkpoints import CHECKPOINTS
+from memorizing.training.checkpoints import has_checkpoint
 from memorizing.training.loop import TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
 
@@ -248,7 +248,7 @@ def open_workdir(
         ConfigError: when settings are missing, wrong, or not those of the run in `workdir`.
     """
     stored = workdir / CONFIG_FILE
-    has_begun = stored.exists() and any((workdir / CHECKPOINTS).glob("[0-9]*"))
+    has_begun = stored.exists() and has_checkpoint(workdir)
     if not has_begun:
         if not files and not stored.exists():
             raise ConfigError(

@@ -1,5 +1,6 @@
 """Settings: what is refused and with which words, and that the written configuration makes the same run again."""
 
+import json
 import math
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from memorizing.errors import InputError
 from memorizing.files import write_whole
 from memorizing.model.transformer import abstract_model
 from memorizing.parallel.mesh import make_mesh
-from memorizing.training.loop import open_tokens
+from memorizing.training.loop import check_data, open_tokens
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE = CONFIGS / "base.gin"
@@ -129,6 +130,21 @@ def test_data_that_is_missing_or_does_not_fit_is_refused(tmp_path, monkeypatch):
         open_tokens(str(tmp_path), experiment.model)
 
 
+def test_a_run_keeps_to_its_data_once_it_has_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(PreparedTokens, "__init__", lambda self, folder: setattr(self, "folder", folder))
+    monkeypatch.setattr(PreparedTokens, "digests", lambda self: {"vocabulary": "words", "train": str(self.folder)})
+    (tmp_path / "data.json").write_text(json.dumps({"folder": "some", "vocabulary": "words", "train": "some"}))
+    check_data(tmp_path, PreparedTokens("other"), train=True)  # nothing was learned from the first
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    check_data(tmp_path, PreparedTokens("some"), train=True)
+    check_data(tmp_path, PreparedTokens("other"), train=False)
+    with pytest.raises(InputError, match=r"other has another train split .* began with .*some"):
+        check_data(tmp_path, PreparedTokens("other"), train=True)
+    monkeypatch.setattr(PreparedTokens, "digests", lambda self: {"vocabulary": "bytes", "train": "some"})
+    with pytest.raises(InputError, match="has another vocabulary"):
+        check_data(tmp_path, PreparedTokens("some"), train=False)
+
+
 @pytest.mark.parametrize(
     "files",
     [["base.gin"], ["quickstart.gin"], ["recall.gin"]]
@@ -203,6 +219,7 @@ def test_a_workdir_needs_settings_once(tmp_path):
         open_workdir(run, [], [])
     began = start(run, ["NUM_STEPS = 80"])
     assert open_workdir(run, [], [])[0] == began
+    (run / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir(parents=True)  # of a save that a kill cut short
     assert start(run, ["Model.layers = 9"]).model.layers == 9  # nothing trained yet
     (run / "checkpoints" / "40").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"Model\.layers = 12, but the run in .* began with 9"):

@@ -17,6 +17,11 @@ CHECKPOINTS = "checkpoints"
 """Folder of a workdir that holds them, each in a folder named by its step."""
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has saved anything; a folder of a save that was cut short has more than a number for a name."""
+    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+
+
 class Checkpoints:
     """The checkpoints of one run, by step; the newest `keep` stay. With `keep` None they can only be read."""
 

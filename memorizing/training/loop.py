@@ -25,7 +25,7 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, count_parameters, create_model, empty_carry
 from memorizing.parallel.mesh import make_mesh, shard
-from memorizing.training.checkpoints import Checkpoints
+from memorizing.training.checkpoints import Checkpoints, has_checkpoint
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.metrics import MetricsWriter, Progress
 from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
@@ -165,7 +165,7 @@ def check_data(workdir: Path, tokens: PreparedTokens, train: bool) -> None:
         InputError: naming both sides.
     """
     path = workdir / DATA_FILE
-    if not path.exists():
+    if not path.exists() or not has_checkpoint(workdir):
         return
     began, now = json.loads(path.read_text()), tokens.digests()
     for name in ("vocabulary", "train") if train else ("vocabulary",):
