@@ -1,0 +1,73 @@
+"""What the five corpora have in common: a corpus lists its documents cheaply, then reads them one by one, anywhere.
+
+    list(raw)  -> items       names and places, no text: runs once
+    read(item) -> text        whole document and what was wrong with it: runs on any worker, in any order
+
+Items and corpora are plain values that can be pickled, so that a worker of Apache Beam can read what another listed.
+"""
+
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from memorizing.data.documents import Split
+
+
+class Item(NamedTuple):
+    """Where a document lies.
+
+    Attributes:
+        id: unique in the corpus, stable from run to run and machine to machine (no absolute paths).
+        split: if the layout says so, else None.
+        path: of the file, folder or archive that holds it.
+        member: of an archive or line of a shard, if the path alone does not say.
+    """
+
+    id: str
+    split: Split | None
+    path: str
+    member: str = ""
+
+
+class SourceDocument(NamedTuple):
+    """A whole document as text, with what is known about it; its size in bytes is that of `text` in UTF-8."""
+
+    id: str
+    title: str
+    text: str
+    licence: str = ""
+
+
+class Problem(NamedTuple):
+    """Something in the raw files that was not as it should be: reported, never fatal, never silent."""
+
+    place: str
+    message: str
+
+
+class Reading(NamedTuple):
+    """What came of an item: the document, or None if it is left out, and why or what else was noticed."""
+
+    document: SourceDocument | None
+    problems: tuple[Problem, ...] = ()
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """One kind of raw files. Implemented by a frozen dataclass per corpus, whose fields are its settings."""
+
+    def list(self, raw: Path) -> list[Item]:
+        """All documents below `raw`, in a fixed order.
+
+        Raises:
+            InputError: when there is nothing of this kind there; names the folder, what was looked for, a remedy.
+        """
+        ...
+
+    def read(self, item: Item) -> Reading:
+        """The document at `item`.
+
+        Raises:
+            InputError: for a broken file that would lose documents unnoticed (a truncated archive); names file,
+                place and remedy.
+        """
+        ...
