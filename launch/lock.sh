@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 {
     echo "# Exact versions with hashes, for Python 3.12 and later. Written by launch/lock.sh."
-    .venv/bin/uv pip compile --quiet pyproject.toml --group dev --universal --python-version 3.12 --generate-hashes \
+    .venv/bin/uv pip compile --quiet pyproject.toml --group dev --extra prepare --universal --python-version 3.12 --generate-hashes \
         --no-header --no-emit-index-url
 } >requirements.lock.new
 mv requirements.lock.new requirements.lock
