@@ -1,0 +1,212 @@
+"""Members of a tar (plain, gzip, xz, bzip2) or zip, read in memory: nothing is ever written to disk.
+
+An archive is what a stranger made. So names are checked although nobody unpacks to them, links and devices are left
+out with a report, a member beyond a size is not read, and an archive that ends too early is an error: Python's tarfile
+takes a cut between two members, or a damaged header, for the end, and whatever followed would be lost unnoticed.
+"""
+
+import bz2
+import contextlib
+import gzip
+import io
+import lzma
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from memorizing.data.corpora.source import Problem
+from memorizing.errors import InputError
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
+MAX_BYTES = 1 << 28
+
+_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"BZh": bz2.open,
+}
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, zlib.error, lzma.LZMAError)
+
+
+class Member(NamedTuple):
+    """A file of an archive; `name` is relative, with `/` between its parts and without `.` and `..`."""
+
+    name: str
+    content: bytes
+
+
+class _Entry(NamedTuple):
+    name: str
+    size: int
+    read: Callable[[], bytes]
+
+
+def stem(name: str) -> str | None:
+    """The name of a file without the suffix of an archive; None if it has none."""
+    suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default=None)
+    return name[: -len(suffix)] if suffix else None
+
+
+def members(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Member | Problem]:
+    """All files of the archive in its order, and a problem for everything else in it that is not a folder.
+
+    A name can come twice; the later member is the one that unpacking would leave.
+
+    Raises:
+        InputError: for a file that is no archive, or is cut off or damaged; after the members before that place.
+    """
+    with path.open("rb") as file:
+        yield from _members(file, str(path), path.name, max_bytes)
+
+
+def members_of(content: bytes, place: str, max_bytes: int = MAX_BYTES) -> Iterator[Member | Problem]:
+    """`members` of an archive that is itself in memory, called `place` in messages."""
+    yield from _members(io.BytesIO(content), place, place, max_bytes)
+
+
+def names(path: Path) -> Iterator[str | Problem]:
+    """Names of what `members` would give; reads no contents, so a plain tar costs no more than its headers."""
+    with path.open("rb") as file:
+        for entry in _entries(file, str(path), path.name):
+            yield entry if isinstance(entry, Problem) else entry.name
+
+
+def member(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes | Problem:
+    """The (first) member of that name; fast from a plain tar or a zip, else all before it is decompressed.
+
+    Raises:
+        InputError: if it is not there, or the archive is damaged up to there.
+    """
+    with path.open("rb") as file, contextlib.closing(_entries(file, str(path), path.name)) as entries:
+        for entry in entries:
+            if isinstance(entry, _Entry) and entry.name == name:
+                return _read(entry, str(path), path.name, max_bytes)
+    raise InputError(f"{path}: no member {name} any more; it changed since it was listed: list it again")
+
+
+def is_tar(content: bytes) -> bool:
+    """Whether it starts as a tar does that is not compressed and not empty."""
+    try:
+        tarfile.TarInfo.frombuf(content[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _members(file: io.BufferedIOBase, path: str, place: str, max_bytes: int) -> Iterator[Member | Problem]:
+    for entry in _entries(file, path, place):
+        if isinstance(entry, Problem):
+            yield entry
+        else:
+            content = _read(entry, path, place, max_bytes)
+            yield content if isinstance(content, Problem) else Member(entry.name, content)
+
+
+def _read(entry: _Entry, path: str, place: str, max_bytes: int) -> bytes | Problem:
+    if entry.size > max_bytes:
+        return Problem(f"{place}: {entry.name}", f"left out: {entry.size:,} bytes, more than {max_bytes:,}")
+    try:
+        return entry.read()
+    except (RuntimeError, NotImplementedError) as error:  # zipfile's, for a password or an unknown compression
+        return Problem(f"{place}: {entry.name}", f"left out: {error}")
+    except _DAMAGED as error:
+        raise _damaged(path, f"in member {entry.name}", error) from error
+
+
+def _entries(file: io.BufferedIOBase, path: str, place: str) -> Generator[_Entry | Problem]:
+    head = file.read(6)
+    file.seek(0)
+    found = _zip_entries(file) if head.startswith((b"PK\3\4", b"PK\5\6")) else _tar_entries(file, head)
+    last = "at its start"
+    while True:
+        try:  # around the archive's own code only: what the caller does with an entry is not the archive's fault
+            raw, kind, entry = next(found)
+        except StopIteration:
+            return
+        except _DAMAGED as error:
+            raise _damaged(path, last, error) from error
+        last = f"after member {raw}"
+        name = _normal(raw)
+        if name is None:
+            yield Problem(f"{place}: {raw}", "left out: an absolute name, or one with `..`, leads out of the archive")
+        elif kind:
+            yield Problem(f"{place}: {name}", f"left out: {kind}")
+        elif entry is not None:
+            yield entry._replace(name=name)
+
+
+def _damaged(path: str, where: str, error: BaseException) -> InputError:
+    return InputError(
+        f"{path}: cut off or damaged {where} ({error or type(error).__name__}); documents would be missing from it: "
+        "fetch or make it again, or move it away to go on without it"
+    )
+
+
+def _normal(name: str) -> str | None:
+    parts = PurePosixPath(name).parts
+    if name.startswith("/") or re.match(r"[A-Za-z]:[\\/]", name) or ".." in re.split(r"[\\/]", name):
+        return None
+    return "/".join(parts)
+
+
+type _Found = Iterator[tuple[str, str, _Entry | None]]  # name as it stands, why it is left out, what to read
+
+
+class _StrictTarInfo(tarfile.TarInfo):
+    """Only a block of zeros ends an archive: tarfile itself stops without a word at anything that is no header."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str):
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise
+            message = f"{error}" if buf else "no end-of-archive mark"
+            raise tarfile.ReadError(message) from error
+
+
+def _tar_entries(file: io.BufferedIOBase, head: bytes) -> _Found:
+    opener = next((opener for magic, opener in _COMPRESSIONS.items() if head.startswith(magic)), None)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(opener(file)) if opener else file
+        tar = stack.enter_context(tarfile.open(fileobj=stream, mode="r:", tarinfo=_StrictTarInfo))
+        for info in tar:
+            name = info.name
+            try:
+                name.encode()
+            except UnicodeEncodeError:  # tarfile escapes bytes that are not UTF-8
+                name = name.encode("utf-8", "surrogateescape").decode("latin-1")
+            if info.isdir():
+                yield name, "", None
+            elif info.issym() or info.islnk():
+                yield name, f"a {'symbolic' if info.issym() else 'hard'} link to {info.linkname}", None
+            elif not info.isfile():
+                yield name, "a device or a pipe", None
+            else:
+                yield name, "", _Entry(name, info.size, lambda info=info: _content(tar, info))
+        while opener and stream.read(1 << 20):  # to its end, where the checksum is
+            pass
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    return file.read() if file else b""
+
+
+def _zip_entries(file: io.BufferedIOBase) -> _Found:
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            name = info.filename.replace("\\", "/")  # some packers for Windows write these, against the format
+            mode = stat.S_IFMT(info.external_attr >> 16)
+            if info.is_dir() or stat.S_ISDIR(mode):
+                yield name, "", None
+            elif mode and not stat.S_ISREG(mode):
+                yield name, "a symbolic link" if stat.S_ISLNK(mode) else "a device or a pipe", None
+            else:
+                yield name, "", _Entry(name, info.file_size, lambda info=info: archive.read(info))

@@ -1,0 +1,244 @@
+r"""arXiv: a document is a paper, its LaTeX files joined as its `\input`s say and freed of comments.
+
+    raw/PAPER/**/*.tex                       a folder a paper, or
+    raw/train|validation|test/PAPER/**/*.tex the same with the split in the layout, or
+    raw/arXiv_src_YYMM_NNN.tar               arXiv's bulk form, read in place: YYMM/YYMM.NNNNN.gz is a gzip of one .tex
+                                             file or of a tar; a .pdf there has no source
+
+arXiv's `arxiv-metadata-oai-snapshot.json` can be named to choose categories and to know titles and licences.
+What becomes of the LaTeX is in `latex` (one file) and `latex_inputs` (files together).
+"""
+
+import dataclasses
+import functools
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from memorizing.data.corpora import archives, latex, latex_inputs
+from memorizing.data.corpora.source import Item, Problem, Reading, SourceDocument
+from memorizing.data.documents import SPLITS, Split
+from memorizing.errors import InputError
+
+type Files = Mapping[str, Callable[[], bytes]]
+
+_BULK = "arXiv_src_*.tar"
+_LICENCES = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.-][\w.-]*)?", re.IGNORECASE)
+_PACKED = (".gz", ".pdf")
+_UNWANTED = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Arxiv:
+    r"""How papers are read.
+
+    Attributes:
+        append_unreached: where no file has a `\documentclass` (parts of a book), files that the first one does not
+            reach follow it by name; otherwise, and where there is a class, they are left out and reported.
+        bbl: put a paper's `.bbl` file in place of `\bibliography`.
+        metadata: path of arXiv's metadata, a JSON object with id, title, categories and license a line; "" for none.
+        categories: of which a paper must have one, by how it starts (`math.` for all of mathematics); () for any.
+    """
+
+    append_unreached: bool = True
+    bbl: bool = False
+    metadata: str = ""
+    categories: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.categories and not self.metadata:
+            raise InputError(
+                f"Arxiv.categories = {self.categories} needs Arxiv.metadata, the file that says which paper is of "
+                "which category; name arxiv-metadata-oai-snapshot.json there, or set categories to ()"
+            )
+
+    def list(self, raw: Path) -> list[Item]:
+        """All papers, by split and name; papers of other categories are not listed, papers without metadata are.
+
+        An archive with members that are no papers is an item too, whose reading says which.
+        """
+        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
+        items = [item for split, folder in splits or [(None, raw)] for item in _items(split, folder)]
+        if not any(Path(item.path).is_file() or _has_source(Path(item.path)) for item in items):
+            raise InputError(
+                f"--raw={raw}: no folder with .tex files and no {_BULK} there or in its train, validation, test; "
+                "name the folder that holds a folder for each paper (unpack other archives first), or arXiv's tars"
+            )
+        if self.categories:
+            papers = _papers(self.metadata, self.categories)
+            items = [item for item in items if papers.get(_key(item.id)) != _UNWANTED]
+        seen: dict[str, Item] = {}
+        for item in items:
+            if (other := seen.setdefault(item.id, item)) is not item:
+                raise InputError(
+                    f"{item.path} {item.member} and {other.path} {other.member} are both paper {item.id}; "
+                    "a paper can be there only once: move one of them away"
+                )
+        return items
+
+    def read(self, item: Item) -> Reading:
+        if not item.member and Path(item.path).is_file():
+            return Reading(None, tuple(_strangers(Path(item.path))))
+        title, licence, problems = "", "", ()
+        if self.metadata:
+            place = _papers(self.metadata, self.categories).get(_key(item.id))
+            if place == _UNWANTED:
+                return Reading(None, (Problem(item.id, f"left out: not in Arxiv.categories = {self.categories}"),))
+            if place is None:
+                out = ", so in no known category: left out" if self.categories else ""
+                problems = (Problem(item.id, f"not in {Path(self.metadata).name}{out}"),)
+                if self.categories:
+                    return Reading(None, problems)
+            else:
+                title, licence = _title_and_licence(self.metadata, place)
+        document, others = _packed(item, self) if item.member else _folder(item, self)
+        if document:
+            document = document._replace(title=title or document.title, licence=licence or document.licence)
+        return Reading(document, (*problems, *others))
+
+
+def _items(split: Split | None, folder: Path) -> Iterator[Item]:
+    for path in sorted(folder.glob("*"), key=lambda path: path.name):
+        if path.is_dir() and not path.name.startswith("."):
+            yield Item(path.name, split, str(path))
+    for path in sorted(folder.glob(_BULK), key=lambda path: path.name):
+        if any(True for _ in _strangers(path)):
+            yield Item(path.name, split, str(path))
+        for name in archives.names(path):
+            if isinstance(name, str) and name.endswith(_PACKED):
+                yield Item(_id(PurePosixPath(name).stem), split, str(path), name)
+
+
+def _has_source(root: Path) -> bool:
+    return any(name.lower().endswith(latex_inputs.SOURCES) for _, _, names in root.walk() for name in names)
+
+
+def _strangers(path: Path) -> Iterator[Problem]:
+    """What is in a tar of arXiv's bulk form besides papers."""
+    for name in archives.names(path):
+        if isinstance(name, Problem):
+            yield name
+        elif not name.endswith(_PACKED):
+            yield Problem(f"{path.name}: {name}", f"left out: not named as papers are ({' or '.join(_PACKED)})")
+
+
+def _id(name: str) -> str:
+    """math0309136 of the bulk form is math/0309136 elsewhere."""
+    old = re.fullmatch(r"([a-z-]+)(\d{7})", name)
+    return f"{old[1]}/{old[2]}" if old else name
+
+
+def _key(id: str) -> str:
+    """The id that metadata have for a paper, which is without a version."""
+    return _id(re.sub(r"(?<=\d)v\d+$", "", id))
+
+
+def _folder(item: Item, settings: Arxiv) -> Reading:
+    files: dict[str, Callable[[], bytes]] = {}
+    problems: list[Problem] = []
+    root = Path(item.path)
+    for folder, folders, names in root.walk(on_error=_fail):
+        folders[:] = [name for name in folders if not _hidden(name)]
+        for path in (folder / name for name in names if not _hidden(name)):
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+                files[name] = path.read_bytes
+            else:
+                problems.append(Problem(f"{item.id}/{name}", "left out: a link to no file of this paper, or a device"))
+    document, others = _document(item.id, files, settings)
+    return Reading(document, (*problems, *others))
+
+
+def _packed(item: Item, settings: Arxiv) -> Reading:
+    """A paper that is a member of arXiv's tars; one that is damaged costs no more than itself."""
+    place = f"{Path(item.path).name}: {item.member}"
+    content = archives.member(Path(item.path), item.member)
+    if isinstance(content, Problem):
+        return Reading(None, (content,))
+    if item.member.endswith(".pdf"):
+        return Reading(None, (Problem(place, "left out: a PDF, without LaTeX source"),))
+    files: dict[str, Callable[[], bytes]] = {}
+    problems: list[Problem] = []
+    try:
+        with gzip.open(io.BytesIO(content)) as file:
+            unpacked = file.read(archives.MAX_BYTES + 1)
+        if len(unpacked) > archives.MAX_BYTES:
+            return Reading(None, (Problem(place, f"left out: more than {archives.MAX_BYTES:,} bytes"),))
+        if not archives.is_tar(unpacked):
+            files = {f"{PurePosixPath(item.id).name}.tex": lambda: unpacked}
+        else:
+            for part in archives.members_of(unpacked, place):
+                if isinstance(part, Problem):
+                    problems.append(part)
+                elif not any(_hidden(name) for name in part.name.split("/")):
+                    files[part.name] = functools.partial(bytes, part.content)
+    except (OSError, EOFError, zlib.error, InputError) as error:
+        return Reading(None, (*problems, Problem(place, f"left out: damaged ({error})")))
+    document, others = _document(item.id, files, settings)
+    return Reading(document, (*problems, *others))
+
+
+def _fail(error: OSError):
+    raise error  # Path.walk goes on without the folder if it is not told otherwise
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _document(id: str, files: Files, settings: Arxiv) -> Reading:
+    tree = latex_inputs.Tree(files)
+    problems = [Problem(f"{id}/{name}", "left out: holds NUL bytes, so is not text") for name in tree.binary]
+    if not tree.sources:
+        return Reading(None, (*problems, Problem(id, "left out: no .tex file")))
+    text, others = latex_inputs.document(tree, PurePosixPath(id).name, settings.append_unreached, settings.bbl)
+    problems += [Problem(f"{id}/{place}" if place else id, message) for place, message in others]
+    if not text.strip():
+        return Reading(None, (*problems, Problem(id, "left out: no text in it but comments")))
+    return Reading(SourceDocument(id, latex.title(text) or id, text, _licence(files)), tuple(problems))
+
+
+def _licence(files: Files) -> str:
+    """The first line with words of the file that is named like a licence, of those the shallowest and first by name."""
+    named = [name for name in files if _LICENCES.fullmatch(PurePosixPath(name).name)]
+    for name in sorted(named, key=lambda name: (name.count("/"), name)):
+        for line in latex.decode(files[name](), name)[0].split("\n"):
+            if words := line.strip(" \t#=*-"):
+                return words
+    return ""
+
+
+@functools.lru_cache(maxsize=2)
+def _papers(metadata: str, categories: tuple[str, ...]) -> Mapping[str, int]:
+    """Where in the file each paper's line starts, or that it is of no category that is wanted; read once a process."""
+    places: dict[str, int] = {}
+    path = Path(metadata)
+    if not path.is_file():
+        raise InputError(f"Arxiv.metadata={metadata}: no such file; name arXiv's metadata, or set it to '' for none")
+    with path.open("rb") as file:
+        place = 0
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    paper = json.loads(line)
+                    id, own = str(paper["id"]), str(paper.get("categories") or "").split()
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise InputError(
+                        f"Arxiv.metadata={metadata}, line {number}: not a JSON object with an id ({error!r}); each "
+                        "line must be one paper, as in arxiv-metadata-oai-snapshot.json: fetch it again"
+                    ) from error
+                wanted = not categories or any(category.startswith(categories) for category in own)
+                places[id] = place if wanted else _UNWANTED
+            place += len(line)
+    return places
+
+
+def _title_and_licence(metadata: str, place: int) -> tuple[str, str]:
+    with Path(metadata).open("rb") as file:
+        file.seek(place)
+        paper = json.loads(file.readline())
+    return " ".join(str(paper.get("title") or "").split()), str(paper.get("license") or "")

@@ -1,0 +1,180 @@
+r"""A LaTeX file without its comments, and where it inputs others.
+
+A file is scanned once, from left to right, into pieces: text that stays, and commands that mean something here. Only a
+scan can tell a comment from `\%`, from `\\%` (a comment again) and from a `%` in a verbatim text. Pieces in their order
+are the text without comments; `latex_inputs` walks them from file to file, as LaTeX would.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from memorizing.data.corpora.source import Problem
+
+VERBATIM = ("verbatim", "Verbatim", "BVerbatim", "LVerbatim", "lstlisting", "minted", "alltt", "filecontents")
+_DEFINES_VERBATIM = re.compile(
+    r"\\(?:lstnewenvironment|DefineVerbatimEnvironment|newtcblisting|newverbatim)[ \t]*\{([A-Za-z]+)\}"
+)
+_TOKEN = re.compile(
+    r"""
+    \\[^A-Za-z]                                                                      # \% \\ and the like
+    | (?P<comment>%[^\n]*)
+    | (?P<inline>\\verb\*?(?P<bar>[^A-Za-z\s*\\%{}])[^\n]*?(?P=bar)
+        | \\(?:lstinline|mintinline[ \t]*(?:\[[^]\n]*\])?\{[^{}\n]*\})(?:\[[^]\n]*\])?
+          (?:\{[^{}\n]*\}|(?P<rule>[^A-Za-z\s*\\%{}[])[^\n]*?(?P=rule))
+        | \\(?:url|nolinkurl|path|href)[ \t]*\{[^{}\n]*\})                           # % is a letter in these
+    | \\begin[ \t]*\{(?P<environment>[A-Za-z]+\*?)\}
+    | (?P<end>\\end[ \t]*\{document\})
+    | (?P<class>\\document(?:class|style)(?![A-Za-z@]))
+    | \\(?P<plain>input|include|subfile|subfileinclude)(?![A-Za-z@])
+        (?:[ \t]*\{(?P<name>[^{}%\n]*)\}|[ \t]+(?P<bare>[^\s{}\\%[\]$&,]+))
+    | \\(?P<from>(?:sub)?(?:import|inputfrom|includefrom))\*?
+        [ \t]*\{(?P<folder>[^{}%\n]*)\}[ \t]*\{(?P<file>[^{}%\n]*)\}
+    | \\olimport\*?[ \t]*(?:\[(?P<olfolder>[^]%\n]*)\])?[ \t]*\{(?P<olfile>[^{}%\n]*)\}
+    | (?P<bibliography>\\(?:bibliography[ \t]*\{[^{}\n]*\}|printbibliography(?![A-Za-z@])))
+    """,
+    re.VERBOSE,
+)
+_REST_IS_BLANK = re.compile(r"[ \t]*(?:%[^\n]*)?(?=\n|\Z)")
+
+
+class Piece(NamedTuple):
+    r"""A stretch of a file without its comments.
+
+    Attributes:
+        kind: of the command that the text is: `class`, `begin` and `end` (of `document`), `bibliography`, `input`,
+            `subfile`, `import`, `subimport`; "" for any other text.
+        line: where it starts, from 1; of commands only.
+        folder, name: what an inputting command names.
+    """
+
+    text: str
+    kind: str = ""
+    line: int = 0
+    folder: str = ""
+    name: str = ""
+
+
+def strip_comments(text: str, verbatim: frozenset[str] = frozenset()) -> str:
+    r"""The text without comments and `comment` environments; lines that held nothing else are gone altogether.
+
+    Untouched are `\%`, the environments in VERBATIM and those named in `verbatim`, `\verb`, `\lstinline`,
+    `\mintinline`, and addresses in `\url` and `\href`. Stripping twice is stripping once.
+    """
+    return "".join(piece.text for piece in scan(text, verbatim))
+
+
+def verbatim_environments(texts: Iterable[str]) -> frozenset[str]:
+    """The names of environments that some file of the document defines to be verbatim."""
+    return frozenset(name for text in texts for name in _DEFINES_VERBATIM.findall(text))
+
+
+def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Piece]:
+    """The pieces of a file, in order; see `strip_comments` for what is left out."""
+    place = search = counted = 0  # up to where the text is given out, looked at, and its lines counted
+    unclosed: set[str] = set()
+    line, fresh = 1, True  # fresh: nothing but blanks given out so far of the line that `place` is in
+    while token := _TOKEN.search(text, search):
+        environment = token["environment"] or ""
+        search = _end(text, token, environment, verbatim, unclosed)
+        if token["comment"] or (environment == "comment" and search > token.end()):
+            before, place = _remove(text, place, token.start(), search, fresh)
+            search, (_, newline, last) = place, before.rpartition("\n")
+            fresh = not last.strip(" \t") and (fresh or bool(newline))
+            if before:
+                yield Piece(before)
+        elif command := _command(token):
+            line, counted = line + text.count("\n", counted, token.start()), token.start()
+            if token.start() > place:
+                yield Piece(text[place : token.start()])
+            yield Piece(token[0], command[0], line, *command[1:])
+            place, fresh = search, False
+    if place < len(text):
+        yield Piece(text[place:])
+
+
+def _end(text: str, token: re.Match[str], environment: str, verbatim: frozenset[str], unclosed: set[str]) -> int:
+    """Where a token ends; an environment whose inside is not LaTeX is one token, unless it is not closed."""
+    special = environment == "comment" or environment.rstrip("*") in VERBATIM or environment in verbatim
+    if special and environment not in unclosed:
+        end = re.compile(rf"\\end[ \t]*\{{{re.escape(environment)}\}}").search(text, token.end())
+        if end:
+            return end.end()
+        unclosed.add(environment)  # and so are all that follow: looking again for each would take forever
+    return token.end()
+
+
+def _remove(text: str, place: int, start: int, end: int, fresh: bool) -> tuple[str, int]:
+    """What is given out from `place` on if `start` to `end` is left out, and where the text goes on."""
+    blank = _REST_IS_BLANK.match(text, end)
+    head, newline, tail = text[place:start].rpartition("\n")
+    if not tail.strip(" \t") and (fresh or newline):  # nothing before it on its line
+        return (head + newline, min(blank.end() + 1, len(text))) if blank else (text[place:start], end)
+    if blank:
+        return text[place:start], blank.end()
+    return text[place:start] + "\n", end  # so that what stood on both sides never grows together into a command
+
+
+def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
+    """Kind, folder and name, as in `Piece`, of a token that is not just text."""
+    if token["plain"]:
+        name = token["name"] if token["bare"] is None else token["bare"]
+        return "subfile" if token["plain"].startswith("subfile") else "input", "", name.strip(' "')
+    if token["from"]:
+        kind = "subimport" if token["from"].startswith("sub") else "import"
+        return kind, token["folder"].strip(' "'), token["file"].strip(' "')
+    if token["olfile"] is not None:  # the Open Logic Text's name for \subimport
+        return "subimport", (token["olfolder"] or "").strip(), token["olfile"].strip()
+    if token["environment"] == "document":
+        return "begin", "", ""
+    kind = next((kind for kind in ("class", "end", "bibliography") if token[kind]), None)
+    return (kind, "", "") if kind else None
+
+
+def decode(content: bytes, place: str) -> tuple[str, Problem | None]:
+    r"""A file as text with `\n` at line ends: from UTF-8, else from ISO-8859-1, which never fails, and a problem."""
+    try:
+        text, problem = content.decode("utf-8-sig"), None
+    except UnicodeDecodeError as error:
+        text = content.decode("latin-1")
+        problem = Problem(
+            place, f"not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}): read as ISO-8859-1"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n"), problem
+
+
+_TITLE = re.compile(r"\\title[ \t\n]*(?:\[[^]]*\])?[ \t\n]*\{")
+_DECORATION = re.compile(
+    r"\\(?:text(?:bf|it|rm|sc|sf|tt|up|sl|md)|emph|bfseries|itshape|scshape|sffamily|bf|it|sc|sf|rm|em"
+    r"|Huge|huge|LARGE|Large|large|normalsize|boldmath|protect|centering)(?![A-Za-z])[ \t]*"
+)
+
+
+def title(text: str) -> str:
+    r"""What `\title` says, on one line and without fonts, footnotes and outer braces; "" if it is not easily found."""
+    for match in _TITLE.finditer(text):
+        content = _group(text, match.end() - 1)
+        if content is None or "#" in content:
+            continue
+        while (note := re.search(r"\\(?:thanks|footnote|label)[ \t]*\{", content)) is not None:
+            inside = _group(content, note.end() - 1)
+            if inside is None:
+                break
+            content = content[: note.start()] + content[note.end() + len(inside) + 1 :]
+        content = re.sub(r"\\\\(?:\[[^]]*\])?|~", " ", content)
+        content = " ".join(_DECORATION.sub("", content).split())
+        while content.startswith("{") and _group(content, 0) == content[1:-1]:
+            content = content[1:-1].strip()
+        if content:
+            return content
+    return ""
+
+
+def _group(text: str, start: int) -> str | None:
+    """What is between the brace at `start` and the one that closes it."""
+    depth = 0
+    for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return text[start + 1 : token.start()]
+    return None

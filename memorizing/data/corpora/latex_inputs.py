@@ -1,0 +1,209 @@
+r"""A document out of the LaTeX files of a folder: which file it starts from, and what that inputs put in its place."""
+
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+from memorizing.data.corpora.latex import Piece, decode, scan, verbatim_environments
+from memorizing.data.corpora.source import Problem
+
+SOURCES = (".tex", ".ltx", ".latex")
+MAX_DEPTH = 50  # LaTeX itself stops at 15
+MAX_INPUTS = 20_000
+MAX_CHARACTERS = 1 << 27
+NO_TEXT = (".sty", ".cls", ".bib", ".bst", ".clo", ".def", ".fd")
+PREFERRED = ("main", "paper", "ms", "article", "manuscript")
+
+
+class Tree:
+    """The files of one document by path (relative, with `/`), each read and scanned once, when first asked for."""
+
+    def __init__(self, files: Mapping[str, Callable[[], bytes]]):
+        self._files = files
+        self._texts: dict[str, tuple[str, Problem | None]] = {}
+        self._pieces: dict[str, tuple[Piece, ...]] = {}
+        named = sorted((name for name in files if name.lower().endswith(SOURCES)), key=lambda name: name.split("/"))
+        self.binary = tuple(name for name in named if "\0" in self.text(name))
+        self.sources = tuple(name for name in named if name not in self.binary)
+        self._verbatim = verbatim_environments(self.text(name) for name in self.sources)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._files
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def text(self, name: str) -> str:
+        if name not in self._texts:
+            self._texts[name] = decode(self._files[name](), name)
+        return self._texts[name][0]
+
+    def problem(self, name: str) -> Problem | None:
+        """What was odd about the encoding of a file."""
+        self.text(name)
+        return self._texts[name][1]
+
+    def pieces(self, name: str) -> tuple[Piece, ...]:
+        if name not in self._pieces:
+            self._pieces[name] = tuple(scan(self.text(name), self._verbatim))
+        return self._pieces[name]
+
+    def has(self, name: str, kind: str) -> bool:
+        return any(piece.kind == kind for piece in self.pieces(name))
+
+
+class Expansion(NamedTuple):
+    """A file with all that it inputs."""
+
+    text: str
+    reached: frozenset[str]
+    has_class: bool
+    has_begin: bool
+    problems: tuple[Problem, ...]
+
+
+def expand(tree: Tree, main: str, bbl: bool = False) -> Expansion:
+    r"""The text that LaTeX would read, starting from `main`, up to `\end{document}`.
+
+    A name is looked up, with `.tex` added or as it is, in the folder of the `\subfile` or `\import` around it if there
+    is one, then in that of the main file, then in that of the file that names it; of `\import`, in the last two. A file
+    with its own `\documentclass` and `document` environment gives that environment's inside.
+    Commands that cannot be followed stay as they are and are a problem each. `\includeonly` is not heeded.
+    """
+    walk = _Walk(tree, main, bbl)
+    text = "".join(walk.file(main, posixpath.dirname(main), ()))
+    problems = [problem for name in sorted(walk.reached) if (problem := tree.problem(name))]
+    return Expansion(
+        text, frozenset(walk.reached), walk.has_class, walk.has_begin, tuple(dict.fromkeys(problems + walk.problems))
+    )
+
+
+class _Walk:
+    def __init__(self, tree: Tree, main: str, bbl: bool):
+        self.tree, self.main, self.bbl = tree, main, bbl
+        self.reached: set[str] = set()
+        self.problems: list[Problem] = []
+        self.inputs = self.characters = 0
+        self.has_class = self.has_begin = self.ended = False
+
+    def file(self, name: str, base: str, trail: tuple[str, ...]) -> Iterator[str]:
+        r"""The texts of a file within those of `trail`; `base` is where the `\subfile` or `\import` around it lies."""
+        self.reached.add(name)
+        pieces = self.tree.pieces(name)
+        wrapped = bool(trail) and self.tree.has(name, "class") and self.tree.has(name, "begin")
+        if wrapped:
+            kinds = [piece.kind for piece in pieces]
+            begin = kinds.index("begin")
+            end = kinds.index("end", begin) if "end" in kinds[begin:] else len(kinds)
+            self._left(name, pieces[end:])
+            pieces = pieces[begin + 1 : end]
+        for index, piece in enumerate(pieces):
+            if piece.kind == "end" and self.has_begin:
+                self.ended = True
+                yield piece.text + "\n"
+            if self.ended:
+                self._left(name, pieces[index:])
+                return
+            self.has_class |= piece.kind == "class"
+            self.has_begin |= piece.kind == "begin"
+            self.characters += len(piece.text)
+            follow = piece.name or (piece.kind == "bibliography" and self.bbl)
+            inside = self._follow(piece, name, base, trail) if follow else None
+            yield piece.text if inside is None else "".join(inside).strip("\n")
+
+    def _follow(self, piece: Piece, within: str, base: str, trail: tuple[str, ...]) -> Iterator[str] | None:
+        place, what = f"{within}:{piece.line}", piece.text.strip()
+        if "\\" in piece.name + piece.folder or "#" in piece.name + piece.folder:
+            return self._problem(place, f"{what}: which file this is depends on a macro; not put in")
+        name = self._find(piece, posixpath.dirname(within), base)
+        if piece.kind == "bibliography" and name is None:
+            return None
+        if name is None:
+            return self._problem(place, f"{what}: no such file")
+        if name.lower().endswith(NO_TEXT) or (name.lower().endswith(".bbl") and not self.bbl):
+            return self._problem(place, f"{what}: {name} is not part of the text; not put in")
+        if name == within or name in trail:
+            cycle = (*trail, within, name)
+            return self._problem(place, f"{what}: {' > '.join(cycle[cycle.index(name) :])} is a cycle; not put in")
+        if "\0" in self.tree.text(name):
+            return self._problem(place, f"{what}: {name} holds NUL bytes, so is not text; not put in")
+        self.inputs += 1
+        if len(trail) >= MAX_DEPTH or self.inputs > MAX_INPUTS or self.characters > MAX_CHARACTERS:
+            limit = f"{MAX_DEPTH} files deep, {MAX_INPUTS:,} inputs or {MAX_CHARACTERS:,} characters"
+            return self._problem(place, f"{what}: beyond {limit} in one document; not put in")
+        inside = base if piece.kind in ("input", "bibliography") else posixpath.dirname(name)
+        return self.file(name, inside, (*trail, within))
+
+    def _find(self, piece: Piece, within: str, base: str) -> str | None:
+        main = posixpath.dirname(self.main)
+        if piece.kind == "bibliography":
+            own = self.main.rpartition(".")[0] + ".bbl"
+            others = [name for name in self.tree if name.lower().endswith(".bbl")]
+            return own if own in self.tree else others[0] if len(others) == 1 else None
+        for folder in (main, within) if piece.kind == "import" else (base, main, within):
+            path = posixpath.normpath(posixpath.join(folder, piece.folder, piece.name))
+            for name in (path + ".tex", path):
+                if name in self.tree:
+                    return name
+        return None
+
+    def _left(self, name: str, pieces: tuple[Piece, ...]) -> None:
+        if text := "".join(piece.text for piece in pieces if piece.kind != "end").strip():
+            self._problem(name, f"{len(text):,} characters after \\end{{document}} left out")
+
+    def _problem(self, place: str, message: str) -> None:
+        self.problems.append(Problem(place, message))
+
+
+def main_file(tree: Tree, folder: str) -> str:
+    r"""The file to start from: a document with a class, as whole as can be.
+
+    That is one with `\documentclass` or `\begin{document}` that, with its inputs, has both; else one with either (the
+    class can be in a format made beforehand); else any. Among these: one that no other inputs; one that is called as
+    papers are (main, paper, …) or as its folder; the one that reaches most text; the shallowest; the first by name.
+    """
+    ranks: dict[str, int] = {}
+    reached: dict[str, frozenset[str]] = {}
+    for name in tree.sources:
+        expansion = expand(tree, name)
+        has_class, has_begin = tree.has(name, "class"), tree.has(name, "begin")
+        whole = (has_class or has_begin) and expansion.has_class and expansion.has_begin
+        ranks[name] = 0 if whole else 1 if has_class or has_begin else 2
+        reached[name] = expansion.reached
+    candidates = [name for name in ranks if ranks[name] == min(ranks.values())]
+
+    def order(name: str):
+        inputting = any(name in reached[other] and other not in reached[name] for other in candidates)
+        stem = posixpath.basename(name).rpartition(".")[0].lower()
+        size = sum(len(tree.text(part)) for part in reached[name])
+        return inputting, stem not in (*PREFERRED, folder.lower()), -size, name.count("/"), name.split("/")
+
+    return min(candidates, key=order)
+
+
+def document(tree: Tree, folder: str, append_unreached: bool, bbl: bool) -> tuple[str, tuple[Problem, ...]]:
+    r"""The text of a whole document; a problem names the files that are not in it.
+
+    Where no file has a `\documentclass`, the files that the first does not reach can follow it, by name, each with what
+    it inputs.
+    """
+    main = main_file(tree, folder)
+    whole = expand(tree, main, bbl)
+    texts, problems, reached = [whole.text], list(whole.problems), set(whole.reached)
+    has_class = any(tree.has(name, "class") for name in tree.sources)
+    if not has_class:
+        problems.append(Problem("", f"no \\documentclass in any file: its text starts with {main}"))
+    if append_unreached and not has_class:
+        unreached = [name for name in tree.sources if name not in reached]
+        inner = {part for name in unreached for part in expand(tree, name).reached - {name}}
+        for name in sorted(unreached, key=lambda name: (name in inner, name.split("/"))):
+            if name not in reached:
+                part = expand(tree, name, bbl)
+                texts.append(part.text)
+                problems += part.problems
+                reached |= part.reached
+    if unreached := [name for name in tree.sources if name not in reached]:
+        message = f"{len(unreached)} files are not reached from {main} and left out: {', '.join(unreached)}"
+        problems.append(Problem("", message))
+    text = "\n".join(text.strip("\n") + "\n" for text in texts if text.strip())
+    return text, tuple(dict.fromkeys(problems))

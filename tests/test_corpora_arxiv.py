@@ -1,0 +1,591 @@
+"""Papers become whole texts without comments; what could not be followed or is left out is said."""
+
+import gzip
+import io
+import json
+import pickle
+import re
+import tarfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from memorizing.data.corpora import latex_inputs
+from memorizing.data.corpora.arxiv import Arxiv
+from memorizing.data.corpora.latex import VERBATIM, scan, strip_comments, title
+from memorizing.data.corpora.source import Corpus, Item, Reading
+from memorizing.errors import InputError
+from tests.shared_data import FOLDER, unpacked
+
+PAPER = "\\documentclass{article}\n\\begin{document}\nText.\n\\end{document}\n"
+
+
+def write(folder: Path, files: dict[str, str | bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def read(folder: Path, **fields) -> Reading:
+    """The paper in `folder`."""
+    return Arxiv(**fields).read(Item(folder.name, None, str(folder)))
+
+
+def text(folder: Path, **fields) -> str:
+    reading = read(folder, **fields)
+    assert reading.document is not None, reading.problems
+    return reading.document.text
+
+
+def messages(reading: Reading) -> str:
+    return "\n".join(f"{problem.place} | {problem.message}" for problem in reading.problems)
+
+
+def whole(body: str, before: str = "") -> str:
+    return f"\\documentclass{{article}}\n{before}\\begin{{document}}\n{body}\n\\end{{document}}\n"
+
+
+# Comments
+
+
+@pytest.mark.parametrize(
+    ("raw", "stripped"),
+    [
+        ("a % b\nc\n", "a \nc\n"),
+        ("a\n  % b\nc\n", "a\nc\n"),
+        ("a\n%\n%%\n\nc", "a\n\nc"),
+        (r"5\% and \\% gone", r"5\% and \\"),
+        (r"\\\% stays", r"\\\% stays"),
+        (r"\verb|%| and \verb*+\%+ % x", r"\verb|%| and \verb*+\%+ "),
+        (r"\lstinline[language=C]{a % b} \mintinline{c}|%d| % x", r"\lstinline[language=C]{a % b} \mintinline{c}|%d| "),
+        (r"\url{http://a/%20b} \href{a%b}{c} % x", r"\url{http://a/%20b} \href{a%b}{c} "),
+        ("a\n\\begin{comment}\nb\n\\end{comment} % x\nc\n", "a\nc\n"),
+        ("a \\begin{comment} b \\end{comment} c", "a \n c"),
+        ("\\begin{comment} not closed\n% x\n", "\\begin{comment} not closed\n"),
+        ("%\\begin{verbatim}\na % b\n\\end{verbatim}", "a \n\\end{verbatim}"),
+        ("% all of it", ""),
+    ],
+)
+def test_comments_by_hand(raw, stripped):
+    assert strip_comments(raw) == stripped
+
+
+FRAGMENTS = [
+    *"%\\\n {}|a[]",
+    *("\\%", "\\\\", "\n%", "\\begin", "\\end", "{comment}", "{verbatim}", "\\begin{comment}", "\\end{comment}"),
+    *("\\begin{verbatim}", "\\end{verbatim}", "\\verb", "\\lstinline", "\\url{", "\\input{x}", "\\input x", "\\verb|"),
+    *("\\documentclass", "\\begin{document}", "\\end{document}", "\\import{a}{b}", "\\olimport[a]{b}"),
+]
+LATEX = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
+
+
+@settings(max_examples=500)
+@given(LATEX)
+@example("\\verb\\begin{comment}\n\\end{comment}\\foo\\%")
+@example("  \\begin{comment}\\end{comment} \\begin{comment}\\end{comment}\n%\n")
+def test_stripping_twice_is_stripping_once(raw):
+    once = strip_comments(raw)
+    assert strip_comments(once) == once
+
+
+def without_comments(raw: str) -> str:
+    """The rule for lines, where nothing is verbatim."""
+    kept = []
+    for line in raw.split("\n"):
+        cut = next((m.start(1) for m in re.finditer(r"(?<!\\)(?:\\\\)*(%)", line)), None)
+        if cut is None or line[:cut].strip(" "):
+            kept.append(line[:cut])
+    return "\n".join(kept)
+
+
+@given(st.lists(st.sampled_from(["%", "\\", "\\%", "\n", " ", "a", "\n%"]), max_size=25).map("".join))
+def test_without_verbatim_a_comment_is_a_matter_of_its_line(raw):
+    assert strip_comments(raw).rstrip("\n") == without_comments(raw).rstrip("\n")
+
+
+@given(st.sampled_from([*VERBATIM, "lstlisting*", "own"]), LATEX, st.sampled_from(["", "a\n", "a ", "\\\\ "]))
+def test_what_is_inside_verbatim_is_untouched(environment, inside, before):
+    inside = inside.replace(f"\\end{{{environment}}}", "")
+    kept = f"\\begin{{{environment}}}{inside}\\end{{{environment}}}"
+    assert strip_comments(f"{before}{kept} % gone\n", frozenset({"own"})) == f"{before}{kept} \n"
+
+
+@given(LATEX)
+def test_commands_say_the_line_they_are_on(raw):
+    lines = raw.split("\n")
+    for piece in scan(raw):
+        assert not piece.kind or lines[piece.line - 1].count(piece.text.split("\n")[0])
+
+
+def test_environments_that_the_document_defines_as_verbatim_are_untouched(tmp_path):
+    body = "\\begin{code}\n%d\n\\end{code}\n"
+    assert "%d" not in text(write(tmp_path, {"a.tex": whole(body)}))
+    assert "%d" in text(write(tmp_path, {"a.tex": whole(body, "\\lstnewenvironment{code}{}{}\n")}))
+
+
+# Inputs
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [
+        ("\\input{part}", "part.tex"),
+        ("\\input{part.tex}", "part.tex"),
+        ("\\input{ part }", "part.tex"),
+        ('\\input{"two words"}', "two words.tex"),
+        ("\\input part\n", "part.tex"),
+        ("\\input{part.pgf}", "part.pgf"),
+        ("\\input{part.v2}", "part.v2.tex"),
+        ("\\input{./a/../part}", "part.tex"),
+        ("\\include{a/part}", "a/part.tex"),
+        ("\\subfile{a/part}", "a/part.tex"),
+        ("\\subfileinclude{a/part}", "a/part.tex"),
+        ("\\import{a/}{part}", "a/part.tex"),
+        ("\\subimport{a}{part}", "a/part.tex"),
+        ("\\subimport*{a/}{part}", "a/part.tex"),
+        ("\\includefrom{a/}{part}", "a/part.tex"),
+        ("\\olimport{part}", "part.tex"),
+        ("\\olimport[a]{part}", "a/part.tex"),
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "sub/"])
+def test_every_form_of_input_is_expanded_in_place(tmp_path, command, part, folder):
+    files = {folder + "main.tex": whole(f"Before {command} after."), folder + part: "INSIDE\n% comment\n"}
+    reading = read(write(tmp_path, files))
+    assert not reading.problems
+    assert re.sub(r"\s+", " ", reading.document.text) == (
+        r"\documentclass{article} \begin{document} Before INSIDE after. \end{document} "
+    )
+
+
+@pytest.mark.parametrize(
+    "text_of", ["\\inputencoding{part}", "\\verb|\\input{part}|", "%\\input{part}\n", "\\\\input{part}"]
+)
+def test_what_only_looks_like_an_input_is_none(tmp_path, text_of):
+    reading = read(write(tmp_path, {"main.tex": whole(f"A{text_of}B"), "part.tex": "INSIDE"}))
+    assert "INSIDE" not in reading.document.text and "not reached from main.tex" in messages(reading)
+
+
+def test_names_are_looked_up_as_latex_does(tmp_path):
+    """From the main file's folder, wherever \\input stands; \\subfile and \\import change it for all inside."""
+    files = {
+        "main.tex": whole("\\input{a/one}\\subfile{b/two}\\import{c/}{three}"),
+        "a/one.tex": "\\input{part}",
+        "b/two.tex": "\\subfile{part}",
+        "c/three.tex": "\\input{part}\\subimport{d}{four}\\import{d}{four}",
+        "d/four.tex": "E ",
+        "c/d/four.tex": "\\input{part}",
+        "a/part.tex": "WRONG",
+        "part.tex": "TOP ",
+        "b/part.tex": "B ",
+        "c/part.tex": "C ",
+        "c/d/part.tex": "D ",
+    }
+    assert text(write(tmp_path, files)).split("\n")[2] == "TOP B C D E "
+    (tmp_path / "part.tex").unlink()  # and where that fails, from the file's own folder
+    assert text(tmp_path).split("\n")[2] == "WRONGB C D E "
+
+
+def test_a_subfile_loses_its_preamble_and_wrapper(tmp_path):
+    sub = "\\documentclass[main]{subfiles}\n\\input{macros}\n\\begin{document}\nINSIDE\n\\end{document}\nAFTER\n"
+    reading = read(write(tmp_path, {"main.tex": whole("\\subfile{sub}"), "sub.tex": sub, "macros.tex": "MACROS"}))
+    assert reading.document.text == whole("INSIDE")
+    assert "sub.tex | 5 characters after \\end{document} left out" in messages(reading)
+    assert "macros.tex" in messages(reading)
+
+
+def test_inputs_that_cannot_be_followed_stay_and_name_file_and_line(tmp_path):
+    stay = ["\\input{none}", "\\input{\\jobname-x}", "\\input{style.sty}", "\\input{../outside}", "\\input{main.bbl}"]
+    paper = write(tmp_path / "paper", {"main.tex": "% a comment\n" + whole("\\input{part}"), "style.sty": "S"})
+    write(paper, {"part.tex": "\n".join(["Part", *stay]), "../outside.tex": "SECRET", "main.bbl": "B"})
+    reading = read(paper)
+    assert all(command in reading.document.text for command in stay) and "SECRET" not in reading.document.text
+    assert [problem.place for problem in reading.problems] == [f"paper/part.tex:{line}" for line in range(2, 7)]
+
+
+def test_cycles_are_reported_and_end(tmp_path):
+    files = {"main.tex": whole("\\input{a}\\input{main}"), "a.tex": "A\\input{b}", "b.tex": "B\\input{a}\\input{b}"}
+    reading = read(write(tmp_path, files))
+    assert "AB\\input{a}\\input{b}\\input{main}" in reading.document.text
+    for place, cycle in {"a": "a.tex > b.tex > a.tex", "b": "b.tex > b.tex", "main": "main.tex > main.tex"}.items():
+        assert f"\\input{{{place}}}: {cycle} is a cycle" in messages(reading)
+
+
+def test_a_document_that_unfolds_without_end_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(latex_inputs, "MAX_INPUTS", 500)
+    files = {f"f{index}.tex": f"\\input{{f{index + 1}}}\\input{{f{index + 1}}}x" for index in range(40)}
+    reading = read(write(tmp_path, {"main.tex": whole("\\input{f0}"), **files, "f40.tex": "x" * 10}))
+    assert "beyond" in messages(reading) and len(reading.document.text) < 100_000
+
+
+# The main file and what it does not reach
+
+
+@pytest.mark.parametrize(
+    ("main", "files"),
+    [
+        ("b.tex", {"a.tex": "A", "b.tex": PAPER}),
+        ("b.tex", {"a.tex": "% \\documentclass{x}\nA", "b.tex": PAPER}),
+        ("b.tex", {"a.tex": "\\verb|\\documentclass|", "b.tex": PAPER.replace("class", "style")}),
+        ("b.tex", {"a.tex": "\\documentclass{x}", "b.tex": PAPER}),
+        ("b.tex", {"a.tex": PAPER, "b.tex": whole("\\subfile{a}")}),
+        ("b.tex", {"a.tex": "\\documentclass{x}", "b.tex": "\\input{a}\\begin{document}B\\end{document}"}),
+        ("b.tex", {"a.tex": "\\begin{document}A\\end{document}", "b.tex": "\\documentclass{x}\\input{a}"}),
+        ("main.tex", {"a.tex": whole("A" * 500), "main.tex": PAPER}),
+        ("THIS.tex", {"a.tex": whole("A" * 500), "THIS.tex": PAPER}),
+        ("b.tex", {"a.tex": PAPER, "b.tex": whole("B" * 500)}),
+        ("main.tex", {"a.tex": "\\def\\x{}\\input{main}", "main.tex": whole("M"), "other.tex": whole("O" * 500)}),
+        ("b.tex", {"b.tex": whole("\\subfile{main}"), "main.tex": whole("M" * 50)}),
+        ("main.tex", {"a.tex": PAPER, "main.tex": whole("\\subfile{part}"), "part.tex": whole("\\subfile{main}")}),
+        ("b/c.tex", {"a/b/c.tex": PAPER, "b/c.tex": PAPER, "d/c.tex": PAPER}),
+        ("b.tex", {"a.tex": "\\documentclass{x}", "b.tex": "\\begin{document}" + "B" * 500}),
+        ("b.tex", {"a.tex": "A" * 50, "b.tex": "\\input{a}\\input{c}", "c.tex": "C", "d.tex": "D"}),
+    ],
+)
+def test_the_main_file_is_found(tmp_path, main, files):
+    tree = latex_inputs.Tree({name: (lambda content=content: content.encode()) for name, content in files.items()})
+    assert latex_inputs.main_file(tree, "this") == main
+
+
+def test_files_that_are_not_reached_are_named_or_where_there_is_no_class_appended(tmp_path):
+    parts = {"root.tex": "ROOT\n\\input{a}", "a.tex": "AAA\n", "z.tex": "Z\n", "w/y.tex": "Y", "x.tex": "X\\input{w/y}"}
+    reading = read(write(tmp_path, parts))
+    assert reading.document.text == "ROOT\nAAA\n\nXY\n\nZ\n"
+    assert "no \\documentclass in any file: its text starts with root.tex" in messages(reading)
+    alone = read(tmp_path, append_unreached=False)
+    assert alone.document.text == "ROOT\nAAA\n"
+    assert "3 files are not reached from root.tex and left out: w/y.tex, x.tex, z.tex" in messages(alone)
+    classed = read(write(tmp_path, {"root.tex": whole("\\input{a}")}))
+    assert "AAA" in classed.document.text and "Z" not in classed.document.text
+    assert "left out: w/y.tex, x.tex, z.tex" in messages(classed)
+
+
+def test_the_text_ends_with_the_document(tmp_path):
+    reading = read(write(tmp_path, {"a.tex": PAPER + "Notes to self.\n% comment\n"}))
+    assert reading.document.text == PAPER
+    assert "14 characters after \\end{document} left out" in messages(reading)
+    assert not read(write(tmp_path, {"a.tex": PAPER + "\n%%% Local Variables:\n"})).problems
+    # Before the document starts the words are part of a definition.
+    assert "BODY" in text(write(tmp_path, {"a.tex": whole("BODY", "\\def\\bye{\\end{document}}\n")}))
+
+
+# What else is known of a paper
+
+
+def test_encodings_line_ends_and_files_that_are_no_text(tmp_path):
+    files = {
+        "main.tex": b"\xef\xbb\xbf" + whole("na\u00efve\n\\input{old}\n\\input{bin}").encode().replace(b"\n", b"\r\n"),
+        "old.tex": "caf\u00e9\rnew".encode("latin-1"),
+        "bin.tex": b"\0\1\2",
+    }
+    reading = read(write(tmp_path / "p", files))
+    assert "na\u00efve\ncaf\u00e9\nnew\n" in reading.document.text and reading.document.text.startswith(
+        "\\documentclass"
+    )
+    assert "\r" not in reading.document.text
+    assert "p/old.tex | not UTF-8 (byte 0xe9 at offset 3): read as ISO-8859-1" in messages(reading)
+    assert "p/bin.tex | left out: holds NUL bytes" in messages(reading)
+
+
+def test_styles_and_bibliographies_are_not_text_save_a_bbl_that_is_asked_for(tmp_path):
+    body = "See.\n\\bibliography{refs}\n"
+    paper = write(tmp_path, {"main.tex": whole(body), "main.bbl": "BBL\n", "refs.bib": "BIB", "a.sty": "STY"})
+    assert "\\bibliography{refs}" in text(paper) and not read(paper).problems
+    with_bbl = text(paper, bbl=True)
+    assert "BBL" in with_bbl and "\\bibliography" not in with_bbl
+    assert not any(word in text(paper) + with_bbl for word in ("BIB", "STY"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("\\title{A title}", "A title"),
+        ("\\title[Short]{A \\textbf{long}\\\\ title\\thanks{To {me}.}\n of $x^{2}$}", "A {long} title of $x^{2}$"),
+        ("\\title\n{\\Large\\bf Loud}", "Loud"),
+        ("\\title{\\textbf{All bold}}", "All bold"),
+        ("\\titleformat{x}\\newcommand{\\title}[1]{y}", ""),
+        ("\\title{not closed", ""),
+        ("\\title{}\\title{Second}", "Second"),
+    ],
+)
+def test_titles(raw, expected):
+    assert title(raw) == expected
+
+
+def test_title_and_licence_of_a_paper_come_from_its_files_else_id_and_nothing(tmp_path):
+    named = {"main.tex": whole("\\title{T}"), "LICENSE.md": "\n## The licence\n\nmore", "sub/COPYING": "another"}
+    document = read(write(tmp_path / "a", named)).document
+    assert (document.id, document.title, document.licence) == ("a", "T", "The licence")
+    document = read(write(tmp_path / "b", {"main.tex": PAPER, "license_plate.tex": "x"})).document
+    assert (document.id, document.title, document.licence) == ("b", "b", "")
+
+
+@pytest.mark.parametrize(
+    "files", [{"notes.txt": "x"}, {"main.tex": "% withdrawn\n"}, {"main.tex": b"\0"}, {".a.tex": PAPER}]
+)
+def test_a_paper_without_text_is_left_out_and_said(tmp_path, files):
+    reading = read(write(tmp_path / "paper", files))
+    assert reading.document is None and "left out: no" in messages(reading)
+
+
+# Layouts
+
+
+def test_splits_come_from_folders_and_ids_are_unique(tmp_path):
+    write(tmp_path, {"b/main.tex": PAPER, "a/x/main.tex": PAPER, ".git/main.tex": PAPER, "stray.tex": PAPER})
+    assert [(item.id, item.split) for item in Arxiv().list(tmp_path)] == [("a", None), ("b", None)]
+    splits = write(tmp_path / "splits", {"test/p/a.tex": PAPER, "train/q/a.tex": PAPER, "train/o/a.tex": PAPER})
+    items = Arxiv().list(splits)
+    assert [(item.id, item.split) for item in items] == [("o", "train"), ("q", "train"), ("p", "test")]
+    write(splits, {"train/p/a.tex": PAPER})
+    with pytest.raises(InputError, match="both paper p"):
+        Arxiv().list(splits)
+
+
+def test_where_there_are_no_papers_the_error_says_what_was_looked_for(tmp_path):
+    for folder in (tmp_path, tmp_path / "none", write(tmp_path / "c", {"a/b.txt": "x"})):
+        with pytest.raises(InputError, match=re.escape(f"--raw={folder}: no folder with .tex files")):
+            Arxiv().list(folder)
+
+
+def test_corpora_and_items_can_be_pickled(tmp_path):
+    corpus = Arxiv(bbl=True)
+    items = corpus.list(write(tmp_path, {"b/main.tex": PAPER}))
+    assert isinstance(corpus, Corpus)
+    other, copies = pickle.loads(pickle.dumps((corpus, items)))
+    assert [other.read(item) for item in copies] == [corpus.read(item) for item in items]
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def bulk(folder: Path, papers: dict[str, bytes], name: str = "arXiv_src_1503_001.tar") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(tar(papers))
+    return folder
+
+
+def test_the_bulk_form_is_read_in_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    several = tar({"ms.tex": whole("\\input{sec/a}").encode(), "sec/a.tex": b"INSIDE", "__MACOSX/._ms.tex": b"\0"})
+    papers = {
+        "1503/1503.00001.gz": gzip.compress(PAPER.encode()),
+        "1503/1503.00002.gz": gzip.compress(several),
+        "1503/1503.00003.pdf": b"%PDF",
+        "1503/1503.00004.gz": gzip.compress(several)[:-30],
+        "1503/1503.00005.gz": gzip.compress(several[:1600]),
+        "1503/math0309136.gz": gzip.compress(PAPER.encode()),
+        "1503/README": b"hello",
+        "../outside.gz": gzip.compress(PAPER.encode()),
+    }
+    raw = bulk(tmp_path / "raw", papers)
+    before = sorted(tmp_path.rglob("*"))
+    readings = {item.id: Arxiv().read(item) for item in Arxiv().list(raw)}
+    documents = {id: reading.document.text for id, reading in readings.items() if reading.document}
+    assert documents == {"1503.00001": PAPER, "1503.00002": whole("INSIDE"), "math/0309136": PAPER}
+    assert not any(readings[id].problems for id in documents)
+    assert "1503/1503.00003.pdf | left out: a PDF" in messages(readings["1503.00003"])
+    assert "damaged" in messages(readings["1503.00004"]) and "damaged" in messages(readings["1503.00005"])
+    others = messages(readings["arXiv_src_1503_001.tar"])
+    assert "1503/README" in others and "../outside.gz" in others
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_bulk_tar_that_is_cut_off_is_an_error(tmp_path):
+    raw = bulk(tmp_path, {f"1503/1503.0000{i}.gz": gzip.compress(PAPER.encode()) for i in range(3)})
+    path = raw / "arXiv_src_1503_001.tar"
+    path.write_bytes(path.read_bytes()[:1024])
+    with pytest.raises(InputError, match="cut off or damaged after member"):
+        Arxiv().list(raw)
+
+
+METADATA = [
+    {"id": "1503.00001", "title": "One\n  two", "categories": "math.AG math.NT", "license": "http://l/1"},
+    {"id": "1503.00002", "title": "", "categories": "cs.LG math-ph", "license": None},
+    {"id": "math/0309136", "title": "Old", "categories": "hep-th math.AG", "license": None},
+]
+
+
+@pytest.fixture
+def described(tmp_path) -> tuple[Path, str]:
+    """Three papers that metadata know, one of them by a version, and one that they do not."""
+    papers = {name: gzip.compress(PAPER.encode()) for name in ("1503/1503.00002.gz", "1503/math0309136.gz")}
+    raw = write(bulk(tmp_path / "raw", papers), {"1503.00001v2/a.tex": PAPER, "1503.99999/a.tex": PAPER})
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text("".join(json.dumps(paper) + "\n" for paper in METADATA))
+    return raw, str(metadata)
+
+
+def test_metadata_give_titles_and_licences(described):
+    raw, metadata = described
+    corpus = Arxiv(metadata=metadata)
+    readings = {item.id: corpus.read(item) for item in corpus.list(raw)}
+    known = {id: (reading.document.title, reading.document.licence) for id, reading in readings.items()}
+    assert known == {
+        "1503.00001v2": ("One two", "http://l/1"),
+        "1503.00002": ("1503.00002", ""),
+        "math/0309136": ("Old", ""),
+        "1503.99999": ("1503.99999", ""),
+    }
+    assert [id for id, reading in readings.items() if reading.problems] == ["1503.99999"]
+
+
+@pytest.mark.parametrize(
+    ("categories", "papers"),
+    [
+        (("math.",), {"1503.00001v2", "math/0309136"}),
+        (("math.NT", "cs."), {"1503.00001v2", "1503.00002"}),
+        (("math",), {"1503.00001v2", "1503.00002", "math/0309136"}),
+        (("q-bio",), set()),
+    ],
+)
+def test_a_category_filter_takes_what_it_says_and_reports_what_it_cannot_know(described, categories, papers):
+    raw, metadata = described
+    corpus = Arxiv(metadata=metadata, categories=categories)
+    readings = {item.id: corpus.read(item) for item in corpus.list(raw)}
+    assert {id for id, reading in readings.items() if reading.document} == papers
+    assert set(readings) == papers | {"1503.99999"}
+    assert "not in metadata.json, so in no known category: left out" in messages(readings["1503.99999"])
+
+
+def test_metadata_that_cannot_be_used_are_an_error(described, tmp_path):
+    raw, _ = described
+    with pytest.raises(InputError, match=r"Arxiv\.categories = \('math\.',\) needs Arxiv\.metadata"):
+        Arxiv(categories=("math.",))
+    with pytest.raises(InputError, match="no such file"):
+        Arxiv(metadata=str(tmp_path / "none"), categories=("math.",)).list(raw)
+    for bad in ('{"id": "cut', "[]", "{}"):
+        path = tmp_path / f"bad{len(bad)}.json"
+        path.write_text(json.dumps(METADATA[0]) + f"\n{bad}\n")
+        with pytest.raises(InputError, match="line 2: not a JSON object"):
+            Arxiv(metadata=str(path), categories=("math.",)).list(raw)
+
+
+# Real and odd text
+
+
+def oddity(name: str) -> Path:
+    if not (FOLDER / "oddities" / name).exists():
+        pytest.skip("needs the corpora that lie beside the checkout in shared/data")
+    return FOLDER / "oddities" / name
+
+
+def test_oddity_input_cycle():
+    reading = read(oddity("input-cycle"))
+    assert reading.document.text.count("This part includes the file that includes it.") == 1
+    assert messages(reading).split("\n") == [
+        "input-cycle/part.tex:2 | \\input{main}: main.tex > part.tex > main.tex is a cycle; not put in",
+        "input-cycle/main.tex:4 | \\input{no-such-file}: no such file",
+    ]
+
+
+def test_oddity_links_that_loop_in_a_folder_and_in_a_tar(tmp_path):
+    with tarfile.open(oddity("symlink-loop.tar")) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    write(tmp_path / "unpacked", {"main.tex": whole("\\input{leak}")})
+    (tmp_path / "secret.tex").write_text("SECRET")
+    (tmp_path / "unpacked" / "leak.tex").symlink_to(tmp_path / "secret.tex")
+    (tmp_path / "unpacked" / "loop" / "again").symlink_to(tmp_path / "unpacked", target_is_directory=True)
+    reading = read(tmp_path / "unpacked")
+    assert reading.document.text == whole("\\input{leak}")
+    assert all(
+        f"unpacked/{name} | left out: a link" in messages(reading)
+        for name in ("leak.tex", "loop/again", "loop/self.py", "loop/dangling.py")
+    )
+
+
+@pytest.mark.parametrize("name", ["symlink-loop.tar", "path-traversal.tar", "truncated.tar.xz"])
+def test_oddities_as_papers_of_a_bulk_tar_write_nothing_and_are_reported(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    content = oddity(name).read_bytes()
+    packed = {"1503/1503.00001.gz": gzip.compress(content), "1503/1503.00002.gz": gzip.compress(PAPER.encode())}
+    raw = bulk(tmp_path / "raw", packed)
+    before = sorted(tmp_path.rglob("*"))
+    odd, good = [Arxiv().read(item) for item in Arxiv().list(raw)]
+    assert odd.document is None and odd.problems and good.document.text == PAPER
+    assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/absolute.py").exists()
+
+
+COMMAND = re.compile(
+    r"\\(?:(?:input|include|subfile) *\{([^}]*)\}|input ([a-z]+)|subimport\*?\{([^}]*)\}\{([^}]*)\}"
+    r"|olimport(?:\[([^]]*)\])?\{([^}]*)\})"
+)
+
+
+def body(raw: str, is_main: bool) -> list[str]:
+    """The lines of a file that count, by the rule for lines: the corpus has no command or mark in a verbatim text."""
+    lines = without_comments(re.sub(r"\\begin\{comment\}.*?\\end\{comment\}", "", raw, flags=re.DOTALL)).split("\n")
+    begin = next((index for index, line in enumerate(lines) if "\\begin{document}" in line), None)
+    end = next(
+        (index for index, line in enumerate(lines) if "\\end{document}" in line and begin is not None), len(lines)
+    )
+    own_class = any("\\documentclass" in line for line in lines)
+    return lines[0 if is_main or begin is None or not own_class else begin + 1 : end]
+
+
+def independent_counts(folder: Path, main: str, left_out: set[str]) -> tuple[int, int, list[str]]:
+    """Commands in the files of a paper that name a file that is there, those that do not, and lines that must stay."""
+    there, missing, lines = 0, 0, []
+    for path in sorted(folder.rglob("*.tex")):
+        name = path.relative_to(folder).as_posix()
+        if name in left_out:
+            continue
+        kept = body(path.read_text("utf-8-sig"), name == main)
+        lines += [line for line in kept if "%" not in line and not COMMAND.search(line)]
+        for found in COMMAND.finditer("\n".join(kept)):
+            plain, bare, sub_folder, sub_file, ol_folder, ol_file = found.groups()
+            target = PurePosixPath(sub_folder or ol_folder or "", plain or bare or sub_file or ol_file)
+            bases = (folder, path.parent) if plain or bare else (path.parent,)
+            exists = any((base / f"{target}{end}").is_file() for base in bases for end in ("", ".tex"))
+            there, missing = there + exists, missing + (not exists)
+    return there, missing, lines
+
+
+@pytest.mark.parametrize(
+    ("split", "papers", "put_in", "listed"),
+    [("train", 43, 745, 101), ("validation", 5, 26, 0), ("test", 5, 41, 1)],
+)
+def test_real_papers_are_whole(tmp_path_factory, split, papers, put_in, listed):
+    """Counted by other means: every input with a file is put in, every other is listed, no line is lost."""
+    raw = unpacked("arxiv", split, tmp_path_factory.mktemp("raw")).parent
+    items = Arxiv().list(raw)
+    assert len(items) == papers and {item.split for item in items} == {split}
+    totals = [0, 0]
+    for item in items:
+        reading = Arxiv().read(item)
+        output, folder = reading.document.text, Path(item.path)
+        said = re.search(r"files are not reached from (\S+) and left out: (.*)", messages(reading))
+        main, left_out = (said[1], set(said[2].split(", "))) if said else (only_root(folder), set())
+        there, missing, lines = independent_counts(folder, main, left_out)
+        totals = [totals[0] + there, totals[1] + missing]
+        assert sum(problem.place.rpartition(":")[2].isdigit() for problem in reading.problems) == missing, item.id
+        assert sum(1 for _ in COMMAND.finditer(output)) == missing, item.id
+        lost = set(lines) - set(output.split("\n"))
+        assert not [line for line in lost if line not in output], item.id  # in the line of the command that put it in
+        assert output.count("\\begin{document}") == output.count("\\end{document}") == 1
+    assert totals == [put_in, listed]
+
+
+def only_root(folder: Path) -> str:
+    (root,) = [path.name for path in folder.glob("*.tex") if "\\begin{document}" in path.read_text()]
+    return root
+
+
+def test_real_papers_are_of_one_kind_whether_in_a_folder_or_in_a_tar(tmp_path):
+    """What the bulk form gives of a paper is what its folder gives."""
+    raw = unpacked("arxiv", "validation", tmp_path)
+    folder = raw / "flt-blueprint"
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    packed = bulk(tmp_path / "bulk", {"1503/flt-blueprint.gz": gzip.compress(tar(files))})
+    (item,) = Arxiv().list(packed)
+    assert Arxiv().read(item) == read(folder)
