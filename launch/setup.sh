@@ -2,6 +2,9 @@
 # Makes .venv beside this folder, or reuses it: a Python of at least 3.12, and the exact versions of requirements.lock.
 # Sourced by the other scripts, which then find `memorizing` and `python` of the environment on PATH.
 #
+#   bash launch/setup.sh                  what training and evaluation need (1 GB)
+#   EXTRA=prepare bash launch/setup.sh    and what preparing the corpora needs: TensorFlow, TFDS, Beam, seqio (3 GB)
+#
 # PYTHON=/path/to/python3 names the interpreter to use.
 
 set -euo pipefail
@@ -50,7 +53,11 @@ fetch_python() { # the last resort: uv downloads an interpreter, where the netwo
 
 uv_version=$(grep -o '^uv==[0-9.]*' requirements.lock)
 wanted="$PWD $(cat requirements.lock pyproject.toml | cksum)"
-if ! suitable .venv/bin/python || [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
+installed=$(cat .venv/installed 2>/dev/null || true)
+size=1
+[ "$installed" = "$wanted prepare" ] && EXTRA=prepare # once there, it stays
+[ "${EXTRA:-}" = prepare ] && wanted="$wanted prepare" && size=3
+if ! suitable .venv/bin/python || [ "$installed" != "$wanted" ]; then
     started=$SECONDS
     if ! { [ -x .venv/bin/python ] && suitable .venv/bin/python; }; then
         rm -rf .venv
@@ -61,12 +68,13 @@ if ! suitable .venv/bin/python || [ "$(cat .venv/installed 2>/dev/null)" != "$wa
             fetch_python
         fi
     fi
-    say "installing the versions of requirements.lock (about 1 GB on disk)"
+    say "installing the versions of requirements.lock (about $size GB on disk)"
     .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null 2>&1 || true
     .venv/bin/python -m pip install -q --disable-pip-version-check "$uv_version" ||
         fail "could not install $uv_version: is a Python package index reachable?"
-    .venv/bin/uv pip install -q --python .venv/bin/python --require-hashes --compile-bytecode -r requirements.lock ||
-        fail "could not install requirements.lock: is a Python package index reachable, and 1 GB of disk free?"
+    .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode -r pyproject.toml --group dev \
+        ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock --override <(grep '^tensorflow==' requirements.lock | tr -d '\\') ||
+        fail "could not install requirements.lock: is a Python package index reachable, and $size GB of disk free?"
     .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e . ||
         fail "could not install this package itself into .venv"
     printf '%s' "$wanted" >.venv/installed

@@ -31,7 +31,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
 
 def read(folder: Path, **fields) -> Reading:
     """The paper in `folder`."""
-    return Arxiv(**fields).read(Item(folder.name, None, str(folder)))
+    return next(Arxiv(**fields).read(Item(folder.name, None, str(folder))))
 
 
 def text(folder: Path, **fields) -> str:
@@ -356,7 +356,7 @@ def test_corpora_and_items_can_be_pickled(tmp_path):
     items = corpus.list(write(tmp_path, {"b/main.tex": PAPER}))
     assert isinstance(corpus, Corpus)
     other, copies = pickle.loads(pickle.dumps((corpus, items)))
-    assert [other.read(item) for item in copies] == [corpus.read(item) for item in items]
+    assert [next(other.read(item)) for item in copies] == [next(corpus.read(item)) for item in items]
 
 
 def tar(files: dict[str, bytes]) -> bytes:
@@ -390,7 +390,7 @@ def test_the_bulk_form_is_read_in_place(tmp_path, monkeypatch):
     }
     raw = bulk(tmp_path / "raw", papers)
     before = sorted(tmp_path.rglob("*"))
-    readings = {item.id: Arxiv().read(item) for item in Arxiv().list(raw)}
+    readings = {item.id: next(Arxiv().read(item)) for item in Arxiv().list(raw)}
     documents = {id: reading.document.text for id, reading in readings.items() if reading.document}
     assert documents == {"1503.00001": PAPER, "1503.00002": whole("INSIDE"), "math/0309136": PAPER}
     assert not any(readings[id].problems for id in documents)
@@ -429,7 +429,7 @@ def described(tmp_path) -> tuple[Path, str]:
 def test_metadata_give_titles_and_licences(described):
     raw, metadata = described
     corpus = Arxiv(metadata=metadata)
-    readings = {item.id: corpus.read(item) for item in corpus.list(raw)}
+    readings = {item.id: next(corpus.read(item)) for item in corpus.list(raw)}
     known = {id: (reading.document.title, reading.document.licence) for id, reading in readings.items()}
     assert known == {
         "1503.00001v2": ("One two", "http://l/1"),
@@ -452,7 +452,7 @@ def test_metadata_give_titles_and_licences(described):
 def test_a_category_filter_takes_what_it_says_and_reports_what_it_cannot_know(described, categories, papers):
     raw, metadata = described
     corpus = Arxiv(metadata=metadata, categories=categories)
-    readings = {item.id: corpus.read(item) for item in corpus.list(raw)}
+    readings = {item.id: next(corpus.read(item)) for item in corpus.list(raw)}
     assert {id for id, reading in readings.items() if reading.document} == papers
     assert set(readings) == papers | {"1503.99999"}
     assert "not in metadata.json, so in no known category: left out" in messages(readings["1503.99999"])
@@ -511,7 +511,7 @@ def test_oddities_as_papers_of_a_bulk_tar_write_nothing_and_are_reported(tmp_pat
     packed = {"1503/1503.00001.gz": gzip.compress(content), "1503/1503.00002.gz": gzip.compress(PAPER.encode())}
     raw = bulk(tmp_path / "raw", packed)
     before = sorted(tmp_path.rglob("*"))
-    odd, good = [Arxiv().read(item) for item in Arxiv().list(raw)]
+    odd, good = [next(Arxiv().read(item)) for item in Arxiv().list(raw)]
     assert odd.document is None and odd.problems and good.document.text == PAPER
     assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/absolute.py").exists()
 
@@ -562,7 +562,7 @@ def test_real_papers_are_whole(tmp_path_factory, split, papers, put_in, listed):
     assert len(items) == papers and {item.split for item in items} == {split}
     totals = [0, 0]
     for item in items:
-        reading = Arxiv().read(item)
+        reading = next(Arxiv().read(item))
         output, folder = reading.document.text, Path(item.path)
         said = re.search(r"files are not reached from (\S+) and left out: (.*)", messages(reading))
         main, left_out = (said[1], set(said[2].split(", "))) if said else (only_root(folder), set())
@@ -588,4 +588,4 @@ def test_real_papers_are_of_one_kind_whether_in_a_folder_or_in_a_tar(tmp_path):
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     packed = bulk(tmp_path / "bulk", {"1503/flt-blueprint.gz": gzip.compress(tar(files))})
     (item,) = Arxiv().list(packed)
-    assert Arxiv().read(item) == read(folder)
+    assert next(Arxiv().read(item)) == read(folder)

@@ -80,7 +80,10 @@ class Arxiv:
                 )
         return items
 
-    def read(self, item: Item) -> Reading:
+    def read(self, item: Item) -> Iterator[Reading]:
+        yield self._read(item)
+
+    def _read(self, item: Item) -> Reading:
         if not item.member and Path(item.path).is_file():
             return Reading(None, tuple(_strangers(Path(item.path))))
         title, licence, problems = "", "", ()

@@ -1,11 +1,12 @@
 """What the five corpora have in common: a corpus lists its documents cheaply, then reads them one by one, anywhere.
 
     list(raw)  -> items       names and places, no text: runs once
-    read(item) -> text        whole document and what was wrong with it: runs on any worker, in any order
+    read(item) -> readings    whole documents and what was wrong with them: runs on any worker, in any order
 
 Items and corpora are plain values that can be pickled, so that a worker of Apache Beam can read what another listed.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +14,7 @@ from memorizing.data.documents import Split
 
 
 class Item(NamedTuple):
-    """Where a document lies.
+    """Where a document lies, or a file of many documents.
 
     Attributes:
         id: unique in the corpus, stable from run to run and machine to machine (no absolute paths).
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What came of an item: the document, or None if it is left out, and why or what else was noticed."""
+    """A document of an item, or None if it is left out, and why or what else was noticed."""
 
     document: SourceDocument | None
     problems: tuple[Problem, ...] = ()
@@ -63,8 +64,8 @@ class Corpus(Protocol):
         """
         ...
 
-    def read(self, item: Item) -> Reading:
-        """The document at `item`.
+    def read(self, item: Item) -> Iterator[Reading]:
+        """What is at `item`, one document at a time; most corpora have one document an item.
 
         Raises:
             InputError: for a broken file that would lose documents unnoticed (a truncated archive); names file,
