@@ -13,10 +13,11 @@ from memorizing.errors import InputError
 DESCRIPTION = """\
 Train and use Memorizing Transformers: language models that look up the exact keys and values of earlier tokens.
 
-  memorizing prepare   text            -> tokens          once per corpus
-  memorizing train     tokens          -> a run's workdir resumes where it stopped, when repeated
-  memorizing evaluate  workdir         -> perplexity      at one or more memory sizes
-  memorizing compare   two workdirs    -> table, picture  what the memory is worth
+  memorizing prepare       text         -> tokens          once per corpus
+  memorizing inspect-data  tokens       -> what they hold
+  memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
+  memorizing evaluate      workdir      -> perplexity      at one or more memory sizes
+  memorizing compare       two workdirs -> table, picture  what the memory is worth
 """
 
 SETTINGS = """\
@@ -47,21 +48,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, summary: str) -> argparse.ArgumentParser:
+    def command(name: str, run, summary: str, has_settings: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=summary, description=summary, epilog=SETTINGS,
+            name, help=summary, description=summary, epilog=SETTINGS if has_settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
+        sub.set_defaults(run=run)
+        if not has_settings:
+            return sub
         sub.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="settings; repeatable")
         sub.add_argument(
             "--gin_param", action="append", default=[], metavar="'NAME = value'", help="one setting; repeatable"
         )
-        sub.set_defaults(run=run)
         return sub
 
     prepare = command("prepare", _prepare, "Turn documents into tokens, split into train, validation and test.")
     prepare.add_argument("--raw", type=Path, metavar="DIR", help="folder of documents")
     prepare.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make for the tokens")
+    prepare.add_argument(
+        "--data_dir",
+        type=Path,
+        metavar="DIR",
+        help="where TFDS finds or keeps a corpus's documents, for other vocabularies",
+    )
+
+    data = command(
+        "inspect-data", _inspect_data, "What prepared tokens hold: manifest, a document, its segments.", False
+    )
+    data.add_argument("data", type=Path, metavar="DIR", help="prepared tokens")
+    data.add_argument("--split", default="train", help="of the document; default: train")
+    data.add_argument("--document", metavar="NAME", help="to show; default: the first")
+    data.add_argument("--segment_length", type=int, default=512, metavar="N", help="tokens of a segment; default: 512")
 
     train = command("train", _train, "Train a model, or go on with a run that was interrupted.")
     train.add_argument(
@@ -86,8 +103,14 @@ def _prepare(options: argparse.Namespace) -> None:
     from memorizing.config import load
     from memorizing.data.prepare import prepare
 
-    experiment, _ = load(options.gin_file, options.gin_param)
-    prepare(experiment.prepare, experiment.folder, experiment.recall, options.raw, options.out)
+    it, _ = load(options.gin_file, options.gin_param)
+    prepare(it.prepare, it.sources, it.beam, options.raw, options.out, options.data_dir)
+
+
+def _inspect_data(options: argparse.Namespace) -> None:
+    from memorizing.data.inspect import inspect
+
+    inspect(options.data, options.split, options.document, options.segment_length)
 
 
 def _train(options: argparse.Namespace) -> None:

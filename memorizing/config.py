@@ -17,9 +17,15 @@ import gin
 from beartype.door import is_bearable
 
 from memorizing.data.batches import BatchSettings
+from memorizing.data.bulk import BeamSettings
+from memorizing.data.corpora.arxiv import Arxiv
+from memorizing.data.corpora.c4 import C4
+from memorizing.data.corpora.github import Github
+from memorizing.data.corpora.isabelle import Isabelle
+from memorizing.data.corpora.pg19 import Pg19
 from memorizing.data.documents import FolderSettings
-from memorizing.data.prepare import PrepareSettings
 from memorizing.data.recall import RecallSettings
+from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.memory.settings import MemorySettings
@@ -48,6 +54,18 @@ class Experiment:
     prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
     folder: FolderSettings = dataclasses.field(default_factory=FolderSettings)
     recall: RecallSettings = dataclasses.field(default_factory=RecallSettings)
+    pg19: Pg19 = dataclasses.field(default_factory=Pg19)
+    arxiv: Arxiv = dataclasses.field(default_factory=Arxiv)
+    github: Github = dataclasses.field(default_factory=Github)
+    isabelle: Isabelle = dataclasses.field(default_factory=Isabelle)
+    c4: C4 = dataclasses.field(default_factory=C4)
+    beam: BeamSettings = dataclasses.field(default_factory=BeamSettings)
+
+    @property
+    def sources(self) -> dict[str, Any]:
+        """Settings of what documents can come from, by the names that `Prepare.source` has for them."""
+        names = ("folder", "recall", "pg19", "arxiv", "github", "isabelle", "c4")
+        return {name: getattr(self, name) for name in names}
 
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call

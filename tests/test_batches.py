@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memorizing.data.batches import Ahead, BatchSettings, Schedule, batches, read_batch
-from memorizing.data.documents import Document
-from memorizing.data.tokens import TokenSplit, write_split
+from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.errors import InputError
 from memorizing.shapes import BEGIN_TOKEN
@@ -26,7 +25,9 @@ def split(tmp_path_factory) -> TokenSplit:
         "".join(chr(48 + (31 * number + place) % 75) for place in range(length))
         for number, length in enumerate(LENGTHS)
     ]
-    write_split(folder, [Document(str(number), text) for number, text in enumerate(texts)], ByteVocabulary())
+    encode = ByteVocabulary().encode
+    documents = [Tokenized(str(n), "", "", encode(text), len(text.encode())) for n, text in enumerate(texts)]
+    write_split(folder, documents, np.uint16)
     return TokenSplit(folder)
 
 

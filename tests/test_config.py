@@ -125,7 +125,7 @@ def test_data_that_is_missing_or_does_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="holds no prepared tokens"):
         open_tokens(str(tmp_path), experiment.model)
     monkeypatch.setattr(PreparedTokens, "__init__", lambda self, folder: None)
-    monkeypatch.setattr(PreparedTokens, "vocabulary_size", 40_000)
+    monkeypatch.setattr(PreparedTokens, "vocabulary_size", 40_000, raising=False)
     with pytest.raises(InputError, match=r"Model\.vocabulary_size = 32000.*40000"):
         open_tokens(str(tmp_path), experiment.model)
 

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.data.documents import SPLITS, FolderDocuments, FolderSettings, assign_splits
+from memorizing.data.documents import (
+    SPLITS,
+    Document,
+    FolderDocuments,
+    FolderSettings,
+    Known,
+    Problem,
+    assign_splits,
+)
 from memorizing.errors import InputError
 
 
@@ -28,33 +36,38 @@ def folder(tmp_path) -> Path:
 
 
 def read(documents: FolderDocuments) -> dict[str, str]:
-    return {document.id: document.text for document in documents.read(documents.ids())}
+    return {found.id: found.text for found in documents.read(documents.ids()) if isinstance(found, Document)}
+
+
+def skipped(documents: FolderDocuments) -> list[Problem]:
+    return [found for found in documents.read(documents.ids()) if isinstance(found, Problem)]
 
 
 def test_each_file_is_a_document(folder):
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test",)))
     assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py", "c/empty.py"]
     assert read(documents) == {"a/inner/y.py": "y\n\n\n", "a/z.py": "z\n", "b.py": "b = 1\n"}
-    assert documents.skipped == ["c/empty.py: shorter than Folder.minimum_bytes = 1"]
+    assert skipped(documents) == [("c/empty.py", "left out: 0 bytes, fewer than Folder.minimum_bytes = 1")]
 
 
 def test_each_entry_is_a_document_with_its_files_joined(folder):
     documents = FolderDocuments(folder, FolderSettings("entry", (".py",), ("te?t",)))
     assert read(documents) == {"a": "### a/inner/y.py\ny\n\n### a/z.py\nz\n\n", "b.py": "### b.py\nb = 1\n\n"}
-    assert documents.skipped == ["c: shorter than Folder.minimum_bytes = 1"]
+    assert skipped(documents) == [("c", "left out: 0 bytes, fewer than Folder.minimum_bytes = 1")]
 
 
 def test_what_is_not_read_is_counted(folder):
     (folder / "linked").symlink_to(folder / "a")
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test", "c")))
-    assert documents.left_out == ["2 by Folder.suffixes", "2 by Folder.exclude", "1 linked folders"]
+    reasons = [problem.message.removeprefix("left out: ") for problem in documents.problems]
+    assert reasons == ["2 by Folder.suffixes", "2 by Folder.exclude", "1 linked folders"]
     assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py"]
 
 
 def test_short_documents_are_left_out_and_named(folder):
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), minimum_bytes=5))
     assert set(read(documents)) == {"a/test/t.py", "b.py"}
-    assert len(documents.skipped) == 3
+    assert len(skipped(documents)) == 3
 
 
 def test_a_file_in_another_encoding_is_refused_or_skipped(tmp_path):
@@ -64,7 +77,7 @@ def test_a_file_in_another_encoding_is_refused_or_skipped(tmp_path):
         read(FolderDocuments(tmp_path, FolderSettings()))
     skipping = FolderDocuments(tmp_path, FolderSettings(undecodable="skip"))
     assert set(read(skipping)) == {"good.txt"}
-    assert "latin.txt" in skipping.skipped[0] and "offset 2" in skipping.skipped[0]
+    assert skipped(skipping) == [("latin.txt", "left out: is not utf-8: byte 0xef at offset 2")]
     assert read(FolderDocuments(tmp_path, FolderSettings(encoding="latin-1")))["latin.txt"] == "naïve"
 
 
@@ -74,7 +87,7 @@ def test_a_file_that_is_no_text_does_not_cost_the_rest_of_its_entry(tmp_path):
         (tmp_path / name).write_bytes(content)
     documents = FolderDocuments(tmp_path, FolderSettings("entry", undecodable="skip"))
     assert read(documents) == {"a": "### a/1.txt\none\n\n"}
-    assert ["2.txt" in documents.skipped[0], "3.txt" in documents.skipped[1]] == [True, True]
+    assert [problem.place for problem in skipped(documents)] == ["a/2.txt", "b/3.txt"]
 
 
 def test_line_ends_and_nul_bytes_stay(tmp_path):
@@ -89,7 +102,7 @@ def test_links_in_a_circle_do_not_hang(tmp_path):
     (tmp_path / "nowhere.txt").symlink_to(tmp_path / "missing")
     documents = FolderDocuments(tmp_path, FolderSettings(undecodable="skip"))
     assert read(documents) == {"a/text.txt": "text"}
-    assert "nowhere.txt cannot be read" in documents.skipped[0]
+    assert skipped(documents) == [("nowhere.txt", "left out: cannot be read: No such file or directory")]
     with pytest.raises(InputError, match=r"nowhere\.txt cannot be read: No such file"):
         read(FolderDocuments(tmp_path, FolderSettings()))
 
@@ -104,10 +117,17 @@ names = st.lists(st.text("abcdef", min_size=1, max_size=6), min_size=3, max_size
 shares = st.sampled_from([0.0, 0.01, 0.1, 0.45])
 
 
+def assigned(ids, validation, test, seed):
+    """Documents of different texts."""
+    splits, copies = assign_splits([Known(id, id) for id in ids], validation, test, seed)
+    assert not copies
+    return dict(zip(ids, splits, strict=True))
+
+
 @settings(deadline=None)
 @given(names, shares, shares, st.integers(0, 5))
 def test_every_document_is_in_one_split_and_no_wanted_split_is_empty(ids, validation, test, seed):
-    splits = assign_splits(ids, validation, test, seed)
+    splits = assigned(ids, validation, test, seed)
     assert set(splits) == set(ids)
     wanted = {split for split, share in zip(SPLITS, (1, validation, test), strict=True) if share}
     assert set(splits.values()) == wanted
@@ -115,13 +135,37 @@ def test_every_document_is_in_one_split_and_no_wanted_split_is_empty(ids, valida
 
 def test_documents_stay_where_they_are_when_others_come():
     ids = [f"document-{number}" for number in range(1000)]
-    few, many = assign_splits(ids[:500], 0.1, 0.1, 0), assign_splits(ids, 0.1, 0.1, 0)
+    few, many = assigned(ids[:500], 0.1, 0.1, 0), assigned(ids, 0.1, 0.1, 0)
     assert all(many[id] == few[id] for id in few)
     held_out = [split for split in many.values() if split != "train"]
     assert 120 < len(held_out) < 280
-    assert assign_splits(ids, 0.1, 0.1, 1) != many
+    assert assigned(ids, 0.1, 0.1, 1) != many
 
 
 def test_too_few_documents_for_the_splits_are_refused():
     with pytest.raises(InputError, match=r"2 document\(s\) cannot fill the splits train, validation, test"):
-        assign_splits(["a", "b"], 0.1, 0.1, 0)
+        assigned(["a", "b"], 0.1, 0.1, 0)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), st.integers(0, 9)), min_size=12, max_size=60))
+def test_the_same_text_is_never_in_two_splits_and_is_reported(documents):
+    known = [Known(f"{id}-{number}", digest) for number, (id, digest) in enumerate(documents)]
+    if len({document.digest for document in known}) < 3:
+        return
+    splits, copies = assign_splits(known, 0.2, 0.2, 0)
+    of_text = {}
+    for document, split in zip(known, splits, strict=True):
+        assert of_text.setdefault(document.digest, split) == split
+    texts = [document.digest for document in known]
+    repeated = {digest for digest in texts if texts.count(digest) > 1}
+    assert {next(known for known in known if known.id == place).digest for place, _ in copies} == repeated
+
+
+def test_given_splits_are_kept_but_for_a_text_that_is_in_two():
+    known = [Known("a", 1, "train"), Known("b", 2, "test"), Known("c", 1, "validation"), Known("d", 3, "validation")]
+    splits, copies = assign_splits(known, 0.1, 0.1, 0)
+    assert splits == ["train", "test", "train", "validation"]
+    assert copies == [("a", "the same text as c: all are kept, in train")]
+    with pytest.raises(InputError, match="e is in no split, but other documents are"):
+        assign_splits([*known, Known("e", 4)], 0.1, 0.1, 0)

@@ -11,8 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from memorizing.data.documents import Document
-from memorizing.data.tokens import TokenSplit, write_split
+from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.compare import compare
@@ -40,7 +39,9 @@ TEXTS = [
 
 
 def write(folder: Path, texts: list[str]) -> TokenSplit:
-    write_split(folder, [Document(str(number), text) for number, text in enumerate(texts)], ByteVocabulary())
+    encode = ByteVocabulary().encode
+    documents = [Tokenized(str(n), "", "", encode(text), len(text.encode())) for n, text in enumerate(texts)]
+    write_split(folder, documents, np.uint16)
     return TokenSplit(folder)
 
 

@@ -1,14 +1,17 @@
 """Prepared tokens: what was prepared can be read back exactly, and nothing half-made is taken for whole."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from memorizing.data import tokens as tokens_module
+from memorizing.data.bulk import BeamSettings
 from memorizing.data.documents import FolderSettings
-from memorizing.data.prepare import PrepareSettings, prepare
+from memorizing.data.prepare import prepare
 from memorizing.data.recall import RecallSettings
+from memorizing.data.settings import PrepareSettings
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 
@@ -27,7 +30,11 @@ def raw(tmp_path):
 
 
 def run(settings, raw, out, folder=None):
-    return prepare(settings, folder or FolderSettings(), RecallSettings(), raw, out, report=lambda line: None)
+    sections = {
+        "folder": folder or FolderSettings(),
+        "recall": RecallSettings(documents=10, bursts=3, pairs=4, keys=40),
+    }
+    return prepare(settings, sections, BeamSettings(), raw, out, report=lambda line: None)
 
 
 @pytest.mark.parametrize("settings", [BYTES, PIECES], ids=["bytes", "sentencepiece"])
@@ -58,10 +65,18 @@ def test_preparing_is_deterministic(raw, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
-def test_nothing_is_overwritten(raw, tmp_path):
-    run(BYTES, raw, tmp_path / "out")
+def test_nothing_is_overwritten_and_the_same_command_again_does_nothing(raw, tmp_path):
+    manifest = run(BYTES, raw, tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    (tmp_path / "out.unfinished").mkdir()  # as a kill leaves it between renaming the result and tidying up
+    assert run(BYTES, raw, tmp_path / "out") == manifest
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == times
+    assert not (tmp_path / "out.unfinished").exists()
     with pytest.raises(InputError, match="exists already"):
-        run(BYTES, raw, tmp_path / "out")
+        run(PIECES, raw, tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        run(BYTES, raw, tmp_path / "other")
 
 
 def test_a_failure_leaves_nothing_that_looks_whole_and_does_not_disturb_the_next_try(raw, tmp_path):
@@ -76,7 +91,9 @@ def test_a_failure_leaves_nothing_that_looks_whole_and_does_not_disturb_the_next
 
 def test_what_is_left_out_is_noted_once_with_a_trained_vocabulary(raw, tmp_path):
     (raw / "empty.txt").write_text("")
-    assert run(PIECES, raw, tmp_path / "out")["left_out"] == ["empty.txt: shorter than Folder.minimum_bytes = 1"]
+    assert run(PIECES, raw, tmp_path / "out")["left_out"] == [
+        "empty.txt: left out: 0 bytes, fewer than Folder.minimum_bytes = 1"
+    ]
 
 
 def test_what_is_no_prepared_folder_is_refused(raw, tmp_path):
@@ -87,7 +104,7 @@ def test_what_is_no_prepared_folder_is_refused(raw, tmp_path):
         PreparedTokens(tmp_path / "out").split("dev")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(InputError, match="was prepared in format 99, this program reads format 1"):
+    with pytest.raises(InputError, match="was prepared in format 99, this program reads format 2"):
         PreparedTokens(tmp_path / "out")
 
 
@@ -98,7 +115,95 @@ def test_a_raw_folder_is_asked_for(tmp_path):
 
 def test_generated_documents_need_no_folder(tmp_path):
     settings = PrepareSettings(source="recall")
-    small = RecallSettings(documents=10, bursts=3, pairs=4, keys=40)
-    prepare(settings, FolderSettings(), small, None, tmp_path / "out", report=lambda line: None)
+    run(settings, None, tmp_path / "out")
     prepared = PreparedTokens(tmp_path / "out")
     assert prepared.vocabulary.kind == "words" and prepared.split("train").lengths.tolist()[0] == 3 * 4 * 2
+
+
+def test_documents_below_the_minimum_are_left_out_and_listed(raw, tmp_path):
+    settings = PrepareSettings(vocabulary="bytes", validation=0.0, test=0.0, minimum_tokens=500)
+    manifest = run(settings, raw, tmp_path / "out")
+    sizes = {path.name: path.stat().st_size for path in raw.iterdir()}
+    short = sorted(name for name, size in sizes.items() if size < 500)
+    expected = [f"{name}: left out: {sizes[name]} tokens, fewer than Prepare.minimum_tokens = 500" for name in short]
+    assert len(short) > 1 and sorted(manifest["left_out"]) == expected
+    notes = (tmp_path / "out" / "notes.txt").read_text().splitlines()
+    assert sorted(notes) == expected and manifest["notes"] == len(notes)
+    assert sorted(PreparedTokens(tmp_path / "out").split("train").names()) == sorted(sizes.keys() - set(short))
+
+
+def test_the_histogram_counts_documents_by_length(raw, tmp_path):
+    counts = run(PrepareSettings(vocabulary="bytes", validation=0.0, test=0.0), raw, tmp_path / "out")["splits"][
+        "train"
+    ]
+    lengths = [path.stat().st_size for path in raw.iterdir()]
+    expected = {least: sum(least <= length < 2 * least for length in lengths) for least in (1 << n for n in range(30))}
+    assert counts["lengths"] == {str(least): count for least, count in expected.items() if count}
+
+
+def test_the_same_text_twice_stays_in_one_split_and_is_noted(raw, tmp_path):
+    for number in range(4):
+        (raw / f"copy-{number}.txt").write_bytes((raw / f"{number}.txt").read_bytes())
+    run(BYTES, raw, tmp_path / "out")
+    prepared = PreparedTokens(tmp_path / "out")
+    split_of = {name: split for split in prepared.manifest["splits"] for name in prepared.split(split).names()}
+    assert all(split_of[f"copy-{number}.txt"] == split_of[f"{number}.txt"] for number in range(4))
+    notes = (tmp_path / "out" / "notes.txt").read_text()
+    assert all(f"{number}.txt: the same text as copy-{number}.txt: all are kept" in notes for number in range(4))
+
+
+def test_a_vocabulary_can_be_shared(raw, tmp_path):
+    run(PIECES, raw, tmp_path / "one")
+    for given in (tmp_path / "one", tmp_path / "one" / "vocabulary.model"):
+        settings = PrepareSettings(vocabulary_from=str(given), validation=0.0, test=0.0)
+        manifest = run(settings, raw, tmp_path / f"with-{given.name}")
+        assert manifest["vocabulary"] == PreparedTokens(tmp_path / "one").manifest["vocabulary"]
+    with pytest.raises(InputError, match=r"Prepare\.vocabulary_from = .* and no SentencePiece model"):
+        run(PrepareSettings(vocabulary_from=str(raw / "3.txt")), raw, tmp_path / "bad")
+
+
+def damage(path, content=None):
+    content = path.read_bytes() if content is None else content
+    path.write_bytes(content[:-20] + bytes(byte ^ 1 for byte in content[-20:]))
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: damage(folder / "train" / "tokens" / "c" / "0"), r"train.tokens is missing or damaged: .*"),
+        (lambda folder: (folder / "train" / "tokens" / "c" / "0").unlink(), "train split is without some of its files"),
+        (lambda folder: (folder / "train" / "ends" / "zarr.json").unlink(), "train is missing or damaged"),
+        (lambda folder: (folder / "vocabulary.model").unlink(), r"vocabulary\.model cannot be read: .*No such file"),
+        (lambda folder: (folder / "train").rename(folder / "x") and (folder / "test").rename(folder / "train"), "but"),
+        (lambda folder: damage(folder / "manifest.json"), r"manifest\.json is damaged"),
+    ],
+    ids=["chunk", "no-chunk", "no-ends", "no-vocabulary", "other-split", "manifest"],
+)
+def test_what_is_not_what_was_written_is_refused(raw, tmp_path, harm, words):
+    run(PIECES, raw, tmp_path / "out")
+    harm(tmp_path / "out")
+    with pytest.raises(InputError, match=words):
+        PreparedTokens(tmp_path / "out").split("train")
+
+
+def test_another_vocabulary_or_tokens_of_another_folder_are_refused(raw, tmp_path):
+    run(PIECES, raw, tmp_path / "one")
+    (raw / "1.txt").write_text("something else entirely " * 30)
+    run(PIECES, raw, tmp_path / "two")
+    for name in ("vocabulary.model", "train"):
+        mixed = tmp_path / f"mixed-{name}"
+        shutil.copytree(tmp_path / "one", mixed)
+        shutil.rmtree(mixed / name, ignore_errors=True)
+        copy = shutil.copytree if (tmp_path / "two" / name).is_dir() else shutil.copyfile
+        copy(tmp_path / "two" / name, mixed / name)
+        with pytest.raises(InputError, match=r"its (vocabulary|train.*) is .*, but manifest\.json says .*"):
+            PreparedTokens(mixed).split("train")
+
+
+def test_large_splits_are_not_read_whole_but_damage_is_still_found(raw, tmp_path, monkeypatch):
+    run(BYTES, raw, tmp_path / "out")
+    damage(tmp_path / "out" / "train" / "tokens" / "c" / "0")
+    monkeypatch.setattr(tokens_module, "CHECKED_WHOLE", 10)
+    split = PreparedTokens(tmp_path / "out").split("train")
+    with pytest.raises(InputError, match="is missing or damaged"):
+        split.read(0, 0, 10)

@@ -1,12 +1,18 @@
-"""Documents out of a folder of text: each file a document, or each entry of the folder with its files joined."""
+"""Documents, the splits they belong to, and those of a folder of text.
+
+In a folder each file is a document, or each entry with its files joined.
+"""
 
 import codecs
 import dataclasses
 import fnmatch
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
 
 from memorizing.errors import InputError
 
@@ -15,14 +21,39 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Document(NamedTuple):
-    """A whole text, which a model reads from start to end."""
+    """A whole text, which a model reads from start to end; its size in bytes is that of `text` in UTF-8.
+
+    Attributes:
+        id: its name, stable from run to run and machine to machine (no absolute paths).
+        title: for people; "" if there is none but the name.
+        text: all of it.
+        licence: "" if it is not known.
+        tokens: of `text`, if its source has them already.
+    """
 
     id: str
+    title: str
     text: str
+    licence: str = ""
+    tokens: Int[np.ndarray, "T"] | None = None
+
+
+class Problem(NamedTuple):
+    """Something in the raw files that was not as it should be: reported, never fatal, never silent.
+
+    The message starts with `left out` if something is not in the documents because of it.
+    """
+
+    place: str
+    message: str
 
 
 class UnreadableFile(InputError):
-    """A file that cannot be read, or not as text in the stated encoding."""
+    """A file that cannot be read, or not as text in the stated encoding; `reason` says why, without its place."""
+
+    def __init__(self, path: Path, reason: str, remedy: str):
+        super().__init__(f"{path} {reason}; {remedy}")
+        self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +94,9 @@ class FolderDocuments:
 
     def __init__(self, root: Path, settings: FolderSettings):
         self.settings, self.root = settings, root
-        self.skipped: list[str] = []
         if not root.is_dir():
             raise InputError(f"--raw={root}: no such folder; name the folder that holds the documents")
-        files, self.left_out = _files(root, settings)
+        files, self.problems = _files(root, settings)
         files.sort(key=lambda path: path.relative_to(root).parts)
         self._files: dict[str, list[Path]] = {}
         for path in files:
@@ -84,8 +114,8 @@ class FolderDocuments:
         """All documents, by name."""
         return list(self._files)
 
-    def read(self, ids: list[str]) -> Iterator[Document]:
-        """The named documents in order; short ones and (if so set) files that are not text are noted in `skipped`."""
+    def read(self, ids: Sequence[str]) -> Iterator[Document | Problem]:
+        """The named documents in order; a problem for short ones and (if so set) for files that are not text."""
         for id in ids:
             texts = []
             for path in self._files[id]:
@@ -94,34 +124,36 @@ class FolderDocuments:
                 except UnreadableFile as error:
                     if self.settings.undecodable == "refuse":
                         raise
-                    self.skipped.append(str(error))
+                    yield Problem(path.relative_to(self.root).as_posix(), f"left out: {error.reason}")
             text = "".join(texts)
-            if texts and len(text.encode()) < self.settings.minimum_bytes:
-                self.skipped.append(f"{id}: shorter than Folder.minimum_bytes = {self.settings.minimum_bytes}")
+            size = len(text.encode())
+            if texts and size < self.settings.minimum_bytes:
+                short = f"left out: {size} bytes, fewer than Folder.minimum_bytes = {self.settings.minimum_bytes}"
+                yield Problem(id, short)
             elif texts:
-                yield Document(id, text)
+                yield Document(id, "", text)
 
     def _text(self, path: Path) -> str:
         try:
             raw = path.read_bytes()
         except OSError as error:
-            raise UnreadableFile(
-                f"{path} cannot be read: {error.strerror}; mend it, or set Folder.undecodable = 'skip' to leave it out"
-            ) from error
+            remedy = "mend it, or set Folder.undecodable = 'skip' to leave it out"
+            raise UnreadableFile(path, f"cannot be read: {error.strerror}", remedy) from error
         try:
             text = raw.decode(self.settings.encoding)
         except UnicodeDecodeError as error:
             raise UnreadableFile(
-                f"{path} is not {self.settings.encoding}: byte {raw[error.start]:#04x} at offset {error.start}; "
-                "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out"
+                path,
+                f"is not {self.settings.encoding}: byte {raw[error.start]:#04x} at offset {error.start}",
+                "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out",
             ) from error
         if self.settings.document == "file":
             return text
         return f"### {path.relative_to(self.root).as_posix()}\n{text.rstrip()}\n\n" if text.strip() else ""
 
 
-def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[str]]:
-    """The files to read, and a line on each kind of thing that is not read."""
+def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Problem]]:
+    """The files to read, and a problem for each kind of thing that is not read."""
     files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0}
     for folder, folders, names in root.walk():
         kept = []
@@ -137,18 +169,65 @@ def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[str]]
             else:
                 files.append(folder / name)
         folders[:] = kept
-    return files, [f"{count} {reason}" for reason, count in counts.items() if count]
+    problems = [Problem(root.name, f"left out: {count} {reason}") for reason, count in counts.items() if count]
+    return files, problems
 
 
-def assign_splits(ids: list[str], validation: float, test: float, seed: int) -> dict[str, Split]:
-    """Splits by a hash of each document's name, so that a document stays where it is when others come and go.
+class Known(NamedTuple):
+    """What splits depend on.
 
-    With few documents a hash can leave a split without any: then the document whose hash is nearest to it moves there.
+    Attributes:
+        id: of a document.
+        digest: of its text; equal ones are the same text.
+        split: if its source says so, else None.
+    """
+
+    id: str
+    digest: Hashable
+    split: Split | None = None
+
+
+def assign_splits(
+    documents: Sequence[Known], validation: float, test: float, seed: int
+) -> tuple[list[Split], list[Problem]]:
+    """The split of each document, and a problem for each text that comes more than once.
+
+    As the source says; else by a hash of each document's name, so that a document stays where it is when others come
+    and go. With few documents a hash can leave a split without any: then the document whose hash is nearest to it moves
+    there. The same text is never in two splits: all its documents go where the first of them is.
 
     Raises:
-        InputError: when there are fewer documents than splits that want some.
+        InputError: when there are fewer documents than splits that want some, or only some have a split.
     """
+    first: dict[Hashable, int] = {}
+    copies: dict[int, list[int]] = {}
+    for number, document in enumerate(documents):
+        if (original := first.setdefault(document.digest, number)) != number:
+            copies.setdefault(original, []).append(number)
+    given = {document.split for document in documents}
+    if given >= {None} and len(given) > 1:
+        without = next(document.id for document in documents if document.split is None)
+        raise InputError(f"{without} is in no split, but other documents are: put all into train, validation, test")
+    by_hash: dict[str, Split] = {}
+    if None in given:
+        by_hash = _splits_by_hash([documents[number].id for number in first.values()], validation, test, seed)
+    splits: list[Split] = []
+    for document in documents:
+        original = documents[first[document.digest]]
+        splits.append(original.split or by_hash[original.id])
+    problems = [
+        Problem(
+            documents[original].id,
+            f"the same text as {', '.join(documents[copy].id for copy in others)}: all are kept, in {splits[original]}",
+        )
+        for original, others in copies.items()
+    ]
+    return splits, problems
+
+
+def _splits_by_hash(ids: list[str], validation: float, test: float, seed: int) -> dict[str, Split]:
     wanted = [split for split, share in zip(SPLITS, (1.0, validation, test), strict=True) if share > 0]
+    ids = list(dict.fromkeys(ids))
     if len(ids) < len(wanted):
         raise InputError(
             f"{len(ids)} document(s) cannot fill the splits {', '.join(wanted)}: give more documents, or set "

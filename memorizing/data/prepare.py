@@ -1,137 +1,286 @@
-"""`memorizing prepare`: documents to tokens on disk. What it writes is described in `tokens.py`."""
+"""`memorizing prepare`: documents to tokens on disk. What it writes is described in `tokens.py`.
+
+    source      -> documents, in splits               `sources.py`; for the corpora a TFDS dataset, see `builders.py`
+    vocabulary  -> trained on the train split, or given
+    documents   -> tokens, in parts                   each part is done once, however often the run is killed
+    parts       -> the arrays, manifest, notes        under another name, and renamed when all is there
+
+Until then everything lies in OUT.unfinished, and the same command goes on with it.
+"""
 
 import dataclasses
-import hashlib
+import itertools
 import json
+import os
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-from memorizing.data.documents import SPLITS, FolderDocuments, FolderSettings, assign_splits
-from memorizing.data.recall import RecallDocuments, RecallSettings, words
-from memorizing.data.tokens import FORMAT_VERSION, MANIFEST, write_split
+import numpy as np
+
+from memorizing.data.bulk import Beam, BeamSettings, do, write_once
+from memorizing.data.documents import SPLITS, Document, Problem, Split
+from memorizing.data.settings import PrepareSettings
+from memorizing.data.sources import Piece, Source, open_source
+from memorizing.data.tokens import (
+    FORMAT_VERSION,
+    MANIFEST,
+    NOTES,
+    PreparedTokens,
+    Tokenized,
+    fingerprint,
+    token_type,
+    write_split,
+)
 from memorizing.data.vocabulary import (
     ByteVocabulary,
+    SentencePieceVocabulary,
     Vocabulary,
-    WordVocabulary,
+    load_vocabulary,
     save_vocabulary,
     train_sentencepiece,
 )
 from memorizing.errors import InputError
+from memorizing.files import held, write_whole
 
-
-@dataclasses.dataclass(frozen=True)
-class PrepareSettings:
-    """How raw text becomes prepared tokens.
-
-    Attributes:
-        source: `folder` (of text, see `Folder`) or `recall` (generated documents, see `Recall`).
-        validation, test: shares of the documents held out.
-        vocabulary: `bytes`, or `sentencepiece` trained on the train split.
-        vocabulary_size: of the SentencePiece vocabulary.
-        vocabulary_model: how SentencePiece finds pieces.
-        vocabulary_sample_bytes: about how much text it sees.
-        seed: of the splits and of generated documents.
-    """
-
-    source: Literal["folder", "recall"] = "folder"
-    validation: float = 0.1
-    test: float = 0.1
-    vocabulary: Literal["bytes", "sentencepiece"] = "sentencepiece"
-    vocabulary_size: int = 32_000
-    vocabulary_model: Literal["bpe", "unigram"] = "unigram"
-    vocabulary_sample_bytes: int = 10_000_000
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("validation", "test"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Prepare.{name} = {getattr(self, name)}: a share of the documents, from 0 to below 1")
-        if self.validation + self.test >= 1:
-            raise InputError(
-                f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on: "
-                "their sum must be below 1"
-            )
-        for name, least in (("vocabulary_size", 1), ("vocabulary_sample_bytes", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"Prepare.{name} = {getattr(self, name)}: must be at least {least}")
+LISTED = 1000
+"""Of what is left out, so many are in the manifest; all are in the notes."""
 
 
 def prepare(
     settings: PrepareSettings,
-    folder_settings: FolderSettings,
-    recall_settings: RecallSettings,
+    sections: Mapping[str, Any],
+    beam: BeamSettings,
     raw: Path | None,
     out: Path,
+    data_dir: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict:
     """Writes prepared tokens to `out` and returns the manifest. Nothing is at `out` until all of it is there.
 
-    Raises:
-        InputError: when there is something at `out` already, or no usable documents in `raw`.
-    """
-    if out.exists():
-        raise InputError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
-    if settings.source == "recall":
-        documents = RecallDocuments(recall_settings, settings.seed)
-    elif raw is None:
-        raise InputError("--raw is missing: name the folder that holds the documents")
-    else:
-        documents = FolderDocuments(raw, folder_settings)
-    ids = documents.ids()
-    split_of = assign_splits(ids, settings.validation, settings.test, settings.seed)
-    members = {split: [id for id in ids if split_of[id] == split] for split in SPLITS if split in split_of.values()}
-    report(f"{len(ids)} documents: " + ", ".join(f"{len(names)} {split}" for split, names in members.items()))
+    Args:
+        sections: settings of the sources, by their names.
+        raw: folder of the source's files, if it reads any.
+        data_dir: where TFDS keeps a corpus's documents; by default they are removed once they are tokens.
 
-    vocabulary = _make_vocabulary(settings, documents, members["train"])
-    report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
-    documents.skipped.clear()  # noted while training the vocabulary; they are noted again below
-    unfinished = out.with_name(out.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    save_vocabulary(vocabulary, unfinished)
-    splits = {}
-    for split, names in members.items():
-        counts = write_split(unfinished / split, documents.read(names), vocabulary)
-        if not counts.tokens:
-            raise InputError(f"no document of the {split} split has any text; see Folder.minimum_bytes and the files")
-        splits[split] = dataclasses.asdict(counts)
-        report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
-    if documents.left_out:
-        report(f"left out files and folders: {', '.join(documents.left_out)}")
-    for line in documents.skipped:
-        report(f"left out {line}")
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "source": settings.source,
-        "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": _fingerprint(vocabulary)},
-        "splits": splits,
-        "left_out": documents.left_out + documents.skipped,
-        "settings": {
-            "Prepare": dataclasses.asdict(settings),
-            "Folder": dataclasses.asdict(folder_settings),
-            "Recall": dataclasses.asdict(recall_settings),
-        },
-    }
-    (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    unfinished.rename(out)
+    Raises:
+        InputError: when there is something else at `out` already, or no usable documents in `raw`.
+    """
+    own = {"Prepare": dataclasses.asdict(settings)}
+    if settings.source in sections:
+        own[settings.source.capitalize()] = dataclasses.asdict(sections[settings.source])
+    own = json.loads(json.dumps(own))
+    work = out.with_name(out.name + ".unfinished")
+    if out.exists():
+        manifest = json.loads((out / MANIFEST).read_text()) if (out / MANIFEST).is_file() else {}
+        if manifest.get("settings") != own or manifest.get("format_version") != FORMAT_VERSION:
+            raise InputError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
+        report(f"{out} is complete already, made with these settings; remove it to prepare other documents")
+        shutil.rmtree(work, ignore_errors=True)
+        return manifest
+    with _unfinished(work, own, raw, out):
+        source = open_source(settings, sections, beam, raw, data_dir, work)
+        pieces = source.open(report)
+        vocabulary = _make_vocabulary(settings, source, pieces, work / "vocabulary")
+        report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
+        parts = {
+            split: [
+                _TokenPart(work / "tokens" / split / f"{number:05}.npz", source, piece, work / "vocabulary", settings)
+                for number, piece in enumerate(pieces[split])
+            ]
+            for split in pieces
+        }
+        started = time.perf_counter()
+        todo = [part for own_parts in parts.values() for part in own_parts if not part.path.exists()]
+        do(todo, "tokenizing", Beam.of(beam) if source.in_beam else None)
+        seconds = time.perf_counter() - started
+        manifest = _join(work, parts, source, vocabulary, own, settings, report)
+        size = sum(part.size() for part in todo)
+        report(f"tokenized {size:,} bytes in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s)")
+        os.rename(work / "result", out)
+        shutil.rmtree(work)
     return manifest
 
 
+@contextmanager
+def _unfinished(work: Path, own: dict, raw: Path | None, out: Path) -> Iterator[None]:
+    """Holds OUT.unfinished against others, and refuses to go on there with other settings than it was begun with."""
+    now = {**own, "--raw": str(raw.absolute()) if raw else None, "format": FORMAT_VERSION}
+    with held(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
+        begun = work / "settings.json"
+        if begun.exists() and (before := json.loads(begun.read_text())) != now:
+            if any(path.is_file() for name in ("documents", "tokens") for path in (work / name).rglob("*")):
+                is_now, was = _changed(before, now)
+                raise InputError(f"{work} was begun with {was}, now {is_now}: go on as it was begun, or remove it")
+            shutil.rmtree(work / "vocabulary", ignore_errors=True)
+            (work / "documents.sha256").unlink(missing_ok=True)
+        write_whole(begun, json.dumps(now))
+        yield
+
+
+def _changed(before: dict, now: dict) -> tuple[str, str]:
+    """The first setting that differs, as it is now and as it was."""
+    flat = [
+        {
+            (f"{name}.{key}" if isinstance(value, dict) else name): inner
+            for name, value in settings.items()
+            for key, inner in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+        for settings in (now, before)
+    ]
+    name = next(name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name))
+    return f"{name} = {flat[0].get(name)!r}", f"{name} = {flat[1].get(name)!r}"
+
+
 def _make_vocabulary(
-    settings: PrepareSettings, documents: FolderDocuments | RecallDocuments, train: list[str]
+    settings: PrepareSettings, source: Source, pieces: Mapping[Split, list[Piece]], folder: Path
 ) -> Vocabulary:
-    if isinstance(documents, RecallDocuments):
-        return WordVocabulary(words(documents.settings))
-    if settings.vocabulary == "bytes":
-        return ByteVocabulary()
-    texts = (document.text for document in documents.read(train))
-    size, model, sample = settings.vocabulary_size, settings.vocabulary_model, settings.vocabulary_sample_bytes
-    return train_sentencepiece(texts, size, model, sample)
+    """Made once; a killed run finds it in `folder`."""
+    made = folder / "made.json"
+    if not made.exists():
+        if source.vocabulary is not None:
+            vocabulary = source.vocabulary
+        elif settings.vocabulary_from:
+            vocabulary = _given_vocabulary(Path(settings.vocabulary_from))
+        elif settings.vocabulary == "bytes":
+            vocabulary = ByteVocabulary()
+        else:
+            found = itertools.chain.from_iterable(map(source.read, pieces["train"]))
+            texts = (document.text for document in found if isinstance(document, Document))
+            size, model, sample = settings.vocabulary_size, settings.vocabulary_model, settings.vocabulary_sample_bytes
+            vocabulary = train_sentencepiece(texts, size, model, sample)
+        folder.mkdir(exist_ok=True)
+        save_vocabulary(vocabulary, folder)
+        write_whole(made, json.dumps([vocabulary.kind, vocabulary.size]))
+    return _made_vocabulary(folder)
 
 
-def _fingerprint(vocabulary: Vocabulary) -> str:
-    """A digest of what the ids mean."""
-    content = getattr(vocabulary, "model", None) or "\n".join(getattr(vocabulary, "words", [])).encode()
-    return hashlib.sha256(vocabulary.kind.encode() + content).hexdigest()
+def _made_vocabulary(folder: Path) -> Vocabulary:
+    kind, size = json.loads((folder / "made.json").read_text())
+    return load_vocabulary(kind, folder, size)
+
+
+def _given_vocabulary(path: Path) -> Vocabulary:
+    if path.is_dir():
+        return PreparedTokens(path).vocabulary
+    try:
+        return SentencePieceVocabulary(path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"Prepare.vocabulary_from = {str(path)!r} is no prepared folder and no SentencePiece model: {error}"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _TokenPart:
+    """Tokens of some documents, and what was wrong with these."""
+
+    path: Path
+    source: Source
+    piece: Piece
+    vocabulary: Path
+    settings: PrepareSettings
+
+    def __call__(self) -> None:
+        vocabulary, least = _made_vocabulary(self.vocabulary), self.settings.minimum_tokens
+        known, tokens, problems = [], [], []
+        for found in self.source.read(self.piece):
+            if isinstance(found, Problem):
+                problems.append(found)
+                continue
+            encoded = vocabulary.encode(found.text) if found.tokens is None else found.tokens
+            if len(encoded) < least:
+                short = f"left out: {len(encoded):,} tokens, fewer than Prepare.minimum_tokens = {least:,}"
+                problems.append(Problem(found.id, short))
+                continue
+            tokens.append(encoded.astype(token_type(vocabulary)))
+            known.append((found.id, found.title, found.licence, len(encoded), len(found.text.encode("utf-8"))))
+        arrays = {
+            "tokens": np.concatenate(tokens) if tokens else np.zeros(0, token_type(vocabulary)),
+            "known": np.frombuffer(json.dumps([known, problems]).encode(), np.uint8),
+        }
+        write_once(self.path, lambda path: _save(path, arrays))
+
+    def load(self) -> tuple[list[Tokenized], list[Problem]]:
+        with np.load(self.path) as arrays:
+            known, problems = json.loads(arrays["known"].tobytes())
+            places = np.cumsum([0, *(length for *_, length, _ in known)])
+            tokens = np.split(arrays["tokens"], places[1:-1]) if known else []
+        documents = [
+            Tokenized(id, title, licence, own, size)
+            for (id, title, licence, _, size), own in zip(known, tokens, strict=True)
+        ]
+        return documents, [Problem(*problem) for problem in problems]
+
+    def size(self) -> int:
+        """Bytes of text in it."""
+        with np.load(self.path) as arrays:
+            return sum(size for *_, size in json.loads(arrays["known"].tobytes())[0])
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _join(
+    work: Path,
+    parts: Mapping[Split, list[_TokenPart]],
+    source: Source,
+    vocabulary: Vocabulary,
+    own: dict,
+    settings: PrepareSettings,
+    report: Callable[[str], None],
+) -> dict:
+    """All parts as arrays, and what is known about them."""
+    result = work / "result"
+    shutil.rmtree(result, ignore_errors=True)
+    result.mkdir()
+    save_vocabulary(vocabulary, result)
+    splits, left_out, notes = {}, [], 0
+    with (result / NOTES).open("w") as file:
+
+        def note(problem: Problem) -> None:
+            nonlocal notes
+            notes += 1
+            line = f"{problem.place}: {problem.message}".replace("\n", " ")
+            file.write(line + "\n")
+            if problem.message.startswith("left out"):
+                left_out.append(line) if len(left_out) < LISTED else None
+
+        def documents(split: Split) -> Iterator[Tokenized]:
+            for part in parts[split]:
+                found, problems = part.load()
+                for problem in problems:
+                    note(problem)
+                yield from found
+
+        for problem in source.problems:
+            note(problem)
+        for split in (split for split in SPLITS if split in parts):
+            counts = write_split(result / split, documents(split), token_type(vocabulary))
+            if not counts.documents:
+                raise InputError(
+                    f"no document of the {split} split is left: see Prepare.minimum_tokens = {settings.minimum_tokens} "
+                    f"and what was left out: {'; '.join(left_out[:5]) or 'nothing'}"
+                )
+            splits[split] = dataclasses.asdict(counts)
+            report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
+    for line in left_out[:20]:
+        report(f"  {line}")
+    if notes > len(left_out[:20]):
+        report(f"  {notes} notes on what was left out or odd: {NOTES}")
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "source": settings.source,
+        "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": fingerprint(vocabulary)},
+        "splits": splits,
+        "left_out": left_out,
+        "notes": notes,
+        "settings": own,
+    }
+    (result / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return manifest

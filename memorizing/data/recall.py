@@ -10,12 +10,12 @@ it is local attention that has to teach them to match.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
-from memorizing.data.documents import Document
+from memorizing.data.documents import Document, Problem
 from memorizing.errors import InputError
 
 
@@ -65,13 +65,12 @@ class RecallDocuments:
 
     def __init__(self, settings: RecallSettings, seed: int):
         self.settings, self._seed = settings, seed
-        self.left_out: list[str] = []
-        self.skipped: list[str] = []
+        self.problems: list[Problem] = []
 
     def ids(self) -> list[str]:
         return [f"recall-{number}" for number in range(self.settings.documents)]
 
-    def read(self, ids: list[str]) -> Iterator[Document]:
+    def read(self, ids: Sequence[str]) -> Iterator[Document | Problem]:
         return (generate(self.settings, id, self._seed) for id in ids)
 
 
@@ -87,7 +86,7 @@ def generate(settings: RecallSettings, id: str, seed: int) -> Document:
         last_burst[chosen] = burst
         for key in rng.permutation(np.repeat(chosen, settings.mentions)):
             text.append(f"k{key} v{value_of[key]}")
-    return Document(id, " ".join(text))
+    return Document(id, "", " ".join(text))
 
 
 def question_distances(tokens: Int[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:

@@ -1,41 +1,62 @@
 """Prepared tokens on disk: what `prepare` writes and what training and evaluation read.
 
-FOLDER/manifest.json        format, vocabulary, counts per split
-FOLDER/vocabulary.model     the SentencePiece model, if that is the vocabulary
-FOLDER/SPLIT/tokens         TensorStore (zarr3) array of all documents' tokens, one after another
-FOLDER/SPLIT/ends           ... of where each document ends in it
-FOLDER/SPLIT/bytes          ... of the UTF-8 bytes of each document's text, for bits per byte
-FOLDER/SPLIT/documents.txt  names of the documents, one a line, JSON strings
+FOLDER/manifest.json         format, vocabulary, digests, counts, lengths, settings
+FOLDER/notes.txt             what was left out or odd in the raw files, and why, a line each
+FOLDER/vocabulary.model      the SentencePiece model, if that is the vocabulary
+FOLDER/SPLIT/tokens          TensorStore (zarr3) array of all documents' tokens, one after another
+FOLDER/SPLIT/ends            ... of where each document ends in it
+FOLDER/SPLIT/bytes           ... of the UTF-8 bytes of each document's text, for bits per byte
+FOLDER/SPLIT/documents.jsonl a JSON object for each document: id, title, licence
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore
 from jaxtyping import Int
 
-from memorizing.data.documents import Document
 from memorizing.data.vocabulary import Vocabulary, load_vocabulary
 from memorizing.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+NOTES = "notes.txt"
+CHECKED_WHOLE = 1 << 28
+"""Splits of up to so many tokens are read and compared with their digest before use, in a second or so; of larger ones
+each chunk has a checksum of its own, which is compared when it is read."""
 _CHUNK = 1 << 18
 _CACHE_BYTES = 1 << 28
 
 
+class Tokenized(NamedTuple):
+    """A document as tokens, and the size of its text in UTF-8."""
+
+    id: str
+    title: str
+    licence: str
+    tokens: Int[np.ndarray, "T"]
+    bytes: int
+
+
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """How much text one split holds."""
+    """How much text one split holds.
+
+    Attributes:
+        lengths: of documents in tokens: how many have at least so many and less than twice as many, by powers of two.
+        sha256: of lengths and tokens of all documents, in order.
+    """
 
     documents: int
     tokens: int
     bytes: int
+    lengths: dict[str, int]
     sha256: str
 
 
@@ -45,21 +66,46 @@ class TokenSplit:
     def __init__(self, folder: Path):
         self.folder = folder
         context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
-        self._tokens = _open(folder / "tokens", context)
-        ends = np.asarray(_open(folder / "ends").read().result())
+        with _damage_named(folder):
+            self._tokens = _open(folder / "tokens", context)
+            ends = np.asarray(_open(folder / "ends").read().result())
+            self.bytes: Int[np.ndarray, " documents"] = np.asarray(_open(folder / "bytes").read().result())
         self.starts = np.concatenate([[0], ends]).astype(np.int64)
         self.lengths: Int[np.ndarray, " documents"] = np.diff(self.starts)
-        self.bytes: Int[np.ndarray, " documents"] = np.asarray(_open(folder / "bytes").read().result())
 
     def read(self, document: int, first: int, stop: int) -> Int[np.ndarray, "T"]:
-        """Tokens `first` to `stop` (exclusive, cut at the document's end) of a document."""
+        """Tokens `first` to `stop` (exclusive, cut at the document's end) of a document.
+
+        Raises:
+            InputError: when what is on disk is not what was written.
+        """
         start = self.starts[document]
         stop = min(stop, int(self.lengths[document]))
-        return np.asarray(self._tokens[start + first : start + stop].read().result(), np.int32)
+        with _damage_named(self.folder / "tokens"):
+            return np.asarray(self._tokens[start + first : start + stop].read().result(), np.int32)
+
+    def documents(self) -> list[dict[str, str]]:
+        """What is known about the documents, in order: `id`, `title`, `licence`."""
+        return [json.loads(line) for line in (self.folder / "documents.jsonl").read_text().splitlines()]
 
     def names(self) -> list[str]:
         """The documents' names, in order."""
-        return [json.loads(line) for line in (self.folder / "documents.txt").read_text().splitlines()]
+        return [document["id"] for document in self.documents()]
+
+    def missing_chunks(self) -> int:
+        """How many files of the array are not there."""
+        store = tensorstore.KvStore.open({"driver": "file", "path": f"{(self.folder / 'tokens').absolute()}/"}).result()
+        return -(-int(self.starts[-1]) // _CHUNK) - sum(key.startswith(b"c/") for key in store.list().result())
+
+    def sha256(self) -> str:
+        """The digest of what is on disk, as `SplitCounts` has it; reads everything."""
+        digest = hashlib.sha256()
+        dtype = self._tokens.dtype.numpy_dtype
+        for document, length in enumerate(self.lengths):
+            digest.update(np.int64(length).tobytes())
+            for first in range(0, int(length), _CHUNK):
+                digest.update(self.read(document, first, first + _CHUNK).astype(dtype).tobytes())
+        return digest.hexdigest()
 
 
 class PreparedTokens:
@@ -70,20 +116,20 @@ class PreparedTokens:
         path = folder / MANIFEST
         if not path.is_file():
             raise InputError(f"{folder} holds no prepared tokens (no {MANIFEST}); make them with `memorizing prepare`")
-        self.manifest = json.loads(path.read_text())
-        if self.manifest["format_version"] != FORMAT_VERSION:
+        try:
+            self.manifest = json.loads(path.read_text())
+            version = self.manifest["format_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged ({error!r}); prepare {folder} again") from error
+        if version != FORMAT_VERSION:
             raise InputError(
-                f"{folder} was prepared in format {self.manifest['format_version']}, this program reads format "
-                f"{FORMAT_VERSION}; prepare it again"
+                f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}; prepare it "
+                "again"
             )
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        return load_vocabulary(self.manifest["vocabulary"]["kind"], self.folder)
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self.manifest["vocabulary"]["size"]
+        self.vocabulary_size: int = self.manifest["vocabulary"]["size"]
+        self.vocabulary = load_vocabulary(self.manifest["vocabulary"]["kind"], folder, self.vocabulary_size)
+        self._refuse("vocabulary", self.manifest["vocabulary"]["sha256"], fingerprint(self.vocabulary))
 
     def digests(self) -> dict[str, str]:
         """Of what the ids mean, and of the documents to train on."""
@@ -93,36 +139,90 @@ class PreparedTokens:
         }
 
     def split(self, name: str) -> TokenSplit:
+        """A split, compared with what the manifest says about it (see `CHECKED_WHOLE`).
+
+        Raises:
+            InputError: when there is no such split, or what is on disk is not what was written.
+        """
         if name not in self.manifest["splits"]:
             raise InputError(f"{self.folder} has no split {name!r}, only {', '.join(self.manifest['splits'])}")
-        return TokenSplit(self.folder / name)
+        split, expected = TokenSplit(self.folder / name), self.manifest["splits"][name]
+        counts = (len(split.lengths), int(split.starts[-1]))
+        if counts != (expected["documents"], expected["tokens"]):
+            found = "{:,} documents with {:,} tokens".format(*counts)
+            self._refuse(name, f"{expected['documents']:,} documents with {expected['tokens']:,} tokens", found)
+        if split.missing_chunks():  # which would be read as zeros
+            self._refuse(f"{name} split", "whole", "without some of its files")
+        if expected["tokens"] <= CHECKED_WHOLE:
+            self.check(name, split)
+        return split
+
+    def check(self, name: str, split: TokenSplit) -> None:
+        """Compares all of a split with its digest.
+
+        Raises:
+            InputError: when what is on disk is not what was written.
+        """
+        self._refuse(f"{name} split", self.manifest["splits"][name]["sha256"], split.sha256())
+
+    def _refuse(self, what: str, expected: str, found: str) -> None:
+        if expected != found:
+            raise InputError(
+                f"{self.folder}: its {what} is {found[:40]}, but {MANIFEST} says {expected[:40]}: files are damaged or "
+                "were mixed with others; prepare it again, or copy it again from where it is whole"
+            )
 
 
-def write_split(folder: Path, documents: Iterable[Document], vocabulary: Vocabulary) -> SplitCounts:
-    """Encodes documents and writes them as they come; holds no more than a chunk and the document at hand."""
+@contextlib.contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(
+            f"{path} is missing or damaged: {error}; prepare it again, or copy it again from where it is whole"
+        ) from error
+
+
+def fingerprint(vocabulary: Vocabulary) -> str:
+    """A digest of what the ids mean."""
+    content = getattr(vocabulary, "model", None) or "\n".join(getattr(vocabulary, "words", [])).encode()
+    return hashlib.sha256(vocabulary.kind.encode() + content).hexdigest()
+
+
+def token_type(vocabulary: Vocabulary) -> type:
+    """What its ids are stored as."""
+    return np.uint16 if vocabulary.size <= 1 << 16 else np.int32
+
+
+def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> SplitCounts:
+    """Writes documents as they come; holds no more than a chunk and the document at hand."""
     folder.mkdir(parents=True)
-    dtype = np.uint16 if vocabulary.size <= 1 << 16 else np.int32
-    tokens, pending = _Appended(folder / "tokens", dtype), []
-    ends, sizes, names = [], [], []
-    total, digest = 0, hashlib.sha256()
-    for document in documents:
-        encoded = vocabulary.encode(document.text).astype(dtype)
-        total += len(encoded)
-        digest.update(np.int64(len(encoded)).tobytes() + encoded.tobytes())
-        pending.append(encoded)
-        ends.append(total)
-        sizes.append(len(document.text.encode("utf-8")))
-        names.append(json.dumps(document.id))
-        if sum(map(len, pending)) >= _CHUNK:
-            joined = np.concatenate(pending)
-            whole = len(joined) // _CHUNK * _CHUNK
-            tokens.write(joined[:whole])
-            pending = [joined[whole:]]
+    tokens, pending, waiting = _Appended(folder / "tokens", dtype), [], 0
+    ends, sizes = [], []
+    total, digest, lengths = 0, hashlib.sha256(), {}
+    with (folder / "documents.jsonl").open("w") as lines:
+        for document in documents:
+            encoded = document.tokens.astype(dtype)
+            digest.update(np.int64(len(encoded)).tobytes() + encoded.tobytes())
+            total += len(encoded)
+            ends.append(total)
+            sizes.append(document.bytes)
+            known = {"id": document.id, "title": document.title, "licence": document.licence}
+            lines.write(json.dumps(known) + "\n")
+            power = max(len(encoded), 1).bit_length() - 1
+            lengths[power] = lengths.get(power, 0) + 1
+            pending.append(encoded)
+            waiting += len(encoded)
+            if waiting >= _CHUNK:
+                joined = np.concatenate(pending)
+                whole = waiting // _CHUNK * _CHUNK
+                tokens.write(joined[:whole])
+                pending, waiting = [joined[whole:]], waiting - whole
     tokens.write(np.concatenate(pending) if pending else np.zeros(0, dtype))
     _Appended(folder / "ends", np.int64).write(np.asarray(ends, np.int64))
     _Appended(folder / "bytes", np.int64).write(np.asarray(sizes, np.int64))
-    (folder / "documents.txt").write_text("".join(name + "\n" for name in names))
-    return SplitCounts(len(names), total, sum(sizes), digest.hexdigest())
+    histogram = {str(1 << power): lengths[power] for power in sorted(lengths)}
+    return SplitCounts(len(ends), total, sum(sizes), histogram, digest.hexdigest())
 
 
 class _Appended:
@@ -149,6 +249,7 @@ def _open(path: Path, context: tensorstore.Context | None = None, create: type |
         "codecs": [
             {"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "zstd", "configuration": {"level": 3}},
+            {"name": "crc32c"},
         ],
     }
     return tensorstore.open(spec, create=True, dtype=np.dtype(create), shape=[0]).result()

@@ -5,6 +5,7 @@ that no text is unencodable. No TensorFlow here: a machine that trains, evaluate
 """
 
 import io
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +19,8 @@ from memorizing.errors import InputError
 
 MODEL_FILE = "vocabulary.model"
 _SPECIAL = 3
+_LINES = 1 << 14
+"""Encoded at once: SentencePiece gives lists of Python's numbers, which take ten times the room of the text."""
 
 
 @runtime_checkable
@@ -36,7 +39,10 @@ class ByteVocabulary:
     """Each UTF-8 byte `b` is token `b + 3`."""
 
     kind = "bytes"
-    size = 256 + _SPECIAL
+
+    def __init__(self, size: int = 0):
+        """`size` may be above 259, which leaves room for tokens that no text has."""
+        self.size = max(size, 256 + _SPECIAL)
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + _SPECIAL
@@ -44,7 +50,8 @@ class ByteVocabulary:
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
         """Special tokens are left out; bytes that do not form UTF-8 become U+FFFD."""
         tokens = np.asarray(tokens)
-        return (tokens[tokens >= _SPECIAL] - _SPECIAL).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+        tokens = tokens[(tokens >= _SPECIAL) & (tokens < 256 + _SPECIAL)]
+        return (tokens - _SPECIAL).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 class SentencePieceVocabulary:
@@ -52,23 +59,47 @@ class SentencePieceVocabulary:
 
     kind = "sentencepiece"
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, size: int = 0):
+        """`size` may be above that of the model, which leaves room for tokens that no text has (T5's sentinels)."""
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.size = self._processor.get_piece_size()
+        self._pieces = self._processor.get_piece_size()
+        self.size = max(size, self._pieces)
         self._space_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
         # Line by line: no piece spans a line end, and the cost stays linear in the length of the text. SentencePiece
         # writes spaces as U+2581 and would give that character back as a space, so it is told by its bytes instead.
-        lines = [part for line in text.splitlines(keepends=True) for part in re.split("(\u2581)", line) if part]
-        tokens = self._processor.encode(lines)
+        lines = text.splitlines(keepends=True)
         if "\u2581" in text:
-            tokens = [self._space_mark if line == "\u2581" else own for line, own in zip(lines, tokens, strict=True)]
-        return np.fromiter((token for own in tokens for token in own), np.int32)
+            lines = [part for line in lines for part in re.split("(\u2581)", line) if part]
+        encoded = [np.zeros(0, np.int32)]
+        for first in range(0, len(lines), _LINES):
+            some = lines[first : first + _LINES]
+            tokens = self._processor.encode(some)
+            if "\u2581" in text:
+                tokens = [self._space_mark if line == "\u2581" else own for line, own in zip(some, tokens, strict=True)]
+            encoded.append(np.fromiter(itertools.chain.from_iterable(tokens), np.int32))
+        return np.concatenate(encoded)
 
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
-        return self._processor.decode(np.asarray(tokens)[np.asarray(tokens) >= _SPECIAL].tolist())
+        tokens = np.asarray(tokens)
+        return self._processor.decode(tokens[(tokens >= _SPECIAL) & (tokens < self._pieces)].tolist())
+
+
+class IdVocabulary:
+    """Numbers without a text, as a task of one's own may have them; `decode` writes them out."""
+
+    kind = "ids"
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def encode(self, text: str) -> Int[np.ndarray, "T"]:
+        return np.asarray([int(word) for word in text.split()], np.int32)
+
+    def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
+        return " ".join(map(str, np.asarray(tokens).tolist()))
 
 
 class WordVocabulary:
@@ -150,10 +181,21 @@ def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
         (folder / MODEL_FILE).write_text("\n".join(vocabulary.words))
 
 
-def load_vocabulary(kind: str, folder: Path) -> Vocabulary:
-    """The vocabulary of a prepared folder."""
+def load_vocabulary(kind: str, folder: Path, size: int = 0) -> Vocabulary:
+    """The vocabulary of a prepared folder.
+
+    Raises:
+        InputError: when its file is missing or damaged.
+    """
     if kind == "bytes":
-        return ByteVocabulary()
-    if kind == "words":
-        return WordVocabulary((folder / MODEL_FILE).read_text().split("\n"))
-    return SentencePieceVocabulary((folder / MODEL_FILE).read_bytes())
+        return ByteVocabulary(size)
+    if kind == "ids":
+        return IdVocabulary(size)
+    try:
+        if kind == "words":
+            return WordVocabulary((folder / MODEL_FILE).read_text().split("\n"))
+        return SentencePieceVocabulary((folder / MODEL_FILE).read_bytes(), size)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{folder / MODEL_FILE} cannot be read: {error}; prepare {folder} again, or copy it whole"
+        ) from error

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from memorizing.data.corpora import archives, latex, latex_inputs
-from memorizing.data.corpora.source import Item, Problem, Reading, SourceDocument
+from memorizing.data.corpora.source import Document, Item, Problem, Reading
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
 
@@ -202,7 +202,7 @@ def _document(id: str, files: Files, settings: Arxiv) -> Reading:
     problems += [Problem(f"{id}/{place}" if place else id, message) for place, message in others]
     if not text.strip():
         return Reading(None, (*problems, Problem(id, "left out: no text in it but comments")))
-    return Reading(SourceDocument(id, latex.title(text) or id, text, _licence(files)), tuple(problems))
+    return Reading(Document(id, latex.title(text) or id, text, _licence(files)), tuple(problems))
 
 
 def _licence(files: Files) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from memorizing.data.documents import Split
+from memorizing.data.documents import Document, Problem, Split
 
 
 class Item(NamedTuple):
@@ -29,26 +29,10 @@ class Item(NamedTuple):
     member: str = ""
 
 
-class SourceDocument(NamedTuple):
-    """A whole document as text, with what is known about it; its size in bytes is that of `text` in UTF-8."""
-
-    id: str
-    title: str
-    text: str
-    licence: str = ""
-
-
-class Problem(NamedTuple):
-    """Something in the raw files that was not as it should be: reported, never fatal, never silent."""
-
-    place: str
-    message: str
-
-
 class Reading(NamedTuple):
     """A document of an item, or None if it is left out, and why or what else was noticed."""
 
-    document: SourceDocument | None
+    document: Document | None
     problems: tuple[Problem, ...] = ()
 
 

@@ -1,0 +1,288 @@
+"""TFDS datasets of the five corpora, from raw files to whole documents.
+
+    import memorizing.data.builders                                        which registers them with TFDS
+    builder = tfds.builder("pg19_documents", data_dir=..., corpus=Pg19())
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=RAW))
+    builder.as_dataset(split="train")
+
+Reading is done in parts, by Beam if the download config names a runner, and each part is kept under DATA_DIR until the
+dataset is there: after a kill only parts that are missing are read. What TFDS's own Beam writer does, sending all text
+through a shuffle, would hold the corpus in memory on the direct runner; here a document is only ever with the worker
+that reads it, and then with the one that writes its shard.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow greets otherwise; nothing is computed with it
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from memorizing.data.bulk import Beam, do, write_once
+from memorizing.data.corpora.arxiv import Arxiv
+from memorizing.data.corpora.c4 import C4
+from memorizing.data.corpora.github import Github
+from memorizing.data.corpora.isabelle import Isabelle
+from memorizing.data.corpora.pg19 import Pg19
+from memorizing.data.corpora.published import Published
+from memorizing.data.corpora.source import Corpus, Item
+from memorizing.data.documents import Known, Problem, Split, assign_splits
+from memorizing.errors import InputError
+from memorizing.files import held, write_whole
+
+NOTES = "notes.jsonl"
+_PARTS = 512
+"""At most so many parts, so that none is small for long corpora, and a kill costs little of short ones."""
+
+
+class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """A corpus as documents, in the order in which it lists them.
+
+    Features: `text`; `document_id`; `title` (or path); `bytes`, of the text in UTF-8; `licence`, "" if unknown.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    CORPUS: ClassVar[type]
+
+    def __init__(
+        self,
+        *,
+        corpus: Corpus | Published | None = None,
+        validation: float = 0.1,
+        test: float = 0.1,
+        seed: int = 0,
+        shard_bytes: int = 1 << 25,
+        **kwargs: Any,
+    ):
+        """Builder, or reader of what was built.
+
+        Args:
+            corpus: how the raw files are read; the corpus's own defaults if not given.
+            validation, test: shares held out if the raw files are not in splits themselves.
+            seed: of these.
+            shard_bytes: of text, about, in each file of the dataset.
+            kwargs: `data_dir` and the other arguments of TFDS's builders.
+        """
+        self.corpus: Any = corpus or self.CORPUS()
+        self._splits, self._shard_bytes = (validation, test, seed), shard_bytes
+        self._beam: Beam | None = None
+        self._parts: list[_Part] = []
+        self.MANUAL_DOWNLOAD_INSTRUCTIONS = f"manual_dir: the raw files of {self.CORPUS.__name__}"
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {"text": text, "document_id": text, "title": text, "bytes": np.int64, "licence": text}
+        description = f"Whole documents of {self.CORPUS.__name__}, made by memorizing."
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=description,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def download_and_prepare(self, *, download_config: tfds.download.DownloadConfig | None = None, **kwargs) -> None:
+        """As TFDS's, from the raw files in `download_config.manual_dir`; Beam if it names a `beam_runner`.
+
+        Raises:
+            InputError: for raw files that cannot be read, and for a dataset that is there but was made otherwise.
+        """
+        config = download_config or tfds.download.DownloadConfig()
+        if config.beam_runner:
+            self._beam = Beam(config.beam_runner, config.beam_options)
+        if not isinstance(self.corpus, Published):
+            if config.manual_dir is None:
+                raise InputError(f"manual_dir is missing: name the folder of the raw files of {self.name}")
+            raw = Path(config.manual_dir)
+        else:
+            raw = None
+        with held(self._parts_folder, f"{self.data_dir}: another process is making it now; let it end"):
+            self._parts = self._listed(raw)
+            names = "".join(part.path.name for part in self._parts)
+            wanted = {"settings": self._settings(), "files": hashlib.sha256(names.encode()).hexdigest()}
+            made = dict(self.info.metadata or {})
+            for name in wanted if self.data_path.exists() else ():
+                if made.get(name) != wanted[name]:
+                    raise InputError(
+                        f"{self.data_dir} was made with {name} {made.get(name)}, not with {wanted[name]}: remove it, "
+                        "or keep these documents in another --data_dir"
+                    )
+            for leftover in self.data_path.parent.glob(f"incomplete.*_{self.data_path.name}"):
+                shutil.rmtree(leftover)
+            self.info.metadata.update(wanted)
+            super().download_and_prepare(download_config=config, **kwargs)
+        shutil.rmtree(self._parts_folder, ignore_errors=True)
+
+    @property
+    def _parts_folder(self) -> Path:
+        return Path(self.data_dir_root) / f"{self.name}.unfinished"
+
+    def _settings(self) -> str:
+        names = ("validation", "test", "seed")
+        return f"{self.corpus!r} {dict(zip(names, self._splits, strict=True))} shard_bytes={self._shard_bytes}"
+
+    def _shard_iterators_per_split(
+        self, dl_manager: tfds.download.DownloadManager
+    ) -> Mapping[str, Sequence[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]]:
+        do(self._parts, "reading documents", self._beam)
+        known, copies, places, problems = [], [], [], []
+        for part in self._parts:
+            for entry in part.entries():
+                known.append(Known(entry.item, entry.digest, entry.split))
+                copies.append(entry.id != entry.item)
+                places.append(_Place(part.text, entry.start, entry.length))
+            problems += part.problems()
+        if not known:
+            raise InputError(
+                f"no document is left of {dl_manager.manual_dir}: {'; '.join(map(': '.join, problems[:5]))}"
+            )
+        splits, repeated = assign_splits(known, *self._splits)
+        write_whole(Path(self.data_dir) / NOTES, "".join(json.dumps(note) + "\n" for note in [*problems, *repeated]))
+        shards: dict[str, list[_Shard]] = {}
+        full = dict.fromkeys(splits, self._shard_bytes)
+        for split, place, copy in zip(splits, places, copies, strict=True):
+            if copy and split != "train":
+                continue
+            if full[split] >= self._shard_bytes:
+                shards.setdefault(split, []).append(_Shard([]))
+                full[split] = 0
+            shards[split][-1].places.append(place)
+            full[split] += place.length
+        return shards
+
+    def _listed(self, raw: Path | None) -> list["_Part"]:
+        """The work of reading. A part is named by what it reads, so that one which was done is found again."""
+        items = self.corpus.list(raw)
+        size, parts = -(-len(items) // _PARTS), []
+        for first in range(0, len(items), size):
+            some = tuple(items[first : first + size])
+            times = [Path(item.path).stat().st_mtime_ns for item in some]
+            digest = hashlib.sha256(json.dumps([repr(self.corpus), some, times]).encode()).hexdigest()
+            parts.append(_Part(self._parts_folder / f"{digest[:32]}.json", self.corpus, some))
+        return parts
+
+
+class Pg19Documents(CorpusDocuments):
+    """Books of Project Gutenberg."""
+
+    CORPUS = Pg19
+
+
+class ArxivDocuments(CorpusDocuments):
+    """LaTeX sources of papers."""
+
+    CORPUS = Arxiv
+
+
+class GithubDocuments(CorpusDocuments):
+    """Repositories of source code."""
+
+    CORPUS = Github
+
+
+class IsabelleDocuments(CorpusDocuments):
+    """Entries of the Archive of Formal Proofs."""
+
+    CORPUS = Isabelle
+
+
+class C4Documents(CorpusDocuments):
+    """Web pages."""
+
+    CORPUS = C4
+
+
+def notes(builder: CorpusDocuments) -> list[Problem]:
+    """What was left out or odd in the raw files of a dataset that was built."""
+    return [Problem(*json.loads(line)) for line in (Path(builder.data_dir) / NOTES).read_text().splitlines()]
+
+
+class _Entry(NamedTuple):
+    """A document that was read, and where its line starts in the file of the part.
+
+    `item` is what its split depends on: its own name, or of a further document of the same text in another order
+    (`OWNER/NAME#2`, for training only) that of the first.
+    """
+
+    id: str
+    item: str
+    digest: str
+    split: Split | None
+    start: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Items that are read together: documents go to `text`, a line each; `path` says what is in it."""
+
+    path: Path
+    corpus: Corpus | Published
+    items: tuple[Item, ...]
+
+    @property
+    def text(self) -> Path:
+        return self.path.with_suffix(".jsonl")
+
+    def __call__(self) -> None:
+        found: list[Any] = []
+        write_once(self.text, lambda path: found.extend(self._write(path)))
+        write_once(self.path, lambda path: path.write_text(json.dumps(found)))
+
+    def _write(self, path: Path) -> tuple[list[_Entry], list[Problem]]:
+        entries, problems, start = [], [], 0
+        with path.open("wb") as file:
+            for item in self.items:
+                for reading in self.corpus.read(item):
+                    problems += reading.problems
+                    if (document := reading.document) is not None:
+                        line = json.dumps(document[:4], ensure_ascii=False).encode("utf-8") + b"\n"
+                        digest = hashlib.sha256(document.text.encode("utf-8")).hexdigest()
+                        first = item.id if document.id.startswith(f"{item.id}#") else document.id
+                        entries.append(_Entry(document.id, first, digest, item.split, start, len(line)))
+                        start += file.write(line)
+        return entries, problems
+
+    def entries(self) -> list[_Entry]:
+        return [_Entry(*entry) for entry in json.loads(self.path.read_text())[0]]
+
+    def problems(self) -> list[Problem]:
+        return [Problem(*problem) for problem in json.loads(self.path.read_text())[1]]
+
+
+class _Place(NamedTuple):
+    text: Path
+    start: int
+    length: int
+
+
+class _Shard(NamedTuple):
+    """Documents of a file of the dataset; gives them when called."""
+
+    places: list[_Place]
+
+    def __call__(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for key, place in enumerate(self.places):
+            with place.text.open("rb") as file:
+                file.seek(place.start)
+                id, title, text, licence = json.loads(file.read(place.length))
+            size = len(text.encode("utf-8"))
+            yield key, {"text": text, "document_id": id, "title": title, "bytes": size, "licence": licence}
+
+
+BUILDERS: dict[str, type[CorpusDocuments]] = {
+    "pg19": Pg19Documents,
+    "arxiv": ArxivDocuments,
+    "github": GithubDocuments,
+    "isabelle": IsabelleDocuments,
+    "c4": C4Documents,
+}

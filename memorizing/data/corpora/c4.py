@@ -1,0 +1,104 @@
+"""C4(4K+): a document is a web page of C4, as its JSON-lines shards have it.
+
+    raw/c4-train.00000-of-01024.json.gz ...          the split is in the name, or
+    raw/train|validation|test/*.json.gz              in the layout; .json and .jsonl are read as well
+
+A line is `{"text": ..., "timestamp": ..., "url": ...}`. Which pages have 4,096 tokens is known only once there is a
+vocabulary, so that `Prepare.minimum_tokens` decides; here only those go that are too short under any.
+"""
+
+import dataclasses
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from memorizing.data.corpora.source import Document, Item, Problem, Reading
+from memorizing.data.documents import SPLITS, Split
+from memorizing.errors import InputError
+
+_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
+
+
+@dataclasses.dataclass(frozen=True)
+class C4:
+    """How pages are read.
+
+    Attributes:
+        minimum_bytes: shorter pages are left out. A token is at least a byte, so as many bytes as
+            `Prepare.minimum_tokens` cost no page that would be kept, and save encoding most of C4.
+    """
+
+    minimum_bytes: int = 4096
+
+    def __post_init__(self):
+        if self.minimum_bytes < 0:
+            raise InputError(f"C4.minimum_bytes = {self.minimum_bytes}: must be 0 or more")
+
+    def list(self, raw: Path) -> list[Item]:
+        """All shards, by split and name: an item is a file of many documents."""
+        folders: list[tuple[Split | None, Path]] = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
+        items = []
+        for split, folder in folders or [(None, raw)]:
+            for path in sorted(folder.glob("*"), key=lambda path: path.name):
+                if path.name.endswith(_SUFFIXES) and not path.name.startswith(".") and path.is_file():
+                    name = f"{split}/{path.name}" if split else path.name
+                    items.append(Item(name, split or _split(path.name), str(path)))
+        if not items:
+            raise InputError(
+                f"--raw={raw}: no {', '.join(_SUFFIXES)} files there or in its train, validation, test; name the "
+                "folder that holds C4's shards (c4-train.00000-of-01024.json.gz)"
+            )
+        return items
+
+    def read(self, item: Item) -> Iterator[Reading]:
+        """A page a line, left out if it cannot be used."""
+        path = Path(item.path)
+        for number, line in enumerate(_lines(path), 1):
+            place = f"{item.id}, line {number}"
+            try:
+                page = json.loads(line.decode("utf-8"))
+                text = page["text"]
+                text.encode("utf-8")  # JSON can escape halves of surrogate pairs, which are no characters
+            except UnicodeDecodeError as error:
+                reason = f"byte {line[error.start]:#04x} at offset {error.start} of the line is not UTF-8"
+            except UnicodeEncodeError as error:
+                reason = f"half of a surrogate pair at character {error.start} of its text"
+            except ValueError as error:
+                reason = f"not a JSON object ({error})" if line.strip() else "an empty line"
+            except (KeyError, TypeError, AttributeError):
+                reason = 'not a JSON object with "text": "..."'
+            else:
+                size = len(text.encode("utf-8"))
+                url = page.get("url") if isinstance(page.get("url"), str) else ""
+                if size >= max(self.minimum_bytes, 1):
+                    yield Reading(Document(url or place, url or place, text))
+                    continue
+                place = url or place
+                reason = f"{size:,} bytes, fewer than C4.minimum_bytes = {self.minimum_bytes:,}" if size else "no text"
+            yield Reading(None, (Problem(place, f"left out: {reason}"),))
+
+
+def _split(name: str) -> Split | None:
+    match = re.search(r"(?:^|[.-])(train|validation|test)[.-]", name)
+    return cast(Split, match[1]) if match else None
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
+        number = 0
+        try:
+            for line in file:
+                yield line
+                number += 1
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(
+                f"{path}: cut off or damaged after line {number} ({error}); pages would be missing from it: fetch it "
+                "again, or move it away to go on without it"
+            ) from error

@@ -1,0 +1,250 @@
+"""GitHub: a document is a repository, its source files joined by walking the tree.
+
+    raw/OWNER__NAME/...                              a folder a repository, or
+    raw/OWNER__NAME.tar.gz, .zip, ...                an archive of it, read in place, or
+    raw/train|validation|test/...                    the same with the split in the layout
+
+A file starts with the line `### path/to/file.py` and ends with an empty one. Lines of its own that start so get one
+more `#` in front, so that a document can be taken apart again (`files_of`) and put together otherwise (`reshuffled`).
+"""
+
+import dataclasses
+import difflib
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from memorizing.data.corpora import archives
+from memorizing.data.corpora.github_rules import (
+    LANGUAGES,
+    LICENCE_FILE,
+    LICENCES,
+    VENDORED,
+    code_of_notebook,
+    licence_of,
+    why_not,
+)
+from memorizing.data.corpora.source import Document, Item, Problem, Reading
+from memorizing.data.documents import SPLITS, Split
+from memorizing.errors import InputError
+
+_HEADER = re.compile(r"^(?=#*### )", re.MULTILINE)
+_NAMED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Github:
+    """How repositories are read.
+
+    Left out, and reported by rule: files in other languages; hidden files and folders; vendored folders and what a
+    build made (`github_rules.VENDORED`); generated and minified files (`github_rules.why_not`); files above
+    `max_file_bytes`; what is no UTF-8 text; empty files. Notebooks give their code cells.
+
+    Attributes:
+        languages: taken, by the names of `github_rules.LANGUAGES`; by default the paper's.
+        order: of files: `depth_first` by name, or `shuffled`, at random but with each sub-folder together (the paper).
+        orders: documents made of each repository of the train split, each in another random order, so that a model
+            meets another order in each epoch; they have the names OWNER/NAME, OWNER/NAME#2, ...
+        seed: of random orders.
+        max_file_bytes: larger files are left out.
+        licences: of which a repository must have one, as SPDX writes them (`github_rules.LICENCES`); () for any.
+    """
+
+    languages: tuple[str, ...] = ("c", "c++", "java", "python", "go", "typescript")
+    order: Literal["depth_first", "shuffled"] = "depth_first"
+    orders: int = 1
+    seed: int = 0
+    max_file_bytes: int = 400_000
+    licences: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for setting, known in (("languages", tuple(LANGUAGES)), ("licences", LICENCES)):
+            for name in getattr(self, setting):
+                if name not in known:
+                    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                    near = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+                    raise InputError(f"Github.{setting} has {name!r}, which is not known; {near}")
+        if self.orders < 1 or (self.orders > 1 and self.order != "shuffled"):
+            raise InputError(
+                f"Github.orders = {self.orders} with Github.order = {self.order!r}: at least 1, and more than 1 only "
+                "if Github.order = 'shuffled'"
+            )
+        if self.max_file_bytes < 1:
+            raise InputError(f"Github.max_file_bytes = {self.max_file_bytes}: must be at least 1")
+
+    def list(self, raw: Path) -> list[Item]:
+        """All repositories by split and name."""
+        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
+        items = [item for split, folder in splits or [(None, raw)] for item in _items(split, folder)]
+        if not items:
+            raise InputError(
+                f"--raw={raw}: no folders and no archives ({', '.join(archives.SUFFIXES)}) there or in its train, "
+                "validation, test; name the folder that holds one for each repository (OWNER__NAME)"
+            )
+        seen: dict[str, Item] = {}
+        for item in items:
+            if (other := seen.setdefault(item.id, item)) is not item:
+                raise InputError(f"{item.path} and {other.path} are both {item.id}: move one of them away")
+        return items
+
+    def read(self, item: Item) -> Iterator[Reading]:
+        files: dict[str, Callable[[], bytes]] = {}
+        problems: list[Problem] = []
+        for found in (_archived if Path(item.path).is_file() else _in_folder)(Path(item.path)):
+            if isinstance(found, Problem):
+                problems.append(found)
+            else:
+                files[found[0]] = found[1]
+        licence = _licence(files)
+        if self.licences and not set(licence.split(" OR ")) & set(self.licences):
+            reason = f"left out: its licence ({licence or 'unknown'}) is not in Github.licences = {self.licences}"
+            yield Reading(None, (*problems, Problem(item.id, reason)))
+            return
+        texts, left_out = _texts(self, files)
+        problems += [Problem(item.id, _summary(rule, names)) for rule, names in left_out.items()]
+        if not texts:
+            reason = f"left out: no file in Github.languages = {self.languages}; {_languages(files)}"
+            yield Reading(None, (*problems, Problem(item.id, reason)))
+            return
+        for number in range(self.orders if item.split in ("train", None) else 1):
+            rng = random.Random(f"{self.seed}:{item.id}:{number}") if self.order == "shuffled" else None
+            text = "".join(_framed(name, texts[name]) for name in _walked(texts, rng))
+            id = f"{item.id}#{number + 1}" if number else item.id
+            yield Reading(Document(id, item.id, text, licence), tuple(problems) if not number else ())
+
+
+def files_of(text: str) -> dict[str, str]:
+    """The files of a document, by path, in its order."""
+    found = {}
+    for framed in _framed_files(text):
+        header, _, body = framed.partition("\n")
+        found[header.removeprefix("### ")] = re.sub(r"^#(?=#*### )", "", body.removesuffix("\n"), flags=re.MULTILINE)
+    return found
+
+
+def reshuffled(text: str, seed: int) -> str:
+    """The same files in another order, drawn at random, with each folder's files together."""
+    framed = {part.partition("\n")[0].removeprefix("### "): part for part in _framed_files(text)}
+    return "".join(framed[name] for name in _walked(framed, random.Random(seed)))
+
+
+def _framed(name: str, text: str) -> str:
+    text = _HEADER.sub("#", text)
+    return f"### {name}\n{text}" + ("\n" if text.endswith("\n") else "\n\n")
+
+
+def _framed_files(text: str) -> list[str]:
+    return [part for part in re.split(r"^(?=### )", text, flags=re.MULTILINE) if part]
+
+
+def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[str]:
+    """Depth-first: of each folder the files and then the folders by name, or all of them in random order."""
+
+    def walk(names: list[str], depth: int) -> Iterator[str]:
+        files = sorted(name for name in names if name.count("/") == depth)
+        folders: dict[str, list[str]] = {}
+        for name in names:
+            if name.count("/") > depth:
+                folders.setdefault(name.split("/")[depth], []).append(name)
+        parts = [[name] for name in files] + [folders[name] for name in sorted(folders)]
+        if rng:
+            rng.shuffle(parts)
+        for part in parts:
+            if len(part) == 1 and part[0].count("/") == depth:
+                yield part[0]
+            else:
+                yield from walk(part, depth + 1)
+
+    return walk(list(names), 0)
+
+
+def _items(split: Split | None, folder: Path) -> Iterator[Item]:
+    for path in sorted(folder.glob("*"), key=lambda path: path.name):
+        stem = path.name if path.is_dir() else archives.stem(path.name)
+        if stem and not path.name.startswith(".") and not path.is_symlink():
+            yield Item(stem.replace("__", "/", 1), split, str(path))
+
+
+type _Found = Iterator[tuple[str, Callable[[], bytes]] | Problem]
+
+
+def _in_folder(root: Path) -> _Found:
+    for folder, folders, names in root.walk():
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (folder / name for name in sorted(names) if not name.startswith(".")):
+            name = path.relative_to(root).as_posix()
+            if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+                yield name, path.read_bytes
+            else:
+                yield Problem(f"{root.name}/{name}", "left out: a link to no file of this repository, or a device")
+
+
+def _archived(path: Path) -> _Found:
+    """Members of an archive, without the one folder in which GitHub's archives have everything."""
+    members = list(archives.members(path))
+    tops = {member.name.partition("/")[0] for member in members if not isinstance(member, Problem)}
+    nested = all("/" in member.name for member in members if not isinstance(member, Problem))
+    for member in members:
+        if isinstance(member, Problem):
+            yield member
+            continue
+        name = member.name.partition("/")[2] if len(tops) == 1 and nested else member.name
+        if not any(part.startswith(".") for part in name.split("/")):
+            yield name, lambda content=member.content: content
+
+
+def _texts(settings: Github, files: Mapping[str, Callable[[], bytes]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The files to take, as text, and the names of the others by the rule that leaves them out."""
+    wanted = tuple(suffix for language in settings.languages for suffix in LANGUAGES[language])
+    texts: dict[str, str] = {}
+    left_out: dict[str, list[str]] = {}
+    for name, read in files.items():
+        text, rule = "", None
+        folders = PurePosixPath(name).parts[:-1]
+        if not name.lower().endswith(wanted):
+            rule = "in other languages"
+        elif VENDORED.intersection(folders):
+            rule = "in vendored or built folders"
+        else:
+            raw = read()
+            if len(raw) > settings.max_file_bytes:
+                rule = f"larger than Github.max_file_bytes = {settings.max_file_bytes:,}"
+            elif b"\0" in raw:
+                rule = "with NUL bytes, so no text"
+            else:
+                try:
+                    text = raw.decode("utf-8-sig")
+                    text = code_of_notebook(text) if name.lower().endswith(".ipynb") else text
+                    rule = why_not(name, text) if text.strip() else "empty"
+                except UnicodeDecodeError:
+                    rule = "not UTF-8"
+                except InputError as error:
+                    rule = f"named .ipynb, but {error}"
+        if rule:
+            left_out.setdefault(rule, []).append(name)
+        else:
+            texts[name] = text
+    return texts, left_out
+
+
+def _licence(files: Mapping[str, Callable[[], bytes]]) -> str:
+    """Of the licence files at the top; several of them are a choice."""
+    names = sorted(name for name in files if "/" not in name and LICENCE_FILE.fullmatch(name))
+    found = (licence_of(files[name]().decode("utf-8", errors="replace")) for name in names)
+    return " OR ".join(dict.fromkeys(name for name in found if name))
+
+
+def _summary(rule: str, names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"left out {len(names)} files {rule}: {', '.join(names[:_NAMED])}{more}"
+
+
+def _languages(files: Mapping[str, object]) -> str:
+    found = [
+        f"{language} ({count})"
+        for language, suffixes in LANGUAGES.items()
+        if (count := sum(name.lower().endswith(suffixes) for name in files))
+    ]
+    return f"it has {', '.join(found)}" if found else "it has no source files"

@@ -1,0 +1,224 @@
+"""Isabelle: a document is an entry of the Archive of Formal Proofs, or a session of Isabelle/HOL, with its theories.
+
+    raw/thys/ENTRY/ROOT, raw/thys/ENTRY/**/*.thy     the archive; raw itself can be `thys`
+    raw/src/HOL/ROOT, raw/src/HOL/**/*.thy           Isabelle's distribution, if it is there
+    raw/train|validation|test/...                    the same with the split in the layout
+
+Every import comes before its use: the order decides whether a memory has anything to find.
+"""
+
+import dataclasses
+import functools
+import posixpath
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from memorizing.data.corpora.isabelle_theories import Header, Session, header, sessions
+from memorizing.data.corpora.source import Document, Item, Problem, Reading
+from memorizing.data.documents import SPLITS
+from memorizing.errors import InputError
+
+_OF_DISTRIBUTION = re.compile(
+    r"(Main|Complex_Main|Pure|HOLCF|IFOL|FOL|ZF|ZFC|(HOL|ZF|FOL|FOLP|CCL|CTT|Cube|LCF|Sequents|Pure|Tools|Haskell|SPARK)(-[\w-]+)?\..+)"
+)
+_LICENCES = {"LICENSE": "BSD-3-Clause", "LICENSE.LGPL": "LGPL-2.1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Isabelle:
+    """How entries are read.
+
+    Attributes:
+        imported_entries: put the theories of other entries that are imported, directly or not, first, so that a
+            lemma's definition is in the document. Entries of other splits are never looked at.
+    """
+
+    imported_entries: bool = False
+
+    def list(self, raw: Path) -> list[Item]:
+        """All entries by split and name, then sessions of Isabelle/HOL in the order of its ROOT."""
+        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
+        items = [
+            Item(id, split, str(base), id) for split, base in splits or [(None, raw)] for id in archive(base).entries
+        ]
+        if not items:
+            raise InputError(
+                f"--raw={raw}: no .thy files in thys/ENTRY or src/HOL there or in its train, validation, test; name "
+                "the folder that holds the Archive of Formal Proofs (with thys in it)"
+            )
+        seen: dict[str, Item] = {}
+        for item in items:
+            if (other := seen.setdefault(item.id, item)) is not item:
+                raise InputError(f"{item.id} is in {item.path} and in {other.path}: move one of them away")
+        return items
+
+    def read(self, item: Item) -> Iterator[Reading]:
+        its = archive(Path(item.path))
+        order, problems = its.order(item.id, self.imported_entries)
+        texts = []
+        for path in order:
+            text, problem = its.text(path)
+            problems += problem
+            if text is not None:
+                texts.append(f"(* {path} *)\n{text.rstrip()}\n\n")
+        if not texts:
+            yield Reading(None, (*problems, Problem(item.id, "left out: no theory in it")))
+            return
+        yield Reading(Document(item.id, item.id, "".join(texts), its.licence), tuple(problems))
+
+
+class Entry(NamedTuple):
+    """Theories of an entry by path, those first that its ROOT lists; and those that it lists but that are not there."""
+
+    theories: dict[str, None]
+    absent: tuple[str, ...]
+
+
+class Archive:
+    """The theories below a folder: an index of their paths, and of what sessions call them."""
+
+    def __init__(self, base: Path):
+        self.entries: dict[str, Entry] = {}
+        self._files: dict[str, Path] = {}
+        self._sessions: dict[str, dict[str, str]] = {}  # theories of a session, by the names that imports have
+        self._global: dict[str, str] = {}
+        self._headers: dict[str, Header | None] = {}
+        self._named: dict[tuple[str, str], list[str]] = {}
+        self._entry_of: dict[str, str] = {}
+        thys = base / "thys" if (base / "thys").is_dir() else base
+        for folder in sorted(thys.iterdir(), key=lambda path: path.name):
+            if folder.is_dir() and not folder.is_symlink() and folder.name not in ("src", *SPLITS):
+                self._add(folder.name, folder, sessions(_decoded(folder / "ROOT")))
+        distribution = [*base.glob("src/HOL/ROOT"), *base.glob("Isabelle*/src/HOL/ROOT")]
+        for session in sessions(_decoded(distribution[0])) if distribution else ():
+            self._add(session.name, distribution[0].parent, [session], deep=False)
+        files = [thys / name for name in _LICENCES]
+        self.licence = " or ".join(_LICENCES[path.name] for path in files if path.is_file())
+
+    def _add(self, entry: str, folder: Path, its_sessions: list[Session], deep: bool = True) -> None:
+        """Files of an entry: all below its folder, or only those where its sessions have theirs."""
+        found: dict[str, Path] = {}
+        places = {posixpath.normpath(place) for session in its_sessions for place in session.folders}
+        for root, folders, names in folder.walk():
+            folders.sort()
+            inside = root.relative_to(folder).as_posix()
+            for name in sorted(names):
+                path = root / name
+                if name.endswith(".thy") and (deep or inside in places) and not path.is_symlink():
+                    found[posixpath.normpath(f"{folder.name}/{inside}/{name}")] = path
+        if not found:
+            return
+        listed: dict[str, None] = {}
+        absent = []
+        for session in its_sessions:
+            own = self._sessions.setdefault(session.name, {})
+            for place in session.folders:
+                prefix = posixpath.normpath(f"{folder.name}/{place}")
+                own.update({_stem(path): path for path in found if posixpath.dirname(path) == prefix})
+            for name in session.theories:
+                path = posixpath.normpath(f"{folder.name}/{session.folders[0]}/{name}.thy")
+                path = path if path in found else own.get(_stem(name), "")
+                if path:
+                    listed[path] = None
+                    own[_stem(path)] = path
+                    if name in session.global_theories:
+                        self._global[_stem(path)] = path
+                elif "." not in name:  # else one of another session
+                    absent.append(name)
+        for path in found:
+            self._named.setdefault((entry, _stem(path)), []).append(path)
+        self._entry_of.update(dict.fromkeys(found, entry))
+        self._files.update(found)
+        self.entries[entry] = Entry({**listed, **dict.fromkeys(found)}, tuple(absent))
+
+    def order(self, entry: str, imported_entries: bool) -> tuple[list[str], list[Problem]]:
+        """Paths so that imports come first, otherwise as the ROOT lists them, then by path; and what is odd."""
+        own = self.entries[entry]
+        problems = [Problem(f"{entry}/ROOT", f"lists {name}, which has no file") for name in own.absent]
+        done: dict[str, bool] = {}  # False while its imports are being followed
+        order: list[str] = []
+        outside: dict[str, None] = {}
+
+        def visit(path: str, trail: tuple[str, ...]) -> None:
+            if path in done:
+                if not done[path]:
+                    cycle = (*trail[trail.index(path) :], path)
+                    problems.append(Problem(path, f"imports in a cycle: {' > '.join(cycle)}"))
+                return
+            done[path] = False
+            if self.header(path) is None:
+                problems.append(Problem(path, "no theory header: its imports are not known"))
+            for name, found in self.imports(path).items():
+                if found is not None:
+                    if imported_entries or found in own.theories:
+                        visit(found, (*trail, path))
+                elif _OF_DISTRIBUTION.fullmatch(name):
+                    outside[name] = None
+                else:
+                    problems.append(Problem(path, f"imports {name}, which is not here"))
+            done[path] = True
+            order.append(path)
+
+        for path in own.theories:
+            visit(path, ())
+        if outside:
+            names = ", ".join(outside)
+            problems.append(Problem(entry, f"imports {len(outside)} theories of Isabelle that are not here: {names}"))
+        mine = set(own.theories)
+        return sorted(order, key=lambda path: path in mine), problems
+
+    def edges(self, order: Sequence[str]) -> list[tuple[str, str]]:
+        """Each import among these theories, as paths of the importing and of the imported one."""
+        known = set(order)
+        return [(path, found) for path in order for found in self.imports(path).values() if found in known]
+
+    def text(self, path: str) -> tuple[str | None, list[Problem]]:
+        """A theory as text, and what was odd about it."""
+        raw = self._files[path].read_bytes()
+        if b"\0" in raw:
+            return None, [Problem(path, f"left out: a NUL byte at offset {raw.index(0)}, so this is no text")]
+        try:
+            return raw.decode("utf-8"), []
+        except UnicodeDecodeError as error:
+            what = f"byte {raw[error.start]:#04x} at offset {error.start}"
+            return raw.decode("iso-8859-1"), [Problem(path, f"not UTF-8 ({what}): read as ISO-8859-1")]
+
+    def header(self, path: str) -> Header | None:
+        """The header of a theory, or None if it has none."""
+        if path not in self._headers:
+            self._headers[path] = header(self.text(path)[0] or "")
+        return self._headers[path]
+
+    def imports(self, path: str) -> Mapping[str, str | None]:
+        """What a theory imports, as written, and the path of each that is here."""
+        found = self.header(path)
+        return {name: self._resolve(name, path) for name in found.imports} if found else {}
+
+    def _resolve(self, name: str, path: str) -> str | None:
+        """As Isabelle does: a path or name from the theory's folder, `Session.Theory`, a name within the session."""
+        near = posixpath.normpath(posixpath.join(posixpath.dirname(path), name + ".thy"))
+        if near in self._files and (("/" in name) or "." not in name):
+            return near
+        session, _, theory = name.partition(".")
+        if theory and "/" not in name:
+            return self._sessions.get(session, {}).get(theory)
+        own = self._named.get((self._entry_of[path], _stem(name)), [])
+        if "/" not in name and len(own) == 1:
+            return own[0]
+        return self._global.get(name)
+
+
+@functools.lru_cache(maxsize=8)
+def archive(base: Path) -> Archive:
+    """The index of a folder, made once a process."""
+    return Archive(base)
+
+
+def _stem(path: str) -> str:
+    return posixpath.basename(path).removesuffix(".thy")
+
+
+def _decoded(path: Path) -> str:
+    return path.read_text("utf-8", errors="replace") if path.is_file() else ""

@@ -1,0 +1,135 @@
+"""What Isabelle's files say about theories: the header of a theory, and the sessions of a ROOT.
+
+Both are read as Isabelle's outer syntax: words, quoted names, nested comments, and text in cartouches, strings or
+braces that is passed over whole, so that a word in a description or a comment is never taken for a keyword.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Header(NamedTuple):
+    """The name of a theory and its imports, in the order in which they are written."""
+
+    name: str
+    imports: tuple[str, ...]
+
+
+class Session(NamedTuple):
+    """A session of a ROOT.
+
+    Attributes:
+        name: as in imports, `Session.Theory`.
+        folders: that hold its theories, from that of the ROOT; the first is its own.
+        theories: that it lists, possibly as paths.
+        global_theories: of these, those that can be imported by their name alone from anywhere.
+    """
+
+    name: str
+    folders: tuple[str, ...]
+    theories: tuple[str, ...]
+    global_theories: tuple[str, ...]
+
+
+class _Token(NamedTuple):
+    text: str
+    quoted: bool = False
+
+
+_LEXEMES = re.compile(
+    r"""(?P<space>\s+)|(?P<open>\(\*|\\<open>|‹|\{\*)|"(?P<string>(?:\\.|[^"\\])*)"|`(?:[^`])*`
+    |(?P<mark>[()\[\]=+,])|(?P<word>[^\s"()\[\]=+,‹\\{`]+|.)""",
+    re.VERBOSE | re.DOTALL,
+)
+_PAIRS = {
+    "(*": re.compile(r"\(\*|\*\)"),
+    r"\<open>": re.compile(r"\\<open>|\\<close>"),
+    "‹": re.compile("[‹›]"),
+    "{*": re.compile(r"\*\}"),
+}
+_SECTIONS = {
+    "description", "options", "sessions", "directories", "theories", "document_theories", "document_files",
+    "export_files", "export_classpath",
+}  # fmt: skip
+_ENDS = {"session", "chapter", "chapter_definition"}
+
+
+def header(text: str) -> Header | None:
+    """The header of a theory, or None if there is none."""
+    tokens = _tokens(text)
+    for token in tokens:
+        if token == _Token("theory"):
+            break
+    name, imports, listing = next(tokens, None), [], False
+    if name is None:
+        return None
+    for token in tokens:
+        if not token.quoted and token.text in ("begin", "keywords", "abbrevs", "uses"):
+            break
+        if token == _Token("imports"):
+            listing = True
+        elif listing:
+            imports.append(token.text)
+    return Header(name.text, tuple(imports))
+
+
+def sessions(text: str) -> list[Session]:
+    """The sessions of a ROOT, in order."""
+    found: list[Session] = []
+    tokens = list(_tokens(text))
+    starts = [place for place, token in enumerate(tokens) if not token.quoted and token.text in _ENDS]
+    for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        if tokens[start].text == "session" and start + 1 < stop:
+            found.append(_session(tokens[start + 1 : stop]))
+    return found
+
+
+def _session(tokens: list[_Token]) -> Session:
+    name, folder, section = tokens[0].text, ".", ""
+    folders, theories, shared = [], [], []
+    depth = 0
+    for before, token in itertools.pairwise(tokens):
+        text = token.text
+        if not token.quoted and text in "([":
+            depth += 1
+        elif not token.quoted and text in ")]":
+            depth -= 1
+        elif depth:
+            if section == "theories" and text == "global" and before.text == "(" and theories:
+                shared.append(theories[-1])
+        elif not section and before == _Token("in"):
+            folder = text
+        elif not token.quoted and text in _SECTIONS:
+            section = "theories" if text == "document_theories" else text
+        elif section == "directories":
+            folders.append(text)
+        elif section == "theories":
+            theories.append(text)
+    return Session(name, (folder, *(f"{folder}/{own}" for own in folders)), tuple(theories), tuple(shared))
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    """Words, marks and quoted names; text in cartouches counts as a quoted name, comments as nothing."""
+    place = 0
+    while match := _LEXEMES.match(text, place):
+        place = match.end()
+        if match["open"]:
+            start, place = place, _closed(text, place, match["open"])
+            if match["open"] != "(*":
+                yield _Token(text[start:place], quoted=True)
+        elif match["string"] is not None:
+            yield _Token(match["string"], quoted=True)
+        elif match["mark"] or match["word"]:
+            yield _Token(match["mark"] or match["word"])
+
+
+def _closed(text: str, place: int, opened: str) -> int:
+    """Where what was opened ends; at the end of the text if nothing closes it."""
+    depth = 1
+    for match in _PAIRS[opened].finditer(text, place):
+        depth += 1 if match[0] == opened else -1
+        if not depth:
+            return match.end()
+    return len(text)

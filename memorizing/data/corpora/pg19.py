@@ -1,0 +1,140 @@
+"""PG-19: a document is a book of Project Gutenberg, without the licence that its files carry.
+
+    raw/2600-0.txt ... and raw/metadata.csv          `-0` is UTF-8, `-8` ISO-8859-1, and neither ASCII, usually, or
+    raw/train|validation|test/2600-0.txt ...         the same with the split in the layout
+
+`metadata.csv` is PG-19's own: id, title, year, url a line. Without it, titles are looked for in the files.
+"""
+
+import csv
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from memorizing.data.corpora.source import Document, Item, Problem, Reading
+from memorizing.data.documents import SPLITS, Split
+from memorizing.errors import InputError
+
+METADATA = "metadata.csv"
+
+_NAME = re.compile(r"(.+?)(-0|-8)?\.txt", re.IGNORECASE)
+_PREFERENCE = ("-0", "", "-8")  # of several files of a book: UTF-8 before what may have lost characters
+_COPY = "another file of the same book"
+
+# A marker can be wrapped: its title goes on in the next lines, to the closing asterisks.
+_START = re.compile(
+    r"^[ \t]*\*{2,} ?START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*?"
+    r"(?:\*{2,}[ \t]*$|\n(?:[^\n*]+\n){0,3}[^\n*]*\*{2,}[ \t]*$|$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_SMALL_PRINT = re.compile(r"^[ \t]*\*+ ?START ?\*+ ?THE SMALL PRINT", re.IGNORECASE | re.MULTILINE)
+_SMALL_PRINT_END = re.compile(r"^[ \t]*\*+ ?END ?\*+ ?THE SMALL PRINT[^\n]*$", re.IGNORECASE | re.MULTILINE)
+_END = re.compile(r"^[ \t]*\*{2,} ?END OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE | re.MULTILINE)
+_LAST_LINE = re.compile(
+    r"^[ \t]*(?:\*+[ \t]*)?End of (?:the |this )?Project Gutenberg(?:['’]s|\b)", re.IGNORECASE | re.MULTILINE
+)
+_TAIL = 30_000
+"""Characters from the end in which a last line without a marker is looked for: the licence has about 19,000."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pg19:
+    """How books are read.
+
+    Attributes:
+        strip_licence: remove Project Gutenberg's header and tail, by their markers; books without are kept whole.
+    """
+
+    strip_licence: bool = True
+
+    def list(self, raw: Path) -> list[Item]:
+        """All books, by split and number. Of several files of a book the one in UTF-8 is taken."""
+        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
+        items = [item for split, folder in splits or [(None, raw)] for item in _items(split, folder)]
+        if not items:
+            raise InputError(
+                f"--raw={raw}: no .txt files there or in its train, validation, test; name the folder that holds a "
+                "file for each book, as Project Gutenberg names them (2600-0.txt)"
+            )
+        seen: dict[str, Item] = {}
+        for item in items:
+            if not item.member and (other := seen.setdefault(item.id, item)) is not item:
+                raise InputError(
+                    f"{item.path} and {other.path} are both book {item.id}, in two splits: move one of them away"
+                )
+        return items
+
+    def read(self, item: Item) -> Iterator[Reading]:
+        path = Path(item.path)
+        if item.member:
+            yield Reading(None, (Problem(path.name, f"left out: {item.member}, {item.id}"),))
+            return
+        text, problems = decode(path)
+        if text is None:
+            yield Reading(None, problems)
+            return
+        title = _titles(path.parent / METADATA).get(item.id) or _title(text) or item.id
+        if self.strip_licence:
+            text = without_licence(text)
+        text = text.strip("\n")
+        if not text.strip():
+            yield Reading(None, (*problems, Problem(path.name, "left out: no text in it")))
+            return
+        licence = "public domain (Project Gutenberg)"
+        yield Reading(Document(item.id, title, text + "\n", licence), problems)
+
+
+def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
+    """Text of a file in UTF-8 or ISO-8859-1, line ends as `\\n`, without a byte-order mark; None if it is no text."""
+    raw = path.read_bytes()
+    if (place := raw.find(b"\0")) >= 0:
+        message = f"left out: a NUL byte at offset {place}, so this is no text; mend or replace the file"
+        return None, (Problem(path.name, message),)
+    problems = ()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        text = raw.decode("iso-8859-1")
+        what = f"byte {raw[error.start]:#04x} at offset {error.start}"
+        problems = (Problem(path.name, f"not UTF-8 ({what}): read as ISO-8859-1"),)
+    return text.replace("\r\n", "\n").replace("\r", "\n"), problems
+
+
+def without_licence(text: str) -> str:
+    """What lies between the markers; `text` itself where there are none."""
+    half = len(text) // 2
+    if (small_print := _SMALL_PRINT.search(text, half)) is not None:  # some old books have it at their end
+        text = text[: small_print.start()]
+    starts = [match.end() for pattern in (_START, _SMALL_PRINT_END) for match in pattern.finditer(text, 0, half)]
+    text = text[max(starts, default=0) :]
+    if (end := _END.search(text)) is not None:
+        text = text[: end.start()]
+    *_, last = (None, *_LAST_LINE.finditer(text, max(0, len(text) - _TAIL)))
+    return text[: last.start()] if last else text
+
+
+def _items(split: Split | None, folder: Path) -> Iterator[Item]:
+    books: dict[str, list[tuple[str, Path]]] = {}
+    for path in folder.glob("*.[tT][xX][tT]"):
+        if path.is_file() and not path.name.startswith(".") and (name := _NAME.fullmatch(path.name)):
+            books.setdefault(name[1], []).append(((name[2] or ""), path))
+    for id in sorted(books, key=lambda id: (not id.isdecimal(), int(id) if id.isdecimal() else 0, id)):
+        first, *others = sorted(books[id], key=lambda file: (_PREFERENCE.index(file[0]), file[1].name))
+        yield Item(id, split, str(first[1]))
+        for _, path in others:
+            yield Item(id, split, str(path), _COPY)
+
+
+def _title(text: str) -> str:
+    match = re.search(r"^Title: *(.+(?:\n +.+)*)", text[:5000], re.MULTILINE)
+    return " ".join(match[1].split()) if match else ""
+
+
+@functools.lru_cache(maxsize=4)
+def _titles(metadata: Path) -> Mapping[str, str]:
+    if not metadata.is_file():
+        return {}
+    with metadata.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) > 1}

@@ -1,0 +1,74 @@
+"""`memorizing inspect-data`: what a prepared folder holds, whether it is whole, and how a document is cut."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from memorizing.data.tokens import NOTES, PreparedTokens, TokenSplit
+from memorizing.data.vocabulary import Vocabulary
+from memorizing.errors import InputError
+
+_SAMPLE = 1500
+_EDGE = 32
+_SHOWN = 6
+
+
+def inspect(
+    folder: Path, split: str, document: str | None, segment_length: int, report: Callable[[str], None] = print
+) -> None:
+    """Prints the manifest, compares all files with their digests, shows a document and where its segments lie.
+
+    Raises:
+        InputError: when the folder is not whole, or has no such split or document.
+    """
+    if segment_length < 1:
+        raise InputError(f"--segment_length={segment_length}: must be at least 1")
+    tokens = PreparedTokens(folder)
+    manifest = tokens.manifest
+    vocabulary = manifest["vocabulary"]
+    report(f"{folder}: {manifest['source']}, {vocabulary['kind']} vocabulary of {vocabulary['size']} tokens")
+    for name, counts in manifest["splits"].items():
+        own = tokens.split(name)
+        tokens.check(name, own)
+        report(
+            f"\n{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes "
+            f"({counts['bytes'] / max(counts['tokens'], 1):.2f} a token), sha256 {counts['sha256'][:12]} as on disk"
+        )
+        _histogram(counts["lengths"], report)
+    report(f"\nleft out: {len(manifest['left_out'])}; {manifest['notes']} notes in {folder / NOTES}")
+    for line in manifest["left_out"][:_SHOWN]:
+        report(f"  {line}")
+    report("\nsettings:")
+    for section, settings in manifest["settings"].items():
+        report("  " + ", ".join(f"{section}.{name} = {value!r}" for name, value in settings.items()))
+    own = tokens.split(split)
+    names = own.names()
+    if document is not None and document not in names:
+        raise InputError(f"--document={document}: not in the {split} split; its first are {', '.join(names[:5])}")
+    _document(own, names.index(document) if document else 0, tokens.vocabulary, segment_length, report)
+
+
+def _histogram(lengths: Mapping[str, int], report: Callable[[str], None]) -> None:
+    most = max(lengths.values())
+    for least, count in lengths.items():
+        report(f"  {int(least):>10,} tokens or more {count:>8,} {'#' * max(1, round(40 * count / most))}")
+
+
+def _document(
+    split: TokenSplit, number: int, vocabulary: Vocabulary, segment_length: int, report: Callable[[str], None]
+) -> None:
+    known, length = split.documents()[number], int(split.lengths[number])
+    segments = -(-length // segment_length)
+    report(f"\ndocument {known['id']} ({known['title'] or 'no title'}; licence {known['licence'] or 'unknown'}): ")
+    report(f"{length:,} tokens, {segments:,} segments of {segment_length}\n")
+    sample = vocabulary.decode(split.read(number, 0, _SAMPLE // 4))
+    report("\n".join(f"  | {line[: shutil.get_terminal_size().columns - 6]}" for line in sample.splitlines()[:20]))
+    report("\nsegments: first token, and what lies on both sides of its start")
+    shown = [place for place in range(segments) if place < _SHOWN or place == segments - 1]
+    for place in shown:
+        start = place * segment_length
+        before = vocabulary.decode(split.read(number, max(0, start - _EDGE), start))[-30:] if start else ""
+        after = vocabulary.decode(split.read(number, start, start + _EDGE))[:30]
+        report(f"  {place:>6} {start:>10,}  {before!r:>34} | {after!r}")
+        if place == _SHOWN - 1 and segments > _SHOWN + 1:
+            report("     ...")

@@ -1,0 +1,239 @@
+"""Where documents come from, behind one contract: a folder, the recall task, a corpus, a seqio task.
+
+A source says which documents are in which split, in pieces, and reads a piece anywhere, any time. Only the last two
+need TensorFlow, and load it when they are opened.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from memorizing.data.bulk import Beam, BeamSettings
+from memorizing.data.documents import SPLITS, Document, FolderDocuments, Known, Problem, Split, assign_splits
+from memorizing.data.recall import RecallDocuments, words
+from memorizing.data.settings import PrepareSettings
+from memorizing.data.vocabulary import Vocabulary, WordVocabulary
+from memorizing.errors import InputError
+from memorizing.files import write_whole
+
+type Piece = Any
+"""Documents that are read together; what it is, only its source knows. Can be pickled."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Documents in splits.
+
+    Attributes:
+        vocabulary: if it has one of its own, else None.
+        problems: with what is in no piece, known once it is open.
+        in_beam: whether its pieces are worth sending to Beam's workers.
+    """
+
+    vocabulary: Vocabulary | None
+    problems: list[Problem]
+    in_beam: bool
+
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
+        """All pieces. A killed run that opens it again gets the same.
+
+        Raises:
+            InputError: when there is nothing to read.
+        """
+        ...
+
+    def read(self, piece: Piece) -> Iterator[Document | Problem]: ...
+
+
+def open_source(
+    settings: PrepareSettings,
+    sections: Mapping[str, Any],
+    beam: BeamSettings,
+    raw: Path | None,
+    data_dir: Path | None,
+    work: Path,
+) -> Source:
+    """The source that the settings name."""
+    if settings.source == "task":
+        return TaskSource(settings, data_dir)
+    if settings.source == "recall":
+        documents = RecallDocuments(sections["recall"], settings.seed)
+        return Listed(settings, documents, work, vocabulary=WordVocabulary(words(sections["recall"])))
+    if settings.source == "folder":
+        if raw is None:
+            raise InputError("--raw is missing: name the folder that holds the documents")
+        return Listed(settings, FolderDocuments(raw, sections["folder"]), work)
+    return CorpusSource(settings, sections[settings.source], beam, raw, data_dir or work / "documents")
+
+
+@runtime_checkable
+class _Documents(Protocol):
+    problems: list[Problem]
+
+    def ids(self) -> list[str]: ...
+
+    def read(self, ids: list[str]) -> Iterator[Document | Problem]: ...
+
+
+@dataclasses.dataclass
+class Listed:
+    """Documents with names, which are read once more to tokenize them: a folder, or the recall task."""
+
+    settings: PrepareSettings
+    documents: _Documents
+    work: Path
+    vocabulary: Vocabulary | None = None
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    in_beam: bool = False
+
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
+        known, sizes = self._known()
+        splits, copies = assign_splits(known, self.settings.validation, self.settings.test, self.settings.seed)
+        self.problems += [*self.documents.problems, *copies]
+        pieces: dict[Split, list[Piece]] = {split: [] for split in SPLITS if split in splits}
+        full = dict.fromkeys(pieces, self.settings.part_bytes)
+        for document, split, size in zip(known, splits, sizes, strict=True):
+            if full[split] >= self.settings.part_bytes:
+                pieces[split].append([])
+                full[split] = 0
+            pieces[split][-1].append(document.id)
+            full[split] += size
+        counts = ", ".join(f"{splits.count(split)} {split}" for split in pieces)
+        report(f"{len(known)} documents: {counts}")
+        return pieces
+
+    def read(self, piece: Piece) -> Iterator[Document | Problem]:
+        return self.documents.read(piece)
+
+    def _known(self) -> tuple[list[Known], list[int]]:
+        """Digests and sizes of all documents; what is wrong with the others goes to `problems`."""
+        known, sizes = [], []
+        for id in self.documents.ids():
+            problems = []
+            for found in self.documents.read([id]):
+                if isinstance(found, Problem):
+                    problems.append(found)
+                else:
+                    text = found.text.encode("utf-8")
+                    known.append(Known(id, hashlib.sha256(text).hexdigest()))
+                    sizes.append(len(text))
+            if not known or known[-1].id != id:
+                self.problems += problems
+        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
+        begun = self.work / "documents.sha256"
+        if begun.exists() and begun.read_text() != digest:
+            raise InputError(f"{self.work} was begun when there were other files than now: remove it to begin anew")
+        write_whole(begun, digest)
+        return known, sizes
+
+
+@dataclasses.dataclass
+class CorpusSource:
+    """A corpus of the paper: a TFDS dataset of its documents is built, or found in `data_dir`, and read."""
+
+    settings: PrepareSettings
+    corpus: Any
+    beam: BeamSettings
+    raw: Path | None
+    data_dir: Path
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    vocabulary: Vocabulary | None = None
+    in_beam: bool = True
+
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
+        tfds, builders, builder = self._builder()
+        beam = Beam.of(self.beam)
+        config = tfds.download.DownloadConfig(manual_dir=self.raw, beam_runner=beam.runner, beam_options=beam.options)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells where it puts what, of which nothing may stay
+            builder.download_and_prepare(download_config=config)
+        self.problems = builders.notes(builder)
+        pieces: dict[Split, list[Piece]] = {}
+        for split in (split for split in SPLITS if split in builder.info.splits):
+            first = 0
+            for length in builder.info.splits[split].shard_lengths:
+                pieces.setdefault(split, []).append((split, first, first + length))
+                first += length
+        counts = {split: builder.info.splits[split].num_examples for split in pieces}
+        report(f"{sum(counts.values())} documents: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
+        return pieces
+
+    def read(self, piece: Piece) -> Iterator[Document | Problem]:
+        tfds, _, builder = self._builder()
+        split, first, stop = piece
+        instruction = tfds.core.ReadInstruction(split, from_=first, to=stop, unit="abs")
+        for example in tfds.as_numpy(builder.as_dataset(split=instruction)):
+            id, title, text, licence = (
+                example[name].decode("utf-8") for name in ("document_id", "title", "text", "licence")
+            )
+            yield Document(id, title, text, licence)
+
+    def _builder(self) -> tuple[Any, Any, Any]:
+        builders = needed("memorizing.data.builders", self.settings.source)
+        tfds = needed("tensorflow_datasets", self.settings.source)
+        from memorizing.data.corpora.published import PUBLISHED, Published
+
+        corpus = self.corpus
+        if self.raw is None:
+            if self.settings.source not in PUBLISHED:
+                raise InputError(f"--raw is missing: name the folder that holds the files of {self.settings.source}")
+            least = getattr(self.corpus, "minimum_bytes", 1)
+            corpus = Published(self.settings.source, str(self.data_dir.absolute()), least)
+        builder = builders.BUILDERS[self.settings.source](
+            corpus=corpus,
+            validation=self.settings.validation,
+            test=self.settings.test,
+            seed=self.settings.seed,
+            shard_bytes=self.settings.part_bytes,
+            data_dir=self.data_dir,
+        )
+        return tfds, builders, builder
+
+
+@dataclasses.dataclass
+class TaskSource:
+    """A task or mixture of seqio's registry, whose feature `targets` has a document's tokens."""
+
+    settings: PrepareSettings
+    data_dir: Path | None
+    problems: list[Problem] = dataclasses.field(default_factory=list)
+    vocabulary: Vocabulary | None = None
+    in_beam: bool = False
+
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
+        tasks = needed("memorizing.data.tasks", "task")
+        vocabulary = self.settings.vocabulary_from
+        tasks.use(self.data_dir, Path(vocabulary) if vocabulary else None)
+        task = tasks.find(self.settings.task, self.settings.task_modules)
+        self.vocabulary = tasks.vocabulary_of(task)
+        pieces = tasks.pieces(task)
+        others = [split for split in task.splits if split not in SPLITS]
+        self.problems = [Problem(task.name, f"left out: its split {split}") for split in others]
+        report(f"{task.name}: splits {', '.join(pieces)}, vocabulary of {self.vocabulary.size} tokens")
+        return pieces
+
+    def read(self, piece: Piece) -> Iterator[Document | Problem]:
+        from memorizing.data import tasks
+
+        task = tasks.find(self.settings.task, self.settings.task_modules)
+        return tasks.read(task, piece, self.settings.seed)
+
+
+def needed(module: str, source: str) -> Any:
+    """A module that needs the extra `prepare`.
+
+    Raises:
+        InputError: when it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"Prepare.source = {source!r} needs {error.name}, which is not installed: install the extra `prepare` "
+            "(EXTRA=prepare bash launch/setup.sh, or pip install 'memorizing[prepare]')"
+        ) from error
