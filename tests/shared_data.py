@@ -1,4 +1,4 @@
-"""The small real corpora, for tests that need real text: in `shared/data` beside a checkout, or nowhere."""
+"""The small real corpora and malformed inputs: in `shared/data` beside a checkout, or nowhere."""
 
 import tarfile
 from pathlib import Path
@@ -6,6 +6,18 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+def oddity(name: str) -> Path:
+    """A malformed input; skips the test where there are none."""
+    if not (FOLDER / "oddities" / name).exists():
+        pytest.skip("needs the malformed inputs that lie beside the checkout in shared/data")
+    return FOLDER / "oddities" / name
+
+
+def unpacked_whole(corpus: str, into: Path) -> Path:
+    """The folder of a corpus with all its splits."""
+    return [unpacked(corpus, split, into) for split in ("train", "validation", "test")][-1].parent
 
 
 def unpacked(corpus: str, split: str, into: Path) -> Path:

@@ -67,7 +67,7 @@ class C4:
                 reason = f"byte {line[error.start]:#04x} at offset {error.start} of the line is not UTF-8"
             except UnicodeEncodeError as error:
                 reason = f"half of a surrogate pair at character {error.start} of its text"
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 reason = f"not a JSON object ({error})" if line.strip() else "an empty line"
             except (KeyError, TypeError, AttributeError):
                 reason = 'not a JSON object with "text": "..."'

@@ -80,7 +80,7 @@ def sessions(text: str) -> list[Session]:
     found: list[Session] = []
     tokens = list(_tokens(text))
     starts = [place for place, token in enumerate(tokens) if not token.quoted and token.text in _ENDS]
-    for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
+    for start, stop in itertools.pairwise([*starts, len(tokens)]):
         if tokens[start].text == "session" and start + 1 < stop:
             found.append(_session(tokens[start + 1 : stop]))
     return found

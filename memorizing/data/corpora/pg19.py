@@ -29,8 +29,8 @@ _START = re.compile(
     r"(?:\*{2,}[ \t]*$|\n(?:[^\n*]+\n){0,3}[^\n*]*\*{2,}[ \t]*$|$)",
     re.IGNORECASE | re.MULTILINE,
 )
-_SMALL_PRINT = re.compile(r"^[ \t]*\*+ ?START ?\*+ ?THE SMALL PRINT", re.IGNORECASE | re.MULTILINE)
-_SMALL_PRINT_END = re.compile(r"^[ \t]*\*+ ?END ?\*+ ?THE SMALL PRINT[^\n]*$", re.IGNORECASE | re.MULTILINE)
+_SMALL_PRINT = re.compile(r"^[ \t]*\*+ ?START ?\** ?THE SMALL PRINT", re.IGNORECASE | re.MULTILINE)
+_SMALL_PRINT_END = re.compile(r"^[ \t]*\*+ ?END ?\** ?THE SMALL PRINT[^\n]*$", re.IGNORECASE | re.MULTILINE)
 _END = re.compile(r"^[ \t]*\*{2,} ?END OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE | re.MULTILINE)
 _LAST_LINE = re.compile(
     r"^[ \t]*(?:\*+[ \t]*)?End of (?:the |this )?Project Gutenberg(?:['’]s|\b)", re.IGNORECASE | re.MULTILINE
@@ -64,18 +64,25 @@ class Pg19:
                 raise InputError(
                     f"{item.path} and {other.path} are both book {item.id}, in two splits: move one of them away"
                 )
+        for metadata in [raw / METADATA, *(folder / METADATA for _, folder in splits)]:
+            if missing := [id for id in _titles(metadata) if id not in seen]:
+                more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+                note = f"{len(missing)} books that it lists have no file here: {', '.join(missing[:5])}{more}"
+                items.append(Item(METADATA, None, str(metadata), note))
         return items
 
     def read(self, item: Item) -> Iterator[Reading]:
         path = Path(item.path)
         if item.member:
-            yield Reading(None, (Problem(path.name, f"left out: {item.member}, {item.id}"),))
+            note = item.member if path.name == METADATA else f"left out: {item.member}, {item.id}"
+            yield Reading(None, (Problem(path.name, note),))
             return
         text, problems = decode(path)
         if text is None:
             yield Reading(None, problems)
             return
-        title = _titles(path.parent / METADATA).get(item.id) or _title(text) or item.id
+        listed = {**_titles(path.parent.parent / METADATA), **_titles(path.parent / METADATA)}
+        title = listed.get(item.id) or _title(text) or item.id
         if self.strip_licence:
             text = without_licence(text)
         text = text.strip("\n")

@@ -1,0 +1,176 @@
+"""PG-19: the licence goes in all its wordings, encodings and line ends are handled, and a book is never lost unsaid."""
+
+import hashlib
+import pickle
+import shutil
+
+import pytest
+
+from memorizing.data.corpora.pg19 import Pg19, without_licence
+from memorizing.errors import InputError
+from tests import shared_data
+
+HEADER = "The Project Gutenberg EBook of A Book\n\nTitle: A Book\n  of Two Lines\nLanguage: English\n\n"
+BODY = "CHAPTER I\n\nIt was *** a book.\n\nTHE END"
+
+
+def write(folder, name, content):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def read(raw, corpus=None):
+    corpus = corpus or Pg19()
+    return [reading for item in corpus.list(raw) for reading in corpus.read(item)]
+
+
+MARKERS = {
+    "this": (
+        "*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK ***",
+        "*** END OF THIS PROJECT GUTENBERG EBOOK A BOOK ***",
+    ),
+    "tight": (
+        "***START OF THE PROJECT GUTENBERG EBOOK A BOOK***",
+        "***END OF THE PROJECT GUTENBERG EBOOK A BOOK***",
+    ),
+    "number": (
+        "*** START OF THE PROJECT GUTENBERG EBOOK 43 ***",
+        "End of Project Gutenberg's A Book, by One\n\n*** END OF THE PROJECT GUTENBERG EBOOK 43 ***",
+    ),
+    "wrapped": (
+        "*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK\nOF A LONG TITLE ***",
+        "End of the Project Gutenberg EBook of A Book\n\n*** END OF THIS PROJECT GUTENBERG EBOOK A\nBOOK ***",
+    ),
+    "small-print": (
+        "*END*THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*Ver.04.29.93*END*",
+        "End of The Project Gutenberg Etext of A Book",
+    ),
+    "both": (
+        "*** START OF THE PROJECT GUTENBERG ETEXT A BOOK ***\n\n*END THE SMALL PRINT! FOR PUBLIC DOMAIN ETEXTS*V*END*",
+        "End of Project Gutenberg’s Etext, A Book",
+    ),
+    "small-print-last": (
+        "*** START OF THIS PROJECT GUTENBERG EBOOK A BOOK ***",
+        "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN EBOOKS**START***",
+    ),
+}
+
+
+@pytest.mark.parametrize("wording", MARKERS)
+def test_header_and_tail_go_in_all_their_wordings(wording):
+    start, end = MARKERS[wording]
+    body = BODY * 40  # long enough for the halves that markers are looked for in
+    assert without_licence(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicence ...\n").strip() == body
+
+
+def test_a_book_without_markers_is_kept_whole():
+    text = "The end of the project was near. START OF THIS PROJECT\n" + BODY
+    assert without_licence(text) == text
+
+
+def test_encodings_marks_and_line_ends(tmp_path):
+    write(tmp_path, "1-0.txt", b"\xef\xbb\xbf" + "naïve\r\nbook".encode())
+    write(tmp_path, "2-8.txt", "naïve\r\nbook".encode("latin-1"))
+    write(tmp_path, "3.txt", b"old\rmac")
+    found = read(tmp_path)
+    assert [reading.document.text for reading in found] == ["naïve\nbook\n", "naïve\nbook\n", "old\nmac\n"]
+    (problem,) = found[1].problems
+    assert problem == ("2-8.txt", "not UTF-8 (byte 0xef at offset 2): read as ISO-8859-1")
+    assert not found[0].problems and not found[2].problems
+
+
+def test_the_utf_8_file_of_a_book_is_taken_and_the_others_are_named(tmp_path):
+    for name in ("7-8.txt", "7.txt", "7-0.txt", "10-0.txt"):
+        write(tmp_path, name, name)
+    found = read(tmp_path)
+    assert [(reading.document.id, reading.document.text) for reading in found if reading.document] == [
+        ("7", "7-0.txt\n"),
+        ("10", "10-0.txt\n"),
+    ]
+    left_out = [problem for reading in found for problem in reading.problems]
+    assert left_out == [(name, "left out: another file of the same book, 7") for name in ("7.txt", "7-8.txt")]
+
+
+def test_titles_come_from_the_metadata_or_the_text(tmp_path):
+    write(tmp_path, "1.txt", HEADER + BODY)
+    write(tmp_path, "2.txt", HEADER + BODY)
+    write(tmp_path, "3.txt", BODY)
+    write(tmp_path, "metadata.csv", '2,"A, B and C",1900,http://x\n9,Missing,1901,http://y\n')
+    found = {reading.document.id: reading.document.title for reading in read(tmp_path) if reading.document}
+    assert found == {"1": "A Book of Two Lines", "2": "A, B and C", "3": "3"}
+    problems = [problem for reading in read(tmp_path) for problem in reading.problems]
+    assert problems == [("metadata.csv", "1 books that it lists have no file here: 9")]
+
+
+def test_splits_of_the_layout_and_metadata_above_them(tmp_path):
+    write(tmp_path / "train", "1.txt", "one")
+    write(tmp_path / "test", "2.txt", "two")
+    write(tmp_path, "metadata.csv", "1,First,1900,u\n2,Second,1900,u\n")
+    corpus = Pg19()
+    items = corpus.list(tmp_path)
+    assert [(item.id, item.split) for item in items] == [("1", "train"), ("2", "test")]
+    assert [reading.document.title for item in items for reading in corpus.read(item)] == ["First", "Second"]
+    assert pickle.loads(pickle.dumps((corpus, items))) == (corpus, items)
+    write(tmp_path / "test", "1-0.txt", "one")
+    with pytest.raises(InputError, match="are both book 1, in two splits"):
+        corpus.list(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "no text in it"), (b"a\0b", "a NUL byte at offset 1"), (b" \r\n", "no")]
+)
+def test_what_is_no_text_is_left_out_and_named(tmp_path, content, words):
+    write(tmp_path, "1.txt", content)
+    (reading,) = read(tmp_path)
+    assert reading.document is None and words in reading.problems[0].message and reading.problems[0].place == "1.txt"
+
+
+def test_a_folder_without_books_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"--raw=.*: no \.txt files"):
+        Pg19().list(tmp_path)
+
+
+def test_the_shared_corpus(tmp_path):
+    folders = [shared_data.unpacked("pg19", split, tmp_path) for split in ("train", "validation", "test")]
+    found = read(folders[0].parent)
+    documents = [reading.document for reading in found]
+    assert len(documents) == 29 and all(documents)
+    noted = [problem.place for reading in found for problem in reading.problems]
+    assert noted == ["14263-8.txt", "16595-8.txt"]
+    for document in documents:
+        assert "\r" not in document.text and "\ufeff" not in document.text
+        for words in ("PROJECT GUTENBERG EBOOK", "Project Gutenberg License", "www.gutenberg", "SMALL PRINT"):
+            assert words not in document.text, (document.id, words)
+        assert document.title != document.id
+    whole = next(document for document in documents if document.id == "84").text
+    assert (
+        hashlib.sha256(whole.encode()).digest()
+        == hashlib.sha256((folders[0] / "84-0.txt").read_bytes().strip(b"\n") + b"\n").digest()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        ("crlf.txt", "read"),
+        ("crlf-bom.txt", "read"),
+        ("latin1.txt", "byte 0x.. at offset 51259"),
+        ("empty.txt", "left out: no text in it"),
+        ("single-line-1mb.txt", "read"),
+        ("nul-bytes.txt", r"left out: a NUL byte at offset \d+"),
+    ],
+)
+def test_oddities(tmp_path, name, outcome):
+    shutil.copy(shared_data.oddity(name), tmp_path)
+    (reading,) = read(tmp_path)
+    if outcome == "read":
+        assert not reading.problems and "\r" not in reading.document.text
+        assert "START OF THIS" not in reading.document.text and not reading.document.text.startswith("\ufeff")
+        if name.startswith("single"):
+            assert len(reading.document.text.encode()) == 1_049_996 + 1
+    else:
+        (problem,) = reading.problems
+        assert problem.place == name
+        with pytest.raises(AssertionError, match=outcome):
+            raise AssertionError(problem.message)
+        assert (reading.document is None) == problem.message.startswith("left out")
