@@ -246,10 +246,10 @@ def test_oddities(tmp_path):
 LICENCES = {
     "pallets/click": "BSD-3-Clause", "pallets/flask": "BSD-3-Clause", "tornadoweb/tornado": "Apache-2.0",
     "aimacode/aima-python": "MIT", "karpathy/micrograd": "MIT", "lua/lua": "", "jqlang/jq": "MIT",
-    "gin-gonic/gin": "MIT",    "junegunn/fzf": "MIT", "google/gson": "Apache-2.0", "reduxjs/redux-toolkit": "MIT",
-    "google/leveldb": "BSD-3-Clause",    "google/re2": "BSD-3-Clause", "serde-rs/serde": "Apache-2.0 OR MIT", "pmndrs/zustand": "MIT",
-    "pallets/jinja": "BSD-3-Clause", "go-chi/chi": "MIT", "immerjs/immer": "MIT", "psf/requests": "Apache-2.0",
-    "ninja-build/ninja": "Apache-2.0", "apache/commons-csv": "Apache-2.0",
+    "gin-gonic/gin": "MIT", "junegunn/fzf": "MIT", "google/gson": "Apache-2.0", "reduxjs/redux-toolkit": "MIT",
+    "google/leveldb": "BSD-3-Clause", "google/re2": "BSD-3-Clause", "serde-rs/serde": "Apache-2.0 OR MIT",
+    "pmndrs/zustand": "MIT", "pallets/jinja": "BSD-3-Clause", "go-chi/chi": "MIT", "immerjs/immer": "MIT",
+    "psf/requests": "Apache-2.0", "ninja-build/ninja": "Apache-2.0", "apache/commons-csv": "Apache-2.0",
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def order(text: str) -> list[str]:
     ("text", "expected"),
     [
         ("theory A imports Main begin end", Header("A", ("Main",))),
-        ('theory "A-b"\nimports "HOL-Library.M" "../C/D" E.F\nbegin', Header("A-b", ("HOL-Library.M", "../C/D", "E.F"))),
+        ('theory "A-b"\nimports "HOL.M" "../C/D" E.F\nbegin', Header("A-b", ("HOL.M", "../C/D", "E.F"))),
         ("(* theory X (* nested *) imports Y *) theory A imports B begin", Header("A", ("B",))),
         ("section ‹theory X imports Y begin›\ntheory A imports B begin", Header("A", ("B",))),
         ("section \\<open>a \\<open>theory X\\<close> b\\<close>\ntheory A imports B begin", Header("A", ("B",))),

@@ -44,7 +44,7 @@ _PARTS = 512
 
 
 class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
-    """A corpus as documents, in the order in which it lists them.
+    """A corpus as documents; in each file of the dataset they are in the order in which the corpus lists them.
 
     Features: `text`; `document_id`; `title` (or path); `bytes`, of the text in UTF-8; `licence`, "" if unknown.
     """
@@ -86,7 +86,6 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
             builder=self,
             description=description,
             features=tfds.features.FeaturesDict(features),
-            disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
 

@@ -166,8 +166,9 @@ class CorpusSource:
     def read(self, piece: Piece) -> Iterator[Document | Problem]:
         tfds, _, builder = self._builder()
         split, first, stop = piece
+        in_order = tfds.ReadConfig(interleave_cycle_length=1)
         instruction = tfds.core.ReadInstruction(split, from_=first, to=stop, unit="abs")
-        for example in tfds.as_numpy(builder.as_dataset(split=instruction)):
+        for example in tfds.as_numpy(builder.as_dataset(split=instruction, read_config=in_order)):
             id, title, text, licence = (
                 example[name].decode("utf-8") for name in ("document_id", "title", "text", "licence")
             )

@@ -116,13 +116,13 @@ def _to_targets(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 @seqio.map_over_dataset(num_seeds=1)
-def _reshuffle(example: dict[str, tf.Tensor], seed: tf.Tensor) -> dict[str, tf.Tensor]:
-    def other_order(text: bytes, seed: np.ndarray) -> bytes:
-        return github.reshuffled(text.decode("utf-8"), int(seed[0]) & 0x7FFFFFFF).encode("utf-8")
+def _reshuffle(example: dict[str, tf.Tensor], seed: tuple[tf.Tensor, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def other_order(text: bytes, *seed: np.ndarray) -> bytes:
+        return github.reshuffled(text.decode("utf-8"), int(seed[0]) ^ int(seed[1])).encode("utf-8")
 
     return {
         **example,
-        "targets": tf.ensure_shape(tf.numpy_function(other_order, [example["targets"], seed], tf.string), []),
+        "targets": tf.ensure_shape(tf.numpy_function(other_order, [example["targets"], *seed], tf.string), []),
     }
 
 

@@ -46,17 +46,18 @@ class Published:
                 "needs a network that reaches storage.googleapis.com; where there is none, fetch the raw files "
                 "elsewhere and name their folder with --raw"
             ) from error
+        counts = {split: builder.info.splits[split].num_examples for split in SPLITS if split in builder.info.splits}
         return [
-            Item(f"{split}[{first}:{first + _TOGETHER}]", split, self.data_dir)
-            for split in SPLITS
-            if split in builder.info.splits
-            for first in range(0, builder.info.splits[split].num_examples, _TOGETHER)
+            Item(f"{split}[{first}:{min(first + _TOGETHER, count)}]", split, self.data_dir)
+            for split, count in counts.items()
+            for first in range(0, count, _TOGETHER)
         ]
 
     def read(self, item: Item) -> Iterator[Reading]:
         tfds = importlib.import_module("tensorflow_datasets")
+        in_order = tfds.ReadConfig(interleave_cycle_length=1)
         builder, fields = self._builder(), PUBLISHED[self.name][1]
-        for example in tfds.as_numpy(builder.as_dataset(split=item.id)):
+        for example in tfds.as_numpy(builder.as_dataset(split=item.id, read_config=in_order)):
             text, id, title = (_text(example[fields[name]]) for name in ("text", "id", "title"))
             if len(text.encode("utf-8")) < self.minimum_bytes:
                 short = f"left out: fewer than {self.minimum_bytes:,} bytes"
@@ -69,5 +70,5 @@ class Published:
         return tfds.builder(PUBLISHED[self.name][0], data_dir=self.data_dir)
 
 
-def _text(value: bytes | str | int) -> str:
+def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,201 @@
+"""TFDS datasets of the corpora: what they hold, that a kill costs little, and that nothing depends on the runner."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from memorizing.data.bulk import Beam, BeamSettings, do, write_once
+from memorizing.data.corpora.c4 import C4
+from memorizing.data.corpora.github import Github
+from memorizing.data.corpora.pg19 import Pg19
+from memorizing.data.corpora.published import Published
+from memorizing.errors import InputError
+
+builders = pytest.importorskip("memorizing.data.builders")
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+@pytest.fixture
+def raw(tmp_path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}-0.txt").write_text(f"Title: Book {number}\n\n" + f"line of book {number}\n" * (number + 1))
+    (folder / "5-0.txt").write_text((folder / "4-0.txt").read_text())
+    (folder / "99.txt").write_text("")
+    return folder
+
+
+DIRECT = BeamSettings()
+
+
+def build(raw, data_dir, name="pg19", beam=DIRECT, **fields):
+    builder = builders.BUILDERS[name](data_dir=data_dir, **fields)
+    runner, options = Beam.of(beam) if beam else (None, None)
+    config = tfds.download.DownloadConfig(manual_dir=raw, beam_runner=runner, beam_options=options)
+    builder.download_and_prepare(download_config=config)
+    return builder
+
+
+IN_ORDER = tfds.ReadConfig(interleave_cycle_length=1)
+
+
+def documents(builder) -> dict[str, list[dict]]:
+    return {
+        split: [
+            {name: value.decode() if isinstance(value, bytes) else int(value) for name, value in example.items()}
+            for example in tfds.as_numpy(builder.as_dataset(split=split, read_config=IN_ORDER))
+        ]
+        for split in builder.info.splits
+    }
+
+
+def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw, tmp_path):
+    builder = build(raw, tmp_path / "data", shard_bytes=200)
+    found = documents(builder)
+    assert set(found) == {"train", "validation", "test"} and builder.info.splits["train"].num_shards > 2
+    everything = [document for split in found.values() for document in split]
+    assert sorted(int(document["document_id"]) for document in everything) == list(range(20))
+    for document in everything:
+        number = 4 if document["document_id"] == "5" else int(document["document_id"])
+        text = f"Title: Book {number}\n\n" + f"line of book {number}\n" * (number + 1)
+        assert document == {
+            "text": text,
+            "document_id": document["document_id"],
+            "title": f"Book {number}",
+            "bytes": len(text.encode()),
+            "licence": "public domain (Project Gutenberg)",
+        }
+    train = [int(document["document_id"]) for document in found["train"]]
+    assert train == sorted(train)
+    assert [tuple(note) for note in builders.notes(builder)] == [
+        ("99.txt", "left out: no text in it"),
+        ("4", next(note.message for note in builders.notes(builder) if note.place == "4")),
+    ]
+    assert not (tmp_path / "data" / "pg19_documents.unfinished").exists()
+    again = tfds.builder("pg19_documents", data_dir=tmp_path / "data")
+    assert documents(again) == found
+
+
+@pytest.mark.parametrize(
+    "beam",
+    [None, BeamSettings(options=("--direct_running_mode=multi_processing", "--direct_num_workers=2"))],
+    ids=["no-beam", "two-processes"],
+)
+def test_nothing_depends_on_the_runner_or_the_number_of_workers(raw, tmp_path, beam):
+    one, other = build(raw, tmp_path / "one"), build(raw, tmp_path / "other", beam=beam)
+    assert documents(one) == documents(other) and builders.notes(one) == builders.notes(other)
+
+
+def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, tmp_path, monkeypatch):
+    (raw / "train").mkdir()
+    (raw / "test").mkdir()
+    line = json.dumps({"text": "x" * 50}) + "\n"
+    for number in range(3):
+        (raw / "train" / f"{number}.json").write_text(line)
+    (raw / "test" / "0.json.gz").write_bytes(b"\x1f\x8b broken")
+    with pytest.raises(InputError, match=r"0\.json\.gz: cut off or damaged after line 0"):
+        build(raw, tmp_path / "data", "c4", corpus=C4(1))
+    parts = tmp_path / "data" / "c4_documents.unfinished"
+    done = {path: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    assert len(done) == 3
+    (raw / "test" / "0.json.gz").unlink()
+    (raw / "test" / "0.json").write_text(line.replace("x", "y"))
+    times = {}
+    monkeypatch.setattr(
+        builders.shutil, "rmtree", lambda path, **_: times.update((p, p.stat().st_mtime_ns) for p in done)
+    )
+    builder = build(raw, tmp_path / "data", "c4", corpus=C4(1))
+    assert times == done  # when the parts would be removed they were still those of the first run
+    assert [len(split) for split in documents(builder).values()] == [3, 1] or len(documents(builder)["train"]) == 3
+
+
+def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp_path):
+    build(raw, tmp_path / "data")
+    build(raw, tmp_path / "data")  # the same again is found
+    with pytest.raises(InputError, match=r"was made with settings Pg19\(strip_licence=True\).*, not with .*False"):
+        build(raw, tmp_path / "data", corpus=Pg19(strip_licence=False))
+    (raw / "7-0.txt").write_text("another text")
+    with pytest.raises(InputError, match="was made with files"):
+        build(raw, tmp_path / "data")
+
+
+def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
+    for number in range(12):
+        for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py"):
+            path = tmp_path / "raw" / f"o__r{number}" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{name} of {number}\n")
+    builder = build(tmp_path / "raw", tmp_path / "data", "github", corpus=Github(order="shuffled", orders=3))
+    found = {split: [document["document_id"] for document in own] for split, own in documents(builder).items()}
+    for split, ids in found.items():
+        assert len(ids) == len({id.partition("#")[0] for id in ids}) * (3 if split == "train" else 1)
+    assert len({id.partition("#")[0] for ids in found.values() for id in ids}) == 12
+
+
+def test_a_published_dataset_that_cannot_be_fetched_says_so(tmp_path, monkeypatch):
+    def unreachable(self, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", unreachable)
+    with pytest.raises(InputError, match=r"TFDS pg19 could not be fetched \(OSError: no route to host\).*--raw"):
+        Published("pg19", str(tmp_path)).list(None)
+
+
+def test_a_published_dataset_is_read_by_its_own_loader(tmp_path):
+    """Files as TFDS's pg19 has them, made with its own features; only the download is missing."""
+    published = tfds.builder("pg19", data_dir=tmp_path)
+    folder = Path(published.data_dir)
+    folder.mkdir(parents=True)
+    splits = {}
+    writer = tfds.core.SequentialWriter(published.info, max_examples_per_shard=100)
+    writer.initialize_splits(["train", "validation", "test"])
+    for split, count in (("train", 300), ("validation", 2), ("test", 2)):
+        texts = [f"{split} {number} " * 9 for number in range(count)]
+        examples = [
+            {"book_text": text, "book_id": number, "book_title": "T", "publication_date": "1900", "book_link": "u"}
+            for number, text in enumerate(texts)
+        ]
+        writer.add_examples({split: examples})
+        splits[split] = texts
+    writer.close_all()
+    corpus = Published("pg19", str(tmp_path))
+    found = {}
+    for item in corpus.list(None):
+        found.setdefault(item.split, []).extend(reading.document.text for reading in corpus.read(item))
+    assert found == splits
+
+
+class Part:
+    def __init__(self, folder: Path, number: int):
+        self.folder, self.number = folder, number
+
+    @property
+    def path(self) -> Path:
+        return self.folder / str(self.number)
+
+    def __call__(self) -> None:
+        if self.number == 2 and not (self.folder / "mended").exists():
+            raise InputError("part 2 is broken")
+        with (self.folder / "calls").open("a") as file:
+            file.write(f"{self.number}\n")
+        write_once(self.path, lambda path: path.write_text("done"))
+
+
+@pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])
+def test_parts_are_done_once(tmp_path, beam):
+    parts = [Part(tmp_path, number) for number in range(5)]
+    with pytest.raises(InputError, match="part 2 is broken"):
+        do(parts, "testing", beam and Beam.of(beam))
+    (tmp_path / "mended").touch()
+    do(parts, "testing", beam and Beam.of(beam))
+    do(parts, "testing", beam and Beam.of(beam))
+    assert sorted((tmp_path / "calls").read_text().split()) == ["0", "1", "2", "3", "4"]
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_options_that_are_none_are_refused():
+    with pytest.raises(InputError, match=r"Beam\.options has workers 8: write each option as '--name=value'"):
+        Beam.of(BeamSettings(options=("workers 8",)))
