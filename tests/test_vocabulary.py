@@ -79,3 +79,10 @@ def test_vocabularies_are_read_as_they_were_saved(tmp_path):
         assert (again.kind, again.size) == (vocabulary.kind, vocabulary.size)
         text = "a b a" if vocabulary.kind == "words" else TEXT[:500]
         assert again.encode(text).tolist() == vocabulary.encode(text).tolist()
+
+
+def test_one_long_line_is_enough_to_train_on():
+    line = " ".join(f"word{number % 26 * chr(97 + number % 26)}" for number in range(20_000))
+    assert len(line) > 200_000
+    vocabulary = train_sentencepiece([line], 300, "bpe", 1_000_000)
+    assert vocabulary.decode(vocabulary.encode(line)) == line and len(vocabulary.encode(line)) < 0.8 * len(line)

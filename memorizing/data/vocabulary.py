@@ -21,6 +21,8 @@ MODEL_FILE = "vocabulary.model"
 _SPECIAL = 3
 _LINES = 1 << 14
 """Encoded at once: SentencePiece gives lists of Python's numbers, which take ten times the room of the text."""
+_LONG = 1 << 14
+"""Characters of a line to train on."""
 
 
 @runtime_checkable
@@ -141,7 +143,7 @@ def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample
             split_digits=True,
             user_defined_symbols=["\n", "\t"],
             character_coverage=0.9995,
-            max_sentence_length=1 << 16,
+            max_sentence_length=4 * _LONG,
             pad_id=0,
             eos_id=1,
             unk_id=2,
@@ -163,10 +165,11 @@ def _sample_lines(texts: Iterable[str], sample_bytes: int) -> list[str]:
     kept_bytes, every, number = 0, 1, 0
     for text in texts:
         for line in text.splitlines():
-            number += 1
-            if number % every == 0 and line:
-                kept.append(line)
-                kept_bytes += len(line)
+            for first in range(0, len(line), _LONG):  # SentencePiece would leave out a longer line without a word
+                number += 1
+                if number % every == 0:
+                    kept.append(line[first : first + _LONG])
+                    kept_bytes += len(kept[-1])
         if kept_bytes > 2 * sample_bytes:
             kept, every = kept[::2], every * 2
             kept_bytes = sum(map(len, kept))
