@@ -53,7 +53,7 @@ def documents(builder) -> dict[str, list[dict]]:
 
 
 def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw, tmp_path):
-    builder = build(raw, tmp_path / "data", shard_bytes=200)
+    builder = build(raw, tmp_path / "data", piece_bytes=200)
     found = documents(builder)
     assert set(found) == {"train", "validation", "test"} and builder.info.splits["train"].num_shards > 2
     everything = [document for split in found.values() for document in split]

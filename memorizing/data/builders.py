@@ -13,7 +13,9 @@ that reads it, and then with the one that writes its shard.
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,13 +36,28 @@ from memorizing.data.corpora.isabelle import Isabelle
 from memorizing.data.corpora.pg19 import Pg19
 from memorizing.data.corpora.published import Published
 from memorizing.data.corpora.source import Corpus, Item
-from memorizing.data.documents import Known, Problem, Split, assign_splits
+from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits
 from memorizing.errors import InputError
 from memorizing.files import held, write_whole
 
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
 NOTES = "notes.jsonl"
+PIECES = "pieces.json"
 _PARTS = 512
-"""At most so many parts, so that none is small for long corpora, and a kill costs little of short ones."""
+"""At most so many parts are read, so that a kill costs little of a short corpus, and a long one has no tiny files."""
+_SHARDS = 256
+_SHARD_BYTES = 1 << 28
+"""About so many files in a dataset, but none much larger than this."""
+
+
+class Piece(NamedTuple):
+    """Documents `first` to `stop` (exclusive) of a file of the dataset, enough for a worker to do at once."""
+
+    split: str
+    shard: int
+    first: int
+    stop: int
 
 
 class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -59,7 +76,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
         validation: float = 0.1,
         test: float = 0.1,
         seed: int = 0,
-        shard_bytes: int = 1 << 25,
+        piece_bytes: int = 1 << 23,
         **kwargs: Any,
     ):
         """Builder, or reader of what was built.
@@ -68,11 +85,11 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
             corpus: how the raw files are read; the corpus's own defaults if not given.
             validation, test: shares held out if the raw files are not in splits themselves.
             seed: of these.
-            shard_bytes: of text, about, in each file of the dataset.
+            piece_bytes: of text, about, in each of its `pieces`.
             kwargs: `data_dir` and the other arguments of TFDS's builders.
         """
         self.corpus: Any = corpus or self.CORPUS()
-        self._splits, self._shard_bytes = (validation, test, seed), shard_bytes
+        self._splits, self._piece_bytes = (validation, test, seed), piece_bytes
         self._beam: Beam | None = None
         self._parts: list[_Part] = []
         self.MANUAL_DOWNLOAD_INSTRUCTIONS = f"manual_dir: the raw files of {self.CORPUS.__name__}"
@@ -127,7 +144,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _settings(self) -> str:
         names = ("validation", "test", "seed")
-        return f"{self.corpus!r} {dict(zip(names, self._splits, strict=True))} shard_bytes={self._shard_bytes}"
+        return f"{self.corpus!r} {dict(zip(names, self._splits, strict=True))} piece_bytes={self._piece_bytes}"
 
     def _shard_iterators_per_split(
         self, dl_manager: tfds.download.DownloadManager
@@ -146,16 +163,26 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
             )
         splits, repeated = assign_splits(known, *self._splits)
         write_whole(Path(self.data_dir) / NOTES, "".join(json.dumps(note) + "\n" for note in [*problems, *repeated]))
+        total = sum(place.length for place in places)
+        shard_bytes = min(max(total // _SHARDS, self._piece_bytes), _SHARD_BYTES)
         shards: dict[str, list[_Shard]] = {}
-        full = dict.fromkeys(splits, self._shard_bytes)
+        pieces: dict[str, list[Piece]] = {}
+        shard_size, piece_size = dict.fromkeys(splits, shard_bytes), dict.fromkeys(splits, self._piece_bytes)
         for split, place, copy in zip(splits, places, copies, strict=True):
             if copy and split != "train":
                 continue
-            if full[split] >= self._shard_bytes:
-                shards.setdefault(split, []).append(_Shard([]))
-                full[split] = 0
-            shards[split][-1].places.append(place)
-            full[split] += place.length
+            own = shards.setdefault(split, [])
+            if shard_size[split] >= shard_bytes:
+                own.append(_Shard([]))
+                shard_size[split], piece_size[split] = 0, self._piece_bytes
+            if piece_size[split] >= self._piece_bytes:
+                pieces.setdefault(split, []).append(Piece(split, len(own) - 1, len(own[-1].places), 0))
+                piece_size[split] = 0
+            own[-1].places.append(place)
+            pieces[split][-1] = pieces[split][-1]._replace(stop=len(own[-1].places))
+            shard_size[split] += place.length
+            piece_size[split] += place.length
+        write_whole(Path(self.data_dir) / PIECES, json.dumps(pieces))
         return shards
 
     def _listed(self, raw: Path | None) -> list["_Part"]:
@@ -203,6 +230,23 @@ class C4Documents(CorpusDocuments):
 def notes(builder: CorpusDocuments) -> list[Problem]:
     """What was left out or odd in the raw files of a dataset that was built."""
     return [Problem(*json.loads(line)) for line in (Path(builder.data_dir) / NOTES).read_text().splitlines()]
+
+
+def pieces(builder: CorpusDocuments) -> dict[Split, list[Piece]]:
+    """The documents of a dataset that was built, split by split, in pieces."""
+    found = json.loads((Path(builder.data_dir) / PIECES).read_text())
+    return {split: [Piece(*piece) for piece in found[split]] for split in SPLITS if split in found}
+
+
+def read(builder: CorpusDocuments, piece: Piece) -> Iterator[Document]:
+    """The documents of a piece, in order. Straight from the file: setting up a pipeline of TensorFlow takes longer."""
+    import tensorflow as tf
+
+    file = os.fspath(builder.info.splits[piece.split].filepaths[piece.shard])
+    examples = itertools.islice(tf.compat.v1.io.tf_record_iterator(file), piece.first, piece.stop)
+    for example in map(builder.info.features.deserialize_example_np, examples):
+        id, title, text, licence = (example[name].decode() for name in ("document_id", "title", "text", "licence"))
+        yield Document(id, title, text, licence)
 
 
 class _Entry(NamedTuple):

@@ -9,12 +9,14 @@ Until then everything lies in OUT.unfinished, and the same command goes on with 
 """
 
 import dataclasses
+import gc
 import itertools
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,7 @@ def prepare(
         report(f"{out} is complete already, made with these settings; remove it to prepare other documents")
         shutil.rmtree(work, ignore_errors=True)
         return manifest
+    begun = time.perf_counter()
     with _unfinished(work, own, raw, out):
         source = open_source(settings, sections, beam, raw, data_dir, work)
         pieces = source.open(report)
@@ -93,13 +96,16 @@ def prepare(
             ]
             for split in pieces
         }
+        gc.freeze()  # what stays need not be looked through again and again while lists of tokens come and go
         started = time.perf_counter()
         todo = [part for own_parts in parts.values() for part in own_parts if not part.path.exists()]
         do(todo, "tokenizing", Beam.of(beam) if source.in_beam else None)
         seconds = time.perf_counter() - started
+        gc.unfreeze()
         manifest = _join(work, parts, source, vocabulary, own, settings, report)
         size = sum(part.size() for part in todo)
-        report(f"tokenized {size:,} bytes in {seconds:.1f} s ({size / 1e6 / seconds:.1f} MB/s)")
+        rate, whole = size / 1e6 / seconds, time.perf_counter() - begun
+        report(f"tokenized {size:,} bytes in {seconds:.1f} s ({rate:.1f} MB/s), {whole:.1f} s in all")
         os.rename(work / "result", out)
         shutil.rmtree(work)
     return manifest
@@ -186,17 +192,20 @@ class _TokenPart:
 
     def __call__(self) -> None:
         vocabulary, least = _made_vocabulary(self.vocabulary), self.settings.minimum_tokens
-        known, tokens, problems = [], [], []
-        for found in self.source.read(self.piece):
-            if isinstance(found, Problem):
-                problems.append(found)
-                continue
-            encoded = vocabulary.encode(found.text) if found.tokens is None else found.tokens
+        found = list(self.source.read(self.piece))
+        documents = [document for document in found if isinstance(document, Document)]
+        problems = [problem for problem in found if isinstance(problem, Problem)]
+        known, tokens = [], []
+        with ThreadPoolExecutor(_cores()) as pool:  # long ones first, so that none is left alone at the end
+            by_length = sorted(range(len(documents)), key=lambda number: -len(documents[number].text))
+            encoding = {number: pool.submit(_encoded, documents[number], vocabulary) for number in by_length}
+        for number, found in enumerate(documents):
+            encoded = encoding[number].result()
             if len(encoded) < least:
                 short = f"left out: {len(encoded):,} tokens, fewer than Prepare.minimum_tokens = {least:,}"
                 problems.append(Problem(found.id, short))
                 continue
-            tokens.append(encoded.astype(token_type(vocabulary)))
+            tokens.append(encoded)
             known.append((found.id, found.title, found.licence, len(encoded), len(found.text.encode("utf-8"))))
         arrays = {
             "tokens": np.concatenate(tokens) if tokens else np.zeros(0, token_type(vocabulary)),
@@ -219,6 +228,16 @@ class _TokenPart:
         """Bytes of text in it."""
         with np.load(self.path) as arrays:
             return sum(size for *_, size in json.loads(arrays["known"].tobytes())[0])
+
+
+def _encoded(document: Document, vocabulary: Vocabulary) -> np.ndarray:
+    tokens = vocabulary.encode(document.text) if document.tokens is None else document.tokens
+    return tokens.astype(token_type(vocabulary))
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

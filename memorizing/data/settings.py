@@ -39,7 +39,7 @@ class PrepareSettings:
     vocabulary_sample_bytes: int = 10_000_000
     minimum_tokens: int = 1
     seed: int = 0
-    part_bytes: int = 1 << 25
+    part_bytes: int = 1 << 23
 
     def __post_init__(self):
         for name in ("validation", "test"):

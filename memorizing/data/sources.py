@@ -38,7 +38,9 @@ class Source(Protocol):
 
     vocabulary: Vocabulary | None
     problems: list[Problem]
-    in_beam: bool
+
+    @property
+    def in_beam(self) -> bool: ...
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         """All pieces. A killed run that opens it again gets the same.
@@ -144,7 +146,11 @@ class CorpusSource:
     data_dir: Path
     problems: list[Problem] = dataclasses.field(default_factory=list)
     vocabulary: Vocabulary | None = None
-    in_beam: bool = True
+
+    @property
+    def in_beam(self) -> bool:
+        """The default, Beam's runner in this process, would only add the second that it takes to start."""
+        return self.beam != BeamSettings()
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         tfds, builders, builder = self._builder()
@@ -153,26 +159,14 @@ class CorpusSource:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells where it puts what, of which nothing may stay
             builder.download_and_prepare(download_config=config)
         self.problems = builders.notes(builder)
-        pieces: dict[Split, list[Piece]] = {}
-        for split in (split for split in SPLITS if split in builder.info.splits):
-            first = 0
-            for length in builder.info.splits[split].shard_lengths:
-                pieces.setdefault(split, []).append((split, first, first + length))
-                first += length
+        pieces: dict[Split, list[Piece]] = builders.pieces(builder)
         counts = {split: builder.info.splits[split].num_examples for split in pieces}
         report(f"{sum(counts.values())} documents: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
         return pieces
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]:
-        tfds, _, builder = self._builder()
-        split, first, stop = piece
-        in_order = tfds.ReadConfig(interleave_cycle_length=1)
-        instruction = tfds.core.ReadInstruction(split, from_=first, to=stop, unit="abs")
-        for example in tfds.as_numpy(builder.as_dataset(split=instruction, read_config=in_order)):
-            id, title, text, licence = (
-                example[name].decode("utf-8") for name in ("document_id", "title", "text", "licence")
-            )
-            yield Document(id, title, text, licence)
+        _, builders, builder = self._builder()
+        return builders.read(builder, piece)
 
     def _builder(self) -> tuple[Any, Any, Any]:
         builders = needed("memorizing.data.builders", self.settings.source)
@@ -190,7 +184,7 @@ class CorpusSource:
             validation=self.settings.validation,
             test=self.settings.test,
             seed=self.settings.seed,
-            shard_bytes=self.settings.part_bytes,
+            piece_bytes=self.settings.part_bytes,
             data_dir=self.data_dir,
         )
         return tfds, builders, builder

@@ -70,6 +70,7 @@ class SentencePieceVocabulary:
         self._space_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
+        """On one thread; others can encode other texts at the same time, since Python's lock is free meanwhile."""
         # Line by line: no piece spans a line end, and the cost stays linear in the length of the text. SentencePiece
         # writes spaces as U+2581 and would give that character back as a space, so it is told by its bytes instead.
         lines = text.splitlines(keepends=True)
@@ -78,7 +79,7 @@ class SentencePieceVocabulary:
         encoded = [np.zeros(0, np.int32)]
         for first in range(0, len(lines), _LINES):
             some = lines[first : first + _LINES]
-            tokens = self._processor.encode(some)
+            tokens = self._processor.encode(some, num_threads=1)
             if "\u2581" in text:
                 tokens = [self._space_mark if line == "\u2581" else own for line, own in zip(some, tokens, strict=True)]
             encoded.append(np.fromiter(itertools.chain.from_iterable(tokens), np.int32))
