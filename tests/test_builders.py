@@ -199,3 +199,5 @@ def test_parts_are_done_once(tmp_path, beam):
 def test_options_that_are_none_are_refused():
     with pytest.raises(InputError, match=r"Beam\.options has workers 8: write each option as '--name=value'"):
         Beam.of(BeamSettings(options=("workers 8",)))
+    with pytest.raises(InputError, match=r"Beam\.runner = 'NoSuchRunner': Unexpected pipeline runner"):
+        Beam.of(BeamSettings("NoSuchRunner"))

@@ -43,12 +43,16 @@ class Beam(NamedTuple):
 
     @classmethod
     def of(cls, settings: BeamSettings) -> "Beam":
-        """Raises InputError for options that Beam does not know."""
+        """Raises InputError for a runner that Beam does not know, and for what is no option."""
         unknown = [option for option in settings.options if not re.fullmatch(r"--\w+(=.*)?", option, re.DOTALL)]
         if unknown:
             raise InputError(f"Beam.options has {', '.join(unknown)}: write each option as '--name=value'")
-        options = _import_beam().options.pipeline_options.PipelineOptions(list(settings.options))
-        return cls(settings.runner, options)
+        beam = _import_beam()
+        try:
+            beam.runners.create_runner(settings.runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise InputError(f"Beam.runner = {settings.runner!r}: {error}") from error
+        return cls(settings.runner, beam.options.pipeline_options.PipelineOptions(list(settings.options)))
 
 
 @runtime_checkable
@@ -89,6 +93,7 @@ def _with_beam(parts: Sequence[Part], beam: Beam, bar: tqdm) -> None:
     apache_beam = _import_beam()
     names = apache_beam.options.pipeline_options
     options = beam.options or names.PipelineOptions()
+    options.view_as(names.WorkerOptions).default_sdk_harness_log_level = "ERROR"
     options.view_as(names.TypeOptions).pipeline_type_check = False  # it takes protocols for classes
     for part in parts:
         _error_file(part).unlink(missing_ok=True)

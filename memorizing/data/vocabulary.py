@@ -166,9 +166,9 @@ def _sample_lines(texts: Iterable[str], sample_bytes: int) -> list[str]:
     kept_bytes, every, number = 0, 1, 0
     for text in texts:
         for line in text.splitlines():
-            for first in range(0, len(line), _LONG):  # SentencePiece would leave out a longer line without a word
+            for first in range(0, max(len(line), 1), _LONG):  # SentencePiece leaves out longer lines without a word
                 number += 1
-                if number % every == 0:
+                if number % every == 0 and line:
                     kept.append(line[first : first + _LONG])
                     kept_bytes += len(kept[-1])
         if kept_bytes > 2 * sample_bytes:
