@@ -122,6 +122,13 @@ def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp
         build(raw, tmp_path / "data")
 
 
+def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not_says_what_to_do(raw, tmp_path):
+    build(raw, tmp_path / "data", corpus=Pg19(strip_licence=False))
+    assert len(list(tfds.load("pg19_documents", split="train+validation+test", data_dir=tmp_path / "data"))) == 20
+    with pytest.raises(InputError, match="does not exist, and no manual_dir says which raw files"):
+        tfds.load("pg19_documents", data_dir=tmp_path / "none")
+
+
 def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
     for number in range(12):
         for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py"):

@@ -116,8 +116,13 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
         if config.beam_runner:
             self._beam = Beam(config.beam_runner, config.beam_options)
         if not isinstance(self.corpus, Published):
+            if config.manual_dir is None and self.data_path.exists():
+                return  # as with every dataset that is there
             if config.manual_dir is None:
-                raise InputError(f"manual_dir is missing: name the folder of the raw files of {self.name}")
+                raise InputError(
+                    f"{self.data_dir} does not exist, and no manual_dir says which raw files to make it of; `memorizing prepare "
+                    f"--data_dir` makes it"
+                )
             raw = Path(config.manual_dir)
         else:
             raw = None

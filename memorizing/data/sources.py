@@ -178,7 +178,7 @@ class CorpusSource:
             if self.settings.source not in PUBLISHED:
                 raise InputError(f"--raw is missing: name the folder that holds the files of {self.settings.source}")
             least = getattr(self.corpus, "minimum_bytes", 1)
-            corpus = Published(self.settings.source, str(self.data_dir.absolute()), least)
+            corpus = Published(self.settings.source, str(self.data_dir.absolute()), least, self.beam)
         builder = builders.BUILDERS[self.settings.source](
             corpus=corpus,
             validation=self.settings.validation,
