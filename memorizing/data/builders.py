@@ -120,8 +120,8 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
                 return  # as with every dataset that is there
             if config.manual_dir is None:
                 raise InputError(
-                    f"{self.data_dir} does not exist, and no manual_dir says which raw files to make it of; `memorizing prepare "
-                    f"--data_dir` makes it"
+                    f"{self.data_dir} does not exist, and no manual_dir says which raw files to make it of; "
+                    "`memorizing prepare --data_dir` makes it"
                 )
             raw = Path(config.manual_dir)
         else:

@@ -87,6 +87,7 @@ def prepare(
     with _unfinished(work, own, raw, out):
         source = open_source(settings, sections, beam, raw, data_dir, work)
         pieces = source.open(report)
+        _same_documents(work, source)
         vocabulary = _make_vocabulary(settings, source, pieces, work / "vocabulary")
         report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
         parts = {
@@ -96,12 +97,14 @@ def prepare(
             ]
             for split in pieces
         }
-        gc.freeze()  # what stays need not be looked through again and again while lists of tokens come and go
-        started = time.perf_counter()
         todo = [part for own_parts in parts.values() for part in own_parts if not part.path.exists()]
-        do(todo, "tokenizing", Beam.of(beam) if source.in_beam else None)
+        started = time.perf_counter()
+        gc.freeze()  # what stays need not be looked through again and again while lists of tokens come and go
+        try:
+            do(todo, "tokenizing", Beam.of(beam) if source.in_beam else None)
+        finally:
+            gc.unfreeze()
         seconds = time.perf_counter() - started
-        gc.unfreeze()
         manifest = _join(work, parts, source, vocabulary, own, settings, report)
         size = sum(part.size() for part in todo)
         rate, whole = size / 1e6 / seconds, time.perf_counter() - begun
@@ -118,13 +121,23 @@ def _unfinished(work: Path, own: dict, raw: Path | None, out: Path) -> Iterator[
     with held(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
         begun = work / "settings.json"
         if begun.exists() and (before := json.loads(begun.read_text())) != now:
-            if any(path.is_file() for name in ("documents", "tokens") for path in (work / name).rglob("*")):
-                is_now, was = _changed(before, now)
-                raise InputError(f"{work} was begun with {was}, now {is_now}: go on as it was begun, or remove it")
-            shutil.rmtree(work / "vocabulary", ignore_errors=True)
-            (work / "documents.sha256").unlink(missing_ok=True)
+            is_now, was = _changed(before, now)
+            raise InputError(f"{work} was begun with {was}, now {is_now}: go on as it was begun, or remove it")
         write_whole(begun, json.dumps(now))
-        yield
+        try:
+            yield
+        except BaseException:
+            if not any(path.is_file() for name in ("documents", "tokens") for path in (work / name).rglob("*")):
+                shutil.rmtree(work)  # there is nothing to go on with
+            raise
+
+
+def _same_documents(work: Path, source: Source) -> None:
+    """Refuses to add to the tokens of other documents than there are now."""
+    begun = work / "documents.sha256"
+    if begun.exists() and begun.read_text() != source.digest:
+        raise InputError(f"{work} was begun when the documents were others than now: remove it to begin anew")
+    write_whole(begun, source.digest)
 
 
 def _changed(before: dict, now: dict) -> tuple[str, str]:

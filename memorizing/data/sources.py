@@ -20,7 +20,6 @@ from memorizing.data.recall import RecallDocuments, words
 from memorizing.data.settings import PrepareSettings
 from memorizing.data.vocabulary import Vocabulary, WordVocabulary
 from memorizing.errors import InputError
-from memorizing.files import write_whole
 
 type Piece = Any
 """Documents that are read together; what it is, only its source knows. Can be pickled."""
@@ -33,11 +32,13 @@ class Source(Protocol):
     Attributes:
         vocabulary: if it has one of its own, else None.
         problems: with what is in no piece, known once it is open.
+        digest: of the documents as far as they are known once it is open; others have another.
         in_beam: whether its pieces are worth sending to Beam's workers.
     """
 
     vocabulary: Vocabulary | None
     problems: list[Problem]
+    digest: str
 
     @property
     def in_beam(self) -> bool: ...
@@ -66,11 +67,11 @@ def open_source(
         return TaskSource(settings, data_dir)
     if settings.source == "recall":
         documents = RecallDocuments(sections["recall"], settings.seed)
-        return Listed(settings, documents, work, vocabulary=WordVocabulary(words(sections["recall"])))
+        return Listed(settings, documents, vocabulary=WordVocabulary(words(sections["recall"])))
     if settings.source == "folder":
         if raw is None:
             raise InputError("--raw is missing: name the folder that holds the documents")
-        return Listed(settings, FolderDocuments(raw, sections["folder"]), work)
+        return Listed(settings, FolderDocuments(raw, sections["folder"]))
     return CorpusSource(settings, sections[settings.source], beam, raw, data_dir or work / "documents")
 
 
@@ -89,9 +90,9 @@ class Listed:
 
     settings: PrepareSettings
     documents: _Documents
-    work: Path
     vocabulary: Vocabulary | None = None
     problems: list[Problem] = dataclasses.field(default_factory=list)
+    digest: str = ""
     in_beam: bool = False
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
@@ -127,11 +128,7 @@ class Listed:
                     sizes.append(len(text))
             if not known or known[-1].id != id:
                 self.problems += problems
-        digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        begun = self.work / "documents.sha256"
-        if begun.exists() and begun.read_text() != digest:
-            raise InputError(f"{self.work} was begun when there were other files than now: remove it to begin anew")
-        write_whole(begun, digest)
+        self.digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return known, sizes
 
 
@@ -146,6 +143,7 @@ class CorpusSource:
     data_dir: Path
     problems: list[Problem] = dataclasses.field(default_factory=list)
     vocabulary: Vocabulary | None = None
+    digest: str = ""
 
     @property
     def in_beam(self) -> bool:
@@ -159,6 +157,7 @@ class CorpusSource:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells where it puts what, of which nothing may stay
             builder.download_and_prepare(download_config=config)
         self.problems = builders.notes(builder)
+        self.digest = str(dict(builder.info.metadata))
         pieces: dict[Split, list[Piece]] = builders.pieces(builder)
         counts = {split: builder.info.splits[split].num_examples for split in pieces}
         report(f"{sum(counts.values())} documents: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
@@ -198,6 +197,7 @@ class TaskSource:
     data_dir: Path | None
     problems: list[Problem] = dataclasses.field(default_factory=list)
     vocabulary: Vocabulary | None = None
+    digest: str = ""
     in_beam: bool = False
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
@@ -207,6 +207,7 @@ class TaskSource:
         task = tasks.find(self.settings.task, self.settings.task_modules)
         self.vocabulary = tasks.vocabulary_of(task)
         pieces = tasks.pieces(task)
+        self.digest = f"{task.name} {pieces}"
         others = [split for split in task.splits if split not in SPLITS]
         self.problems = [Problem(task.name, f"left out: its split {split}") for split in others]
         report(f"{task.name}: splits {', '.join(pieces)}, vocabulary of {self.vocabulary.size} tokens")
