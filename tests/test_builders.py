@@ -120,6 +120,16 @@ def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp
     (raw / "7-0.txt").write_text("another text")
     with pytest.raises(InputError, match="was made with files"):
         build(raw, tmp_path / "data")
+    deep = tmp_path / "repositories" / "o__r" / "a" / "b.py"
+    deep.parent.mkdir(parents=True)
+    deep.write_text("b = 1\n")
+    (tmp_path / "repositories" / "o__s").mkdir()
+    (tmp_path / "repositories" / "o__s" / "c.py").write_text("c = 1\n")
+    shares = {"validation": 0.0, "test": 0.0}
+    build(tmp_path / "repositories", tmp_path / "data", "github", **shares)
+    deep.write_text("b = 22\n")
+    with pytest.raises(InputError, match="was made with files"):
+        build(tmp_path / "repositories", tmp_path / "data", "github", **shares)
 
 
 def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not_says_what_to_do(raw, tmp_path):
@@ -173,6 +183,10 @@ def test_a_published_dataset_is_read_by_its_own_loader(tmp_path):
     for item in corpus.list(None):
         found.setdefault(item.split, []).extend(reading.document.text for reading in corpus.read(item))
     assert found == splits
+    for _ in range(2):  # made once, and then found
+        builder = build(None, tmp_path, corpus=corpus)
+        own = {split: [document["text"] for document in documents] for split, documents in documents(builder).items()}
+        assert own == splits
 
 
 class Part:

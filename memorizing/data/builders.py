@@ -193,11 +193,12 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _listed(self, raw: Path | None) -> list["_Part"]:
         """The work of reading. A part is named by what it reads, so that one which was done is found again."""
         items = self.corpus.list(raw)
+        states = {} if raw is None else {path: _state(Path(path)) for path in {item.path for item in items}}
         size, parts = -(-len(items) // _PARTS), []
         for first in range(0, len(items), size):
             some = tuple(items[first : first + size])
-            times = [Path(item.path).stat().st_mtime_ns for item in some]
-            digest = hashlib.sha256(json.dumps([repr(self.corpus), some, times]).encode()).hexdigest()
+            reads = [repr(self.corpus), some, [states.get(item.path) for item in some]]
+            digest = hashlib.sha256(json.dumps(reads).encode()).hexdigest()
             parts.append(_Part(self._parts_folder / f"{digest[:32]}.json", self.corpus, some))
         return parts
 
@@ -230,6 +231,13 @@ class C4Documents(CorpusDocuments):
     """Web pages."""
 
     CORPUS = C4
+
+
+def _state(path: Path) -> str:
+    """Of a file or folder: other sizes or times of change of files in it give another."""
+    files = [folder / name for folder, _, names in path.walk() for name in names] if path.is_dir() else [path]
+    found = [(str(file), file.lstat().st_size, file.lstat().st_mtime_ns) for file in sorted(files)]
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def notes(builder: CorpusDocuments) -> list[Problem]:
