@@ -147,7 +147,8 @@ def test_a_run_keeps_to_its_data_once_it_has_a_checkpoint(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     "files",
-    [["base.gin"], ["quickstart.gin"], ["recall.gin"]]
+    [[path.name] for path in sorted(CONFIGS.glob("*.gin"))]
+    + [[f"{corpus}.gin", "variants/small.gin"] for corpus in ("pg19", "arxiv", "github", "isabelle", "c4")]
     + [["base.gin", f"sizes/{path.name}"] for path in sorted((CONFIGS / "sizes").glob("*.gin"))]
     + [["base.gin", f"memory/{path.name}"] for path in sorted((CONFIGS / "memory").glob("*.gin"))],
     ids=lambda files: "+".join(files),

@@ -214,8 +214,7 @@ class TaskSource:
         return pieces
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]:
-        from memorizing.data import tasks
-
+        tasks = needed("memorizing.data.tasks", "task")
         task = tasks.find(self.settings.task, self.settings.task_modules)
         return tasks.read(task, piece, self.settings.seed)
 
