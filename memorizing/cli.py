@@ -36,6 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted as error:
         print(f"memorizing: interrupted: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        again = "; the same command goes on from there" if options.command == "prepare" else ""
+        print(f"memorizing {options.command}: interrupted{again}", file=sys.stderr)
+        return 130
     except (InputError, NonFiniteLoss) as error:
         print(f"memorizing {options.command}: error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,30 @@ def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not
     assert len(list(tfds.load("pg19_documents", split="train+validation+test", data_dir=tmp_path / "data"))) == 20
     with pytest.raises(InputError, match="does not exist, and no manual_dir says which raw files"):
         tfds.load("pg19_documents", data_dir=tmp_path / "none")
+
+
+def test_a_damaged_dataset_loses_no_document_unsaid(raw, tmp_path):
+    builder = build(raw, tmp_path / "data", validation=0.0, test=0.0)
+    (piece,) = builders.pieces(builder)["train"]
+    assert len(list(builders.read(builder, piece))) == 20
+    file = Path(builder.info.splits["train"].filepaths[0])
+    content = file.read_bytes()
+    first = 16 + int.from_bytes(content[:8], "little")  # a record: length, its checksum, data, its checksum
+    for damaged in (content[:first], content[:-3], content[: first + 30] + b"!" + content[first + 31 :]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"is damaged after document \d+ \(.*remove .*pg19_documents"):
+            list(builders.read(builder, piece))
+
+
+def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
+    folder = tmp_path / "raw" / "o__r"
+    folder.mkdir(parents=True)
+    (folder / os.fsdecode(b"na\xefve.py")).write_text("a = 1\n")
+    (folder / os.fsdecode(b"na\xefve.rs")).write_text("no")
+    builder = build(tmp_path / "raw", tmp_path / "data", "github", validation=0.0, test=0.0)
+    ((document,),) = documents(builder).values()
+    assert document["text"] == "### na?ve.py\na = 1\n\n"
+    assert builders.notes(builder)[0].message.endswith("na?ve.rs")
 
 
 def test_further_orders_of_a_repository_are_for_training_only(tmp_path):

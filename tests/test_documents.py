@@ -1,5 +1,6 @@
 """Folders to documents, and documents to splits."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -169,3 +170,10 @@ def test_given_splits_are_kept_but_for_a_text_that_is_in_two():
     assert copies == [("a", "the same text as c: all are kept, in train")]
     with pytest.raises(InputError, match="e is in no split, but other documents are"):
         assign_splits([*known, Known("e", 4)], 0.1, 0.1, 0)
+
+
+def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / os.fsdecode(b"\xff.txt")).write_text("text")
+    assert read(FolderDocuments(tmp_path, FolderSettings("entry"))) == {"a": "### a/?.txt\ntext\n\n"}
+    assert read(FolderDocuments(tmp_path, FolderSettings())) == {"a/?.txt": "text"}

@@ -1,6 +1,7 @@
 """`memorizing prepare` stopped half-way: what it goes on with, what it refuses, and what it leaves behind."""
 
 import importlib
+import os
 
 import pytest
 
@@ -12,6 +13,7 @@ from memorizing.data.corpora.pg19 import Pg19
 from memorizing.data.documents import FolderSettings
 from memorizing.data.prepare import prepare
 from memorizing.data.settings import PrepareSettings
+from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import SentencePieceVocabulary
 from memorizing.errors import InputError
 from memorizing.files import held
@@ -80,6 +82,15 @@ def test_it_does_not_go_on_with_other_settings_or_documents(raw, stopped, tmp_pa
     with pytest.raises(InputError, match="was begun when the documents were others than now"):
         run(raw, stopped)
     assert list((tmp_path / "out.unfinished" / "tokens").rglob("*.npz"))
+
+
+def test_a_name_that_is_no_utf_8_breaks_nothing(raw, tmp_path):
+    (raw / os.fsdecode(b"na\xefve.txt")).write_text("line 1 of a book\n")
+    (raw / os.fsdecode(b"empty\xef.txt")).write_text("")
+    manifest = run(raw, tmp_path / "out")
+    assert manifest["left_out"] == ["empty?.txt: left out: 0 bytes, fewer than Folder.minimum_bytes = 1"]
+    prepared = PreparedTokens(tmp_path / "out")
+    assert "na?ve.txt" in [name for split in manifest["splits"] for name in prepared.split(split).names()]
 
 
 def test_nothing_stays_behind_when_nothing_was_done(tmp_path):

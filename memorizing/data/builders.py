@@ -36,7 +36,7 @@ from memorizing.data.corpora.isabelle import Isabelle
 from memorizing.data.corpora.pg19 import Pg19
 from memorizing.data.corpora.published import Published
 from memorizing.data.corpora.source import Corpus, Item
-from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits
+from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
 from memorizing.errors import InputError
 from memorizing.files import held, write_whole
 
@@ -252,14 +252,28 @@ def pieces(builder: CorpusDocuments) -> dict[Split, list[Piece]]:
 
 
 def read(builder: CorpusDocuments, piece: Piece) -> Iterator[Document]:
-    """The documents of a piece, in order. Straight from the file: setting up a pipeline of TensorFlow takes longer."""
+    """The documents of a piece, in order. Straight from the file: setting up a pipeline of TensorFlow takes longer.
+
+    Raises:
+        InputError: when they are not all there.
+    """
     import tensorflow as tf
 
     file = os.fspath(builder.info.splits[piece.split].filepaths[piece.shard])
     examples = itertools.islice(tf.compat.v1.io.tf_record_iterator(file), piece.first, piece.stop)
-    for example in map(builder.info.features.deserialize_example_np, examples):
-        id, title, text, licence = (example[name].decode() for name in ("document_id", "title", "text", "licence"))
-        yield Document(id, title, text, licence)
+    count = 0
+    try:
+        for example in map(builder.info.features.deserialize_example_np, examples):
+            id, title, text, licence = (example[name].decode() for name in ("document_id", "title", "text", "licence"))
+            yield Document(id, title, text, licence)
+            count += 1
+        if count < piece.stop - piece.first:
+            raise EOFError("it ends too early")
+    except (tf.errors.OpError, EOFError) as error:
+        raise InputError(
+            f"{file} is damaged after document {piece.first + count} ({error}): remove {builder.data_dir}, so that the "
+            "raw files are read again"
+        ) from error
 
 
 class _Entry(NamedTuple):
@@ -299,12 +313,13 @@ class _Part:
         with path.open("wb") as file:
             for item in self.items:
                 for reading in self.corpus.read(item):
-                    problems += reading.problems
+                    problems += [Problem(*map(writable, problem)) for problem in reading.problems]
                     if (document := reading.document) is not None:
-                        line = json.dumps(document[:4], ensure_ascii=False).encode("utf-8") + b"\n"
-                        digest = hashlib.sha256(document.text.encode("utf-8")).hexdigest()
-                        first = item.id if document.id.startswith(f"{item.id}#") else document.id
-                        entries.append(_Entry(document.id, first, digest, item.split, start, len(line)))
+                        id, title, text, licence = map(writable, document[:4])
+                        line = json.dumps([id, title, text, licence], ensure_ascii=False).encode("utf-8") + b"\n"
+                        digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
+                        first = writable(item.id) if document.id.startswith(f"{item.id}#") else id
+                        entries.append(_Entry(id, first, digest, item.split, start, len(line)))
                         start += file.write(line)
         return entries, problems
 

@@ -48,6 +48,11 @@ class Problem(NamedTuple):
     message: str
 
 
+def writable(text: str) -> str:
+    """Text that UTF-8 can write: bytes of a file's name that it cannot, which Python keeps as surrogates, become `?`."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
 class UnreadableFile(InputError):
     """A file that cannot be read, or not as text in the stated encoding; `reason` says why, without its place."""
 
@@ -125,7 +130,7 @@ class FolderDocuments:
                     if self.settings.undecodable == "refuse":
                         raise
                     yield Problem(path.relative_to(self.root).as_posix(), f"left out: {error.reason}")
-            text = "".join(texts)
+            text, id = writable("".join(texts)), writable(id)
             size = len(text.encode())
             if texts and size < self.settings.minimum_bytes:
                 short = f"left out: {size} bytes, fewer than Folder.minimum_bytes = {self.settings.minimum_bytes}"
@@ -235,7 +240,7 @@ def _splits_by_hash(ids: list[str], validation: float, test: float, seed: int) -
         )
 
     def place(id: str) -> float:
-        digest = hashlib.sha256(f"{seed}:{id}".encode()).digest()
+        digest = hashlib.sha256(writable(f"{seed}:{id}").encode()).digest()
         return int.from_bytes(digest[:8]) / 2**64
 
     ordered = sorted(ids, key=lambda id: (place(id), id))

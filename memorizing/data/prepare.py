@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from memorizing.data.bulk import Beam, BeamSettings, do, write_once
-from memorizing.data.documents import SPLITS, Document, Problem, Split
+from memorizing.data.documents import SPLITS, Document, Problem, Split, writable
 from memorizing.data.settings import PrepareSettings
 from memorizing.data.sources import Piece, Source, open_source
 from memorizing.data.tokens import (
@@ -75,9 +75,13 @@ def prepare(
     if settings.source in sections:
         own[settings.source.capitalize()] = dataclasses.asdict(sections[settings.source])
     own = json.loads(json.dumps(own))
+    out = out.absolute()
     work = out.with_name(out.name + ".unfinished")
     if out.exists():
-        manifest = json.loads((out / MANIFEST).read_text()) if (out / MANIFEST).is_file() else {}
+        try:
+            manifest = json.loads((out / MANIFEST).read_text())
+        except (OSError, ValueError):
+            manifest = {}
         if manifest.get("settings") != own or manifest.get("format_version") != FORMAT_VERSION:
             raise InputError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
         report(f"{out} is complete already, made with these settings; remove it to prepare other documents")
@@ -278,7 +282,7 @@ def _join(
         def note(problem: Problem) -> None:
             nonlocal notes
             notes += 1
-            line = f"{problem.place}: {problem.message}".replace("\n", " ")
+            line = writable(f"{problem.place}: {problem.message}".replace("\n", " "))
             file.write(line + "\n")
             if problem.message.startswith("left out"):
                 left_out.append(line) if len(left_out) < LISTED else None
