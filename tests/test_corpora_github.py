@@ -82,7 +82,10 @@ def test_several_orders_of_a_repository_are_documents_of_their_own(tmp_path):
         Github(orders=2)
 
 
-lines = st.lists(st.sampled_from(["", "code", "# x", "### a.py", "#### a.py", "###", "##### b", " ### c"]), max_size=6)
+lines = st.lists(
+    st.sampled_from(["", "code", "# x", "### a.py", "#### a.py", "###", "##### b.go", " ### c", "### Title"]),
+    max_size=6,
+)
 paths = st.lists(st.sampled_from("abcd"), min_size=1, max_size=3).map("/".join)
 
 
@@ -213,15 +216,29 @@ def test_given_splits_names_and_pickling(tmp_path):
         corpus.list(tmp_path / "train" / "a__b")
 
 
+def test_only_lines_that_look_like_a_path_are_changed(tmp_path):
+    text = "### Section\n# a.py\n### see b.py\n#### c.go\n"
+    (reading,) = read(write(tmp_path, {"o__r/a.py": text}))
+    assert reading.document.text == "### a.py\n### Section\n# a.py\n#### see b.py\n##### c.go\n\n"
+    assert files_of(reading.document.text) == {"a.py": text}
+
+
+def test_archives_named_as_splits_are_to_be_unpacked(tmp_path):
+    archive(tmp_path / "train.tar.gz", {"o__r/a.py": "a"})
+    with pytest.raises(InputError, match=r"train\.tar\.gz is named as a split.*unpack it"):
+        Github().list(tmp_path)
+
+
 def test_links_never_lead_out_nor_in_circles(tmp_path):
     write(tmp_path, {"secret.py": "secret", "raw/o__r/a.py": "a\n"})
     root = tmp_path / "raw" / "o__r"
     (root / "out.py").symlink_to(tmp_path / "secret.py")
     (root / "up").symlink_to(root)
     (root / "self.py").symlink_to("self.py")
+    (root / "same.py").symlink_to("a.py")
     (reading,) = read(tmp_path / "raw")
     assert files_of(reading.document.text) == {"a.py": "a\n"}
-    assert {problem.place for problem in reading.problems} == {"o__r/out.py", "o__r/self.py", "o__r/up"}
+    assert {problem.place for problem in reading.problems} == {"o__r/out.py", "o__r/self.py", "o__r/same.py", "o__r/up"}
 
 
 def test_oddities(tmp_path):

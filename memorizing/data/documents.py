@@ -49,7 +49,7 @@ class Problem(NamedTuple):
 
 
 def writable(text: str) -> str:
-    """Text that UTF-8 can write: bytes of a file's name that it cannot, which Python keeps as surrogates, become `?`."""
+    """Text that UTF-8 can write: bytes of a name that it cannot, which Python keeps as surrogates, become `?`."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 

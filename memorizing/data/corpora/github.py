@@ -4,8 +4,8 @@
     raw/OWNER__NAME.tar.gz, .zip, ...                an archive of it, read in place, or
     raw/train|validation|test/...                    the same with the split in the layout
 
-A file starts with the line `### path/to/file.py` and ends with an empty one. Lines of its own that start so get one
-more `#` in front, so that a document can be taken apart again (`files_of`) and put together otherwise (`reshuffled`).
+A file starts with the line `### path/to/file.py` and ends with an empty one. Lines of its own that look so get one more
+`#` in front, so that a document can be taken apart again (`files_of`) and put together otherwise (`reshuffled`).
 """
 
 import dataclasses
@@ -30,7 +30,10 @@ from memorizing.data.corpora.source import Document, Item, Problem, Reading
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
 
-_HEADER = re.compile(r"^(?=#*### )", re.MULTILINE)
+_SUFFIXES = "|".join(re.escape(suffix) for suffixes in LANGUAGES.values() for suffix in suffixes)
+_START = re.compile(rf"^(?=### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
+_LIKE_START = re.compile(rf"^(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
+_ESCAPED = re.compile(rf"^#(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
 _NAMED = 5
 
 
@@ -120,7 +123,7 @@ def files_of(text: str) -> dict[str, str]:
     found = {}
     for framed in _framed_files(text):
         header, _, body = framed.partition("\n")
-        found[header.removeprefix("### ")] = re.sub(r"^#(?=#*### )", "", body.removesuffix("\n"), flags=re.MULTILINE)
+        found[header.removeprefix("### ")] = _ESCAPED.sub("", body.removesuffix("\n"))
     return found
 
 
@@ -131,12 +134,12 @@ def reshuffled(text: str, seed: int) -> str:
 
 
 def _framed(name: str, text: str) -> str:
-    text = _HEADER.sub("#", text)
+    text = _LIKE_START.sub("#", text)
     return f"### {name}\n{text}" + ("\n" if text.endswith("\n") else "\n\n")
 
 
 def _framed_files(text: str) -> list[str]:
-    return [part for part in re.split(r"^(?=### )", text, flags=re.MULTILINE) if part]
+    return [part for part in _START.split(text) if part]
 
 
 def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[str]:
@@ -163,6 +166,8 @@ def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
     for path in sorted(folder.glob("*"), key=lambda path: path.name):
         stem = path.name if path.is_dir() else archives.stem(path.name)
+        if stem in SPLITS and path.is_file():
+            raise InputError(f"{path} is named as a split, so that it cannot be a repository: unpack it beside itself")
         if stem and not path.name.startswith(".") and not path.is_symlink():
             yield Item(stem.replace("__", "/", 1), split, str(path))
 
@@ -175,10 +180,10 @@ def _in_folder(root: Path) -> _Found:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (folder / name for name in sorted(names) if not name.startswith(".")):
             name = path.relative_to(root).as_posix()
-            if path.is_file() and path.resolve().is_relative_to(root.resolve()):
+            if path.is_file() and not path.is_symlink():
                 yield name, path.read_bytes
             else:
-                yield Problem(f"{root.name}/{name}", "left out: a link to no file of this repository, or a device")
+                yield Problem(f"{root.name}/{name}", "left out: a link or a device")
 
 
 def _archived(path: Path) -> _Found:
@@ -209,7 +214,7 @@ def _texts(settings: Github, files: Mapping[str, Callable[[], bytes]]) -> tuple[
             rule = "in vendored or built folders"
         else:
             raw = read()
-            if len(raw) > settings.max_file_bytes:
+            if len(raw) > settings.max_file_bytes and not name.lower().endswith(".ipynb"):  # mostly pictures
                 rule = f"larger than Github.max_file_bytes = {settings.max_file_bytes:,}"
             elif b"\0" in raw:
                 rule = "with NUL bytes, so no text"
