@@ -160,6 +160,31 @@ def test_cycles_are_named_and_lose_nothing(tmp_path):
     ]
 
 
+def test_imported_entries_that_import_back_stay_in_order(tmp_path):
+    files = {
+        "thys/E/ROOT": "session E = HOL + theories B",
+        "thys/E/A.thy": theory("A"),
+        "thys/E/B.thy": theory("B", "G.Z", "G.Free"),
+        "thys/G/ROOT": "session G = E + theories Z Free",
+        "thys/G/Z.thy": theory("Z", "E.A"),
+        "thys/G/Free.thy": theory("Free"),
+    }
+    reading = read(write(tmp_path, files), imported_entries=True)["E"]
+    assert order(reading.document.text) == [f"{name}.thy" for name in ("G/Free", "E/A", "G/Z", "E/B")]
+
+
+def test_a_long_chain_of_imports_is_followed(tmp_path):
+    files = {f"thys/E/T{n}.thy": theory(f"T{n}", *([f"T{n + 1}"] if n < 2999 else [])) for n in range(3000)}
+    reading = read(write(tmp_path, files))["E"]
+    assert order(reading.document.text) == [f"E/T{n}.thy" for n in reversed(range(3000))]
+
+
+def test_text_is_kept_to_the_last_character(tmp_path):
+    texts = [theory("A") + " \t\n\n", theory("B", "A").rstrip()]
+    raw = write(tmp_path, {"thys/E/A.thy": texts[0], "thys/E/B.thy": texts[1]})
+    assert read(raw)["E"].document.text == f"(* E/A.thy *)\n{texts[0]}\n(* E/B.thy *)\n{texts[1]}\n\n"
+
+
 def test_isabelle_hol_has_a_document_for_each_session(tmp_path):
     files = {
         "thys/E/A.thy": theory("A", "Main", '"HOL-Library.Multiset"'),
@@ -202,6 +227,29 @@ def test_splits_licences_odd_files_and_links(tmp_path):
         corpus.list(tmp_path / "train" / "thys" / "E")
 
 
+@pytest.mark.parametrize(
+    ("marks", "licence"),
+    [
+        (("", "License: BSD"), "BSD-3-Clause"),
+        (("    License:    LGPL", ""), "BSD-3-Clause AND LGPL-2.1"),
+        (("License: LGPL (see COPYING)", " * License:\tLGPL"), "LGPL-2.1"),
+        (("License: LGPL or BSD", "is under the License: LGPL"), "BSD-3-Clause"),
+    ],
+)
+def test_licences_follow_the_marks_in_the_theories(tmp_path, marks, licence):
+    texts = {
+        f"thys/E/{name}.thy": f"(* Title\n{mark}\n*)\n{theory(name)}" for name, mark in zip("AB", marks, strict=True)
+    }
+    assert read(write(tmp_path, {"thys/LICENSE": "all", **texts}))["E"].document.licence == licence
+
+
+def test_two_distributions_are_refused(tmp_path):
+    root = "session HOL = Pure + theories Main"
+    write(tmp_path, {f"Isabelle202{n}/src/HOL/{name}": root for n in (4, 5) for name in ("ROOT", "Main.thy")})
+    with pytest.raises(InputError, match=r"several distributions of Isabelle, .*Isabelle2024 and .*Isabelle2025"):
+        Isabelle().list(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["import-cycle", "missing-import"])
 def test_oddities(name):
     reading = read(shared_data.oddity(name).parent)[name]
@@ -220,7 +268,7 @@ def test_oddities(name):
 
 def test_the_shared_corpus_has_no_import_after_its_use(tmp_path):
     raw = shared_data.unpacked_whole("isabelle", tmp_path)
-    corpus, edges, of_entries, of_folders, of_isabelle = Isabelle(), 0, {}, {}, {}
+    corpus, edges, of_entries, of_folders, of_isabelle, of_licence = Isabelle(), 0, {}, {}, {}, {}
     items = corpus.list(raw)
     for item in items:
         (reading,) = corpus.read(item)
@@ -234,7 +282,15 @@ def test_the_shared_corpus_has_no_import_after_its_use(tmp_path):
                 of_entries[item.split] = of_entries.get(item.split, 0) + (place is not None and place not in found)
                 of_folders[item.split] = of_folders.get(item.split, 0) + ("/" in name)
                 of_isabelle[item.split] = of_isabelle.get(item.split, 0) + (place is None)
+        of_licence.setdefault(reading.document.licence, []).append(item.id)
     assert len(items) == 100 and edges == 780
+    assert {licence: len(ids) for licence, ids in of_licence.items()} == {
+        "BSD-3-Clause": 91,
+        "LGPL-2.1": 6,
+        "BSD-3-Clause AND LGPL-2.1": 3,
+    }
+    lgpl = {"Abstract-Rewriting", "Decreasing-Diagrams-II", "First_Order_Terms", "Matrix", "Diophantine_Eqns_Lin_Hom"}
+    assert lgpl.isdisjoint(of_licence["BSD-3-Clause"])  # what the corpus's own description names
     assert of_entries == {"train": 92, "validation": 2, "test": 2}
     assert of_folders == {"train": 53, "validation": 2, "test": 0}
     assert of_isabelle == {"train": 274, "validation": 33, "test": 13}

@@ -9,6 +9,7 @@ Every import comes before its use: the order decides whether a memory has anythi
 
 import dataclasses
 import functools
+import itertools
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,9 @@ from memorizing.errors import InputError
 _OF_DISTRIBUTION = re.compile(
     r"(Main|Complex_Main|Pure|HOLCF|IFOL|FOL|ZF|ZFC|(HOL|ZF|FOL|FOLP|CCL|CTT|Cube|LCF|Sequents|Pure|Tools|Haskell|SPARK)(-[\w-]+)?\..+)"
 )
-_LICENCES = {"LICENSE": "BSD-3-Clause", "LICENSE.LGPL": "LGPL-2.1"}
+# What the archive's LICENSE says: its own for all files but those so marked.
+_LICENCES = ("BSD-3-Clause", "LGPL-2.1")
+_MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +60,20 @@ class Isabelle:
     def read(self, item: Item) -> Iterator[Reading]:
         its = archive(Path(item.path))
         order, problems = its.order(item.id, self.imported_entries)
-        texts = []
+        texts, marked = [], 0
         for path in order:
             text, problem = its.text(path)
             problems += problem
             if text is not None:
-                texts.append(f"(* {path} *)\n{text.rstrip()}\n\n")
+                marked += bool(_MARKED_LGPL.search(text))
+                texts.append(f"(* {path} *)\n{text}" + ("\n" if text.endswith("\n") else "\n\n"))
         if not texts:
             yield Reading(None, (*problems, Problem(item.id, "left out: no theory in it")))
             return
-        yield Reading(Document(item.id, item.id, "".join(texts), its.licence), tuple(problems))
+        licence = " AND ".join(
+            name for name, part in zip(_LICENCES, (len(texts) - marked, marked), strict=True) if part
+        )
+        yield Reading(Document(item.id, item.id, "".join(texts), licence if its.licensed else ""), tuple(problems))
 
 
 class Entry(NamedTuple):
@@ -91,11 +98,13 @@ class Archive:
         for folder in sorted(thys.iterdir(), key=lambda path: path.name):
             if folder.is_dir() and not folder.is_symlink() and folder.name not in ("src", *SPLITS):
                 self._add(folder.name, folder, sessions(_decoded(folder / "ROOT")))
-        distribution = [*base.glob("src/HOL/ROOT"), *base.glob("Isabelle*/src/HOL/ROOT")]
+        distribution = [*base.glob("src/HOL/ROOT"), *sorted(base.glob("Isabelle*/src/HOL/ROOT"))]
+        if len(distribution) > 1:
+            several = " and ".join(str(path.parents[2]) for path in distribution)
+            raise InputError(f"{base} holds several distributions of Isabelle, {several}: leave one")
         for session in sessions(_decoded(distribution[0])) if distribution else ():
             self._add(session.name, distribution[0].parent, [session], deep=False)
-        files = [thys / name for name in _LICENCES]
-        self.licence = " or ".join(_LICENCES[path.name] for path in files if path.is_file())
+        self.licensed = (thys / "LICENSE").is_file()
 
     def _add(self, entry: str, folder: Path, its_sessions: list[Session], deep: bool = True) -> None:
         """Files of an entry: all below its folder, or only those where its sessions have theirs."""
@@ -141,33 +150,44 @@ class Archive:
         order: list[str] = []
         outside: dict[str, None] = {}
 
-        def visit(path: str, trail: tuple[str, ...]) -> None:
-            if path in done:
-                if not done[path]:
-                    cycle = (*trail[trail.index(path) :], path)
-                    problems.append(Problem(path, f"imports in a cycle: {' > '.join(cycle)}"))
-                return
-            done[path] = False
+        def followed(path: str) -> Iterator[str]:
+            """The imports of a theory that go into the document; what is odd about the others is noted."""
             if self.header(path) is None:
                 problems.append(Problem(path, "no theory header: its imports are not known"))
             for name, found in self.imports(path).items():
                 if found is not None:
                     if imported_entries or found in own.theories:
-                        visit(found, (*trail, path))
+                        yield found
                 elif _OF_DISTRIBUTION.fullmatch(name):
                     outside[name] = None
                 else:
                     problems.append(Problem(path, f"imports {name}, which is not here"))
-            done[path] = True
-            order.append(path)
 
-        for path in own.theories:
-            visit(path, ())
+        trail: dict[str, Iterator[str]] = {}  # a stack: chains of imports can be longer than Python's calls nest
+        for root in own.theories:
+            trail = {root: followed(root)} if root not in done else {}
+            while trail:
+                path, imports = next(reversed(trail.items()))
+                done[path] = False
+                found = next(imports, None)
+                if found is None:
+                    done[path] = True
+                    order.append(path)
+                    del trail[path]
+                elif found in trail:
+                    cycle = [*itertools.dropwhile(lambda step, to=found: step != to, trail), found]
+                    problems.append(Problem(found, f"imports in a cycle: {' > '.join(cycle)}"))
+                elif found not in done:
+                    trail[found] = followed(found)
         if outside:
             names = ", ".join(outside)
             problems.append(Problem(entry, f"imports {len(outside)} theories of Isabelle that are not here: {names}"))
-        mine = set(own.theories)
-        return sorted(order, key=lambda path: path in mine), problems
+        # Imported entries come first as far as they can: their theories may import some of this entry.
+        late: set[str] = set()
+        for path in order:
+            if path in own.theories or not late.isdisjoint(self.imports(path).values()):
+                late.add(path)
+        return sorted(order, key=late.__contains__), problems
 
     def edges(self, order: Sequence[str]) -> list[tuple[str, str]]:
         """Each import among these theories, as paths of the importing and of the imported one."""
