@@ -6,6 +6,7 @@ Everything else is imported where it is used, so that `--help` answers at once.
 import argparse
 import dataclasses
 import sys
+import traceback
 from pathlib import Path
 
 from memorizing.errors import InputError
@@ -29,21 +30,40 @@ Settings come from gin files (configs/), then from single bindings; later ones w
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status, and prints errors that a user can mend without a traceback."""
     options = _parser().parse_args(arguments)
-    from memorizing.training.loop import Interrupted, NonFiniteLoss
+    from memorizing.parallel import hosts
 
     try:
         options.run(options)
-    except Interrupted as error:
-        print(f"memorizing: interrupted: {error}", file=sys.stderr)
-        return error.exit_status
+        return 0
+    except Exception as error:
+        status, message = _explained(error)
+        if not message:
+            if not hosts.are_many():
+                raise
+            traceback.print_exc()
+        else:
+            which = f" (process {hosts.number()})" if hosts.are_many() else ""
+            print(f"memorizing {options.command}{which}: {message}", file=sys.stderr)
     except KeyboardInterrupt:
         again = "; the same command goes on from there" if options.command == "prepare" else ""
         print(f"memorizing {options.command}: interrupted{again}", file=sys.stderr)
-        return 130
-    except (InputError, NonFiniteLoss) as error:
-        print(f"memorizing {options.command}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        status = 130
+    hosts.leave(status)
+    return status
+
+
+def _explained(error: Exception) -> tuple[int, str]:
+    """The exit status for an error, and what to say of it; nothing where only a traceback will do."""
+    from memorizing.training.checkpoints import SaveFailed, Unreadable
+    from memorizing.training.loop import Interrupted, NonFiniteLoss
+
+    if isinstance(error, Interrupted):
+        return error.exit_status, f"interrupted: {error}"
+    if isinstance(error, InputError | NonFiniteLoss):
+        return 2, f"error: {error}"
+    if isinstance(error, SaveFailed | Unreadable | OSError):
+        return 1, f"error: {error}"
+    return 1, ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
             "--gin_param", action="append", default=[], metavar="'NAME = value'", help="one setting; repeatable"
         )
         return sub
+
+    def many(sub: argparse.ArgumentParser) -> None:
+        """Where the environment does not tell (TPU pods, SLURM, Open MPI and Kubernetes do)."""
+        sub.add_argument("--coordinator", metavar="HOST:PORT", help="of many processes: where the first one listens")
+        sub.add_argument("--processes", type=int, metavar="N", help="of many processes: how many there are")
+        sub.add_argument("--process", type=int, metavar="I", help="of many processes: which one this is, from 0")
 
     prepare = command("prepare", _prepare, "Turn documents into tokens, split into train, validation and test.")
     prepare.add_argument("--raw", type=Path, metavar="DIR", help="folder of documents")
@@ -89,11 +115,17 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", type=Path, metavar="DIR", required=True, help="the run: settings, checkpoints, metrics"
     )
 
+    train.add_argument(
+        "--drop_memory", action="store_true", help="go on with an empty memory instead of the one that was saved"
+    )
+    many(train)
+
     evaluate = command("evaluate", _evaluate, "Perplexity of a run's newest checkpoint over whole held-out documents.")
     evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
     evaluate.add_argument(
         "--memory_size", type=_sizes, metavar="M[,M...]", help="sizes to evaluate at; default: that of training"
     )
+    many(evaluate)
     evaluate.add_argument("--name", default="", help="of the JSON file; default: SPLIT-memory-M")
 
     compare = command("compare", _compare, "Set a run without memory beside a run with memory: table, JSON, picture.")
@@ -118,25 +150,31 @@ def _inspect_data(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from memorizing.config import CONFIG_FILE, open_workdir
-    from memorizing.files import write_whole
-    from memorizing.parallel.mesh import make_mesh
+    from memorizing.config import open_workdir, write_config
+    from memorizing.model.transformer import open_mesh
+    from memorizing.parallel import hosts
     from memorizing.training.loop import check_data, open_tokens, train
 
+    hosts.start(options.coordinator, options.processes, options.process)
     if options.workdir.exists() and not options.workdir.is_dir():
         raise InputError(f"--workdir={options.workdir} is a file: name a folder")
-    it, text = open_workdir(options.workdir, options.gin_file, options.gin_param)
+    it, text = open_workdir(options.workdir, options.gin_file, options.gin_param, hosts.say)
     check_data(options.workdir, open_tokens(it.training.data, it.model), train=True)
-    make_mesh(it.batch.rows)
-    write_whole(options.workdir / CONFIG_FILE, text)  # only now: settings that cannot be used replace none that can
-    train(it.model, it.memory, it.batch, it.optimizer, it.training, options.workdir)
+    open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
+    write_config(options.workdir, text)  # only now: settings that cannot be used replace none that can
+    train(
+        it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, options.workdir, options.drop_memory
+    )  # fmt: skip
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.evaluate import at_memory_size, evaluate, restore
+    from memorizing.model.transformer import open_mesh
+    from memorizing.parallel import hosts
     from memorizing.training.loop import check_data, open_tokens
 
+    hosts.start(options.coordinator, options.processes, options.process)
     it = load_trained(options.workdir, options.gin_file, options.gin_param)
     sizes = options.memory_size or [it.memory.size]
     # As settings of the whole run, so that they are checked against the others before any is evaluated.
@@ -145,11 +183,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise InputError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
     tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
     check_data(options.workdir, tokens, train=False)
-    parameters, step = restore(options.workdir, it.model)
-    for memory in memories:
+    segment, rows = it.batch.segment_length, it.evaluation.rows
+    meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
+    parameters, step = restore(options.workdir, it.model, meshes[0])
+    for memory, mesh in zip(memories, meshes, strict=True):
         evaluate(
-            it.model, memory, it.batch.segment_length, it.evaluation, parameters, step, tokens, options.workdir,
-            options.name,
+            it.model, memory, segment, it.evaluation, parameters, step, tokens, options.workdir, mesh, options.name
         )  # fmt: skip
 
 

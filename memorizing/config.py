@@ -28,8 +28,11 @@ from memorizing.data.recall import RecallSettings
 from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
+from memorizing.files import write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
+from memorizing.parallel.hosts import is_first, wait
+from memorizing.parallel.mesh import MeshSettings
 from memorizing.training.checkpoints import has_checkpoint
 from memorizing.training.loop import TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
@@ -60,6 +63,7 @@ class Experiment:
     isabelle: Isabelle = dataclasses.field(default_factory=Isabelle)
     c4: C4 = dataclasses.field(default_factory=C4)
     beam: BeamSettings = dataclasses.field(default_factory=BeamSettings)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
 
     @property
     def sources(self) -> dict[str, Any]:
@@ -244,6 +248,8 @@ MAY_CHANGE = {
     "Training.steps",
     "Training.checkpoint_every",
     "Training.checkpoints_kept",
+    "Training.checkpoint_kept_every",
+    "Memory.size",
     "Optimizer.learning_rate",
     "Optimizer.warmup_steps",
     "Optimizer.clip_norm",
@@ -289,6 +295,29 @@ def open_workdir(
                 )
             say(f"{name} = {now!r} from here on; the run began with {before!r}")
     return experiment, _with_absolute_data(text, experiment)
+
+
+def write_config(workdir: Path, text: str) -> None:
+    """Writes `config.gin`: the first process does, and the others see that it holds what they were given.
+
+    Raises:
+        ConfigError: when the processes of a run differ in their settings, or do not share the workdir.
+    """
+    if is_first():
+        write_whole(workdir / CONFIG_FILE, text)
+    wait("settings written")
+    if not is_first():
+        path = workdir / CONFIG_FILE
+        if not path.is_file():
+            raise ConfigError(
+                f"--workdir={workdir}: the first process wrote {CONFIG_FILE} there, and this one does not find it; "
+                "name a folder that all processes share"
+            )
+        if path.read_text() != text:
+            raise ConfigError(
+                f"{path} does not hold the settings of this process: start all processes with the same files and "
+                "bindings, and in the same folder"
+            )
 
 
 def _with_absolute_data(text: str, experiment: Experiment) -> str:

@@ -12,7 +12,6 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import write_whole
 from memorizing.model.transformer import abstract_model
-from memorizing.parallel.mesh import make_mesh
 from memorizing.training.loop import check_data, open_tokens
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -107,15 +106,6 @@ def test_a_missing_include_is_named(tmp_path):
     (tmp_path / "run.gin").write_text("include 'nowhere.gin'\n")
     with pytest.raises(ConfigError, match=r"nowhere\.gin"):
         load([tmp_path / "run.gin"], [])
-
-
-@pytest.mark.parametrize(("rows", "fitting"), [(6, "4 or 8"), (3, "4")])
-def test_rows_that_do_not_divide_over_devices_are_refused(rows, fitting, monkeypatch):
-    monkeypatch.setattr(jax, "devices", lambda: ["device"] * 4)
-    with pytest.raises(InputError, match=rf"Batch\.rows = {rows} does not divide over 4 devices: use {fitting} rows"):
-        make_mesh(rows)
-    with pytest.raises(InputError, match=rf"Evaluation\.rows = {rows} does not"):
-        make_mesh(rows, setting="Evaluation.rows")
 
 
 def test_data_that_is_missing_or_does_not_fit_is_refused(tmp_path, monkeypatch):

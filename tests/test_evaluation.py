@@ -20,6 +20,7 @@ from memorizing.evaluation.perplexity import DocumentScores, Summary, reading_pl
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model, empty_carry
+from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
 TOKENS = 8
@@ -57,7 +58,8 @@ def parameters():
 
 def figures(split: TokenSplit, memory: MemorySettings = MEMORY, rows: int = 2, segments_per_call: int = 3) -> dict:
     summary = Summary()
-    for scores in score_documents(MODEL, memory, parameters(), split, TOKENS, rows, segments_per_call):
+    mesh = make_mesh(MeshSettings(data=1), jax.devices()[:1])
+    for scores in score_documents(MODEL, memory, parameters(), split, TOKENS, rows, segments_per_call, mesh):
         summary.add(scores, int(split.bytes[scores.document]))
     return summary.figures()
 

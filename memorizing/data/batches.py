@@ -111,13 +111,18 @@ def read_batch(split: TokenSplit, reading: Sequence[tuple[int, int] | None], seg
     return Batch(inputs, targets, mask, np.asarray(starts))
 
 
-def batches(split: TokenSplit, settings: BatchSettings, first_step: int) -> Iterator[Batch]:
-    """Batches of `segments_per_call` steps `[S, B, N]`, from `first_step` on, without end."""
+def batches(
+    split: TokenSplit, settings: BatchSettings, first_step: int, rows: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Batches of `segments_per_call` steps `[S, B, N]`, from `first_step` on, without end; of some `rows`, or all."""
     schedule = Schedule(split.lengths, settings.rows, settings.segment_length, settings.seed)
+    rows = range(settings.rows) if rows is None else rows
     step = first_step
     while True:
-        steps = range(step, step + settings.segments_per_call)
-        parts = [read_batch(split, schedule.at(each), settings.segment_length) for each in steps]
+        parts = []
+        for each in range(step, step + settings.segments_per_call):
+            reading = schedule.at(each)
+            parts.append(read_batch(split, [reading[row] for row in rows], settings.segment_length))
         yield Batch(*(np.stack(part) for part in zip(*parts, strict=True)))
         step += settings.segments_per_call
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Int
 
 from memorizing.data.recall import question_distances
@@ -17,6 +18,8 @@ from memorizing.files import write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
+from memorizing.parallel.hosts import is_first, say
+from memorizing.parallel.mesh import PARAMETER_RULES, placed, shardings
 from memorizing.training.checkpoints import Checkpoints
 
 FOLDER = "evaluations"
@@ -31,8 +34,9 @@ def evaluate(
     checkpoint_step: int,
     tokens: PreparedTokens,
     workdir: Path,
+    mesh: Mesh,
     name: str = "",
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> dict:
     """Reads the split with a memory of `memory.size`, and writes `WORKDIR/evaluations/NAME.json`.
 
@@ -42,7 +46,7 @@ def evaluate(
     answers = Answers(segment_length) if tokens.manifest["source"] == "recall" else None
     summary, start = Summary(), time.perf_counter()
     for scores in score_documents(
-        model, memory, parameters, split, segment_length, settings.rows, settings.segments_per_call
+        model, memory, parameters, split, segment_length, settings.rows, settings.segments_per_call, mesh
     ):
         summary.add(scores, int(split.bytes[scores.document]))
         if answers is not None:
@@ -62,13 +66,14 @@ def evaluate(
     if answers is not None:
         figures["answers"] = answers.figures()
     path = workdir / FOLDER / f"{name or default_name(settings, memory)}.json"
-    write_whole(path, json.dumps(figures, indent=1) + "\n")
+    if is_first():
+        write_whole(path, json.dumps(figures, indent=1) + "\n")
     say(sentence(figures))
     return figures
 
 
-def restore(workdir: Path, model: ModelSettings) -> tuple[Parameters, int]:
-    """The parameters of the newest checkpoint of a run, and its step.
+def restore(workdir: Path, model: ModelSettings, mesh: Mesh) -> tuple[Parameters, int]:
+    """The parameters of the newest checkpoint of a run, placed on the mesh, and its step.
 
     Raises:
         InputError: when the run has none.
@@ -80,7 +85,7 @@ def restore(workdir: Path, model: ModelSettings) -> tuple[Parameters, int]:
             raise InputError(
                 f"{workdir} has no checkpoint yet: `memorizing train` makes one every Training.checkpoint_every steps"
             )
-        return checkpoints.restore_parameters(step, like), step
+        return checkpoints.restore_parameters(step, placed(like, shardings(mesh, like, PARAMETER_RULES))), step
 
 
 def default_name(settings: EvaluationSettings, memory: MemorySettings) -> str:

@@ -5,6 +5,7 @@ does not depend on that: a document's numbers are its own. Evaluation holds a ca
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from memorizing.data.batches import Ahead, read_batch
@@ -20,7 +22,7 @@ from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
-from memorizing.parallel.mesh import make_mesh, shard
+from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, local_rows, made, shardings
 from memorizing.shapes import Batch
 from memorizing.training.loss import Predictions, score
 
@@ -63,28 +65,31 @@ def score_documents(
     segment_length: int,
     rows: int,
     segments_per_call: int,
+    mesh: Mesh,
 ) -> Iterator[DocumentScores]:
-    """Reads every document of a split once, and yields each when its end is reached."""
-    mesh = make_mesh(rows, setting="Evaluation.rows")
+    """Reads every document of a split once, and yields each when its end is reached; in every process alike."""
     graph, _ = abstract_model(model, memory)
     call = make_score_call(graph)
     plan = reading_plan(split.lengths, rows, segment_length)
     plan += [[None for _ in range(rows)] for _ in range(-len(plan) % segments_per_call)]
     calls = [plan[first : first + segments_per_call] for first in range(0, len(plan), segments_per_call)]
 
+    own = local_rows(mesh, rows)
+
     def read_calls() -> Iterator[Batch]:
         for steps in calls:
-            parts = [read_batch(split, step, segment_length) for step in steps]
+            parts = [read_batch(split, [step[row] for row in own], segment_length) for step in steps]
             yield Batch(*(np.stack(part) for part in zip(*parts, strict=True)))
 
-    parameters = shard(mesh, parameters)
-    carry = shard(mesh, empty_carry(model, memory, rows, segment_length))
+    empty = functools.partial(empty_carry, model, memory, rows, segment_length)
+    carry = made(mesh, empty, functools.partial(shardings, mesh))
     nats = {document: [] for document in range(len(split.lengths))}
     correct = {document: [] for document in range(len(split.lengths))}
     ahead = Ahead(read_calls())
     try:
         for steps, batches in zip(calls, ahead, strict=True):
-            carry, predictions = call(parameters, carry, shard(mesh, batches, leading="S"))
+            with jax.set_mesh(mesh):
+                carry, predictions = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"))
             predictions = jax.device_get(predictions)
             for segment, step in enumerate(steps):
                 for row, place in enumerate(step):
@@ -111,9 +116,10 @@ def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
     def score_call(parameters: Parameters, carry: Carry, batches: Batch) -> tuple[Carry, Predictions]:
         def read(carry: Carry, batch: Batch) -> tuple[Carry, Predictions]:
             logits_BNV, carry = apply_model(graph, parameters, batch, carry)
-            return carry, score(logits_BNV, batch)
+            return constrain_tree(carry), score(logits_BNV, batch)
 
-        return jax.lax.scan(read, carry, batches)
+        carry, predictions = jax.lax.scan(read, carry, batches)
+        return carry, everywhere(predictions)
 
     return jax.jit(score_call, donate_argnums=1)
 

@@ -26,6 +26,7 @@ from memorizing.model.layers import normal_parameter
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.positions import distances, rotate
 from memorizing.model.settings import ModelSettings
+from memorizing.parallel.mesh import constrain
 
 
 class Cache(NamedTuple):
@@ -80,6 +81,9 @@ class Attention(nnx.Module):
             jnp.einsum("BNE,EHD->BHND", x_BNE, weight[...].astype(dtype))
             for weight in (self.query_EHD, self.key_EHD, self.value_EHD)
         )
+        query = constrain(query, "BHND")
+        # Every token's key and value are needed by all later ones: not split over the segment.
+        key, value = constrain(key, "BH_D"), constrain(value, "BH_D")
         last_key_BHD = lax.stop_gradient(key[:, :, -1])
         if self.shifts_keys:
             before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(dtype), 0)
@@ -91,20 +95,24 @@ class Attention(nnx.Module):
             key = l2_normalize(key)
         else:
             query = query * query.shape[-1] ** -0.5
-        keys_BHJD = jnp.concatenate([cache.keys_BHWD.astype(dtype), key], axis=2)
-        values_BHJD = jnp.concatenate([cache.values_BHWD.astype(dtype), value], axis=2)
+        keys_BHJD, values_BHJD = (
+            jnp.concatenate([constrain(cached, "BH_D").astype(dtype), new], axis=2)
+            for cached, new in ((cache.keys_BHWD, key), (cache.values_BHWD, value))
+        )
         out = self._local(query, keys_BHJD, values_BHJD, bias_HNJ, cached_B)
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
             remote, row_has_memory_B = attend_to_memory(query, bank, search, neighbours)
+            # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
+            remote, key, value = lax.optimization_barrier((remote, key, value))
+            bank = append(bank, key, value)
             gate_BH = jax.nn.sigmoid(self.gate_H[...])[None, :] * row_has_memory_B[:, None]
             gate = gate_BH[:, :, None, None].astype(dtype)
             out = gate * remote + (1 - gate) * out
-            bank = append(bank, key, value)
         window = cache.keys_BHWD.shape[2]
         kept = lax.stop_gradient(Cache(key[:, :, tokens - window :], value[:, :, tokens - window :], last_key_BHD))
         cache = jax.tree.map(lambda new, old: new.astype(old.dtype), kept, cache)
-        return jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), cache, bank
+        return constrain(jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), "BNE"), cache, bank
 
     def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_HNJ, cached_B):
         tokens = query_BHND.shape[2]

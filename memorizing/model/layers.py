@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
+from memorizing.parallel.mesh import constrain
 from memorizing.shapes import Array
 
 
@@ -34,7 +35,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BNE: Float[jax.Array, "B N E"]) -> Float[jax.Array, "B N E"]:
         hidden_BNF = jax.nn.relu(jnp.einsum("BNE,EF->BNF", x_BNE, self.in_EF[...].astype(x_BNE.dtype)))
-        return jnp.einsum("BNF,FE->BNE", hidden_BNF, self.out_FE[...].astype(x_BNE.dtype))
+        hidden_BNF = constrain(hidden_BNF, "BNF")
+        return constrain(jnp.einsum("BNF,FE->BNE", hidden_BNF, self.out_FE[...].astype(x_BNE.dtype)), "BNE")
 
 
 class Embedding(nnx.Module):
@@ -46,9 +48,13 @@ class Embedding(nnx.Module):
 
     def read(self, tokens_BN: Int[Array, "B N"], dtype: jnp.dtype) -> Float[jax.Array, "B N E"]:
         size = self.table_VE.shape[-1]
-        return self.table_VE[...][tokens_BN].astype(dtype) * size**0.5
+        return constrain(self._table_VE(dtype)[tokens_BN] * size**0.5, "BNE")
 
     def logits(self, x_BNE: Float[jax.Array, "B N E"]) -> Float[jax.Array, "B N V"]:
         """Scores of each token of the vocabulary, in float32."""
-        table_VE = self.table_VE[...].astype(x_BNE.dtype)
-        return jnp.einsum("BNE,VE->BNV", x_BNE, table_VE, preferred_element_type=jnp.float32)
+        table_VE = self._table_VE(x_BNE.dtype)
+        return constrain(jnp.einsum("BNE,VE->BNV", x_BNE, table_VE, preferred_element_type=jnp.float32), "BNV")
+
+    def _table_VE(self, dtype: jnp.dtype) -> Float[jax.Array, "V E"]:
+        """Gathered along `E` once for both uses: rows that are looked up cannot be split both ways."""
+        return constrain(self.table_VE[...].astype(dtype), "VE")

@@ -7,11 +7,13 @@ the carry they hold: its shapes say how large the XL cache and the memory are, a
 Where to read next: `attention.py` (local attention and gate), then `memory_attention.py`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import Bank, clear, empty_bank
@@ -19,8 +21,10 @@ from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
 from memorizing.model.layers import Embedding, FeedForward, RMSNorm
+from memorizing.model.memory_attention import RETRIEVED
 from memorizing.model.positions import RelativeBias
 from memorizing.model.settings import ModelSettings
+from memorizing.parallel.mesh import MeshSettings, check_sizes, make_mesh
 from memorizing.shapes import Batch
 
 type Parameters = dict[str, Any]
@@ -53,6 +57,34 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
             empty_bank(rows, model.heads, memory.size, model.head_size, jnp.dtype(memory.dtype)) for _ in range(banks)
         ),
     )
+
+
+def open_mesh(
+    mesh: MeshSettings,
+    model: ModelSettings,
+    memory: MemorySettings,
+    segment_length: int,
+    rows: int,
+    rows_setting: str = "Batch.rows",
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh over all devices (or `devices`) over which everything that these settings make divides.
+
+    Raises:
+        InputError: naming the setting that does not, and values that would.
+    """
+    opened = make_mesh(mesh, devices)
+    sizes = {
+        "B": (rows_setting, rows),
+        "N": ("Batch.segment_length", segment_length),
+        "M": ("Memory.size", memory.size),
+        "H": ("Model.heads", model.heads),
+        "F": ("Model.feed_forward_size", model.feed_forward_size),
+        "V": ("Model.vocabulary_size", model.vocabulary_size),
+        "E": ("Model.embedding_size", model.embedding_size),
+    }
+    check_sizes(opened, sizes)
+    return opened
 
 
 class Layer(nnx.Module):
@@ -112,7 +144,7 @@ class Transformer(nnx.Module):
                 return module(x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
 
             if self.settings.remat:
-                apply = jax.checkpoint(apply)
+                apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
             x_BNE, cache, bank = apply(parameters, x_BNE, bias_HNJ, carry.caches[index], cached_B, bank)
             caches.append(cache)
             banks += [bank] if bank is not None else []

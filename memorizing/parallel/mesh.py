@@ -1,46 +1,195 @@
-"""Which device holds what. The mesh has one axis, `data`: rows are spread over the devices, parameters are on all.
+"""Which device holds what: a mesh of three axes, and one table of rules from the letters of a tensor's name.
 
-`RULES` says by the letters of a tensor's name (see `shapes.py`) which axis of the mesh splits which of its axes; the
-letters of a leaf are the part of its field's name after the last underscore (`keys_BHMD`, `length_B`).
+    data      rows, and slices of every parameter and of the optimizer's state (fully sharded data parallel)
+    model     heads, feed-forward columns and the vocabulary (tensor parallel)
+    memory    slots of the memory, and the tokens of a segment (so that these devices share the other work too)
+
+The letters of a leaf are the part of its field's name after the last underscore (`keys_BHMD`, `length_B`).
 """
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from memorizing.errors import InputError
 from memorizing.shapes import Array
 
-RULES = {"B": "data"}
+AXES = ("data", "model", "memory")
+
+RULES: dict[str, str | tuple[str, ...]] = {
+    "B": "data",
+    "H": "model",
+    "F": "model",
+    "V": "model",
+    "N": "memory",
+    "W": "memory",
+    "M": "memory",
+}
 """Shape letter to mesh axis; letters that are not here are not split."""
 
+PARAMETER_RULES: dict[str, str | tuple[str, ...]] = RULES | {"E": ("data", "memory")}
+"""The same for parameters and what the optimizer keeps of them: they have no rows, so `E` takes the other axes."""
 
-def make_mesh(rows: int, setting: str = "Batch.rows") -> Mesh:
-    """A mesh over all devices; `setting` is what to call `rows` in an error.
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How many devices each axis of the mesh has.
+
+    Attributes:
+        data: devices over which rows, parameters and optimizer state are spread; 0 for all that the others leave.
+        model: over which heads, feed-forward and vocabulary are spread.
+        memory: over which the slots of a row's memory are spread: for memories too large for one device's share.
+    """
+
+    data: int = 0
+    model: int = 1
+    memory: int = 1
+
+    def __post_init__(self):
+        if self.data < 0:
+            raise InputError(f"Mesh.data = {self.data}: must be 0 (all devices that the others leave) or more")
+        for name in ("model", "memory"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Mesh.{name} = {getattr(self, name)}: must be at least 1")
+
+
+def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or over `devices`, neighbours in the network next to each other.
 
     Raises:
-        InputError: when the rows do not divide evenly over them.
+        InputError: when the axes do not make up the devices.
     """
-    devices = jax.devices()
-    if rows % len(devices):
-        fitting = [str(n) for n in (rows // len(devices) * len(devices), -(-rows // len(devices)) * len(devices)) if n]
+    devices = jax.devices() if devices is None else devices
+    others = settings.model * settings.memory
+    data = settings.data or max(len(devices) // others, 1)
+    if data * others != len(devices):
+        ways = [f"Mesh.data = {len(devices) // others}"] if len(devices) % others == 0 else []
+        fitting = [number for number in range(1, len(devices) + 1) if len(devices) % number == 0]
+        ways.append(f"axes whose product is {len(devices)} (each one of {', '.join(map(str, fitting))})")
         raise InputError(
-            f"{setting} = {rows} does not divide over {len(devices)} devices: use {' or '.join(fitting)} rows, "
-            "or fewer devices"
+            f"Mesh.data = {settings.data}, Mesh.model = {settings.model}, Mesh.memory = {settings.memory} do not make "
+            f"up {len(devices)} devices: use {' or '.join(ways)}"
         )
-    return Mesh(np.asarray(devices), ("data",))
+    shape = (data, settings.model, settings.memory)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def shard[T](mesh: Mesh, tree: T, leading: str = "") -> T:
-    """Puts each leaf where the letters of its name say; `leading` are letters of axes before those.
+def check_sizes(mesh: Mesh | AbstractMesh, sizes: Mapping[str, tuple[str, int]]) -> None:
+    """Refuses sizes (by letter: what the setting is called, and its value) that do not divide over the mesh.
 
-    Leaves whose names have no letters, and letters without a rule, are held whole by every device.
+    Raises:
+        InputError: naming the setting, the axes, and the nearest values that would do.
+    """
+    for letter, (setting, size) in sizes.items():
+        axes = PARAMETER_RULES[letter]
+        axes = (axes,) if isinstance(axes, str) else axes
+        parts = int(np.prod([mesh.shape[axis] for axis in axes]))
+        if size % parts:
+            fitting = [str(near) for near in (size // parts * parts, -(-size // parts) * parts) if near]
+            over = " x ".join(f"Mesh.{axis} = {mesh.shape[axis]}" for axis in axes)
+            raise InputError(
+                f"{setting} = {size} does not divide over {over}: use {' or '.join(fitting)}, or fewer parts"
+            )
+
+
+def spec(letters: str, rules: Mapping[str, Any] = RULES) -> PartitionSpec:
+    """How a tensor of these letters is split.
+
+    Raises:
+        ValueError: when two of its letters go to the same axis of the mesh.
+    """
+    parts = [rules.get(letter) for letter in letters]
+    used = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
+    if len(set(used)) < len(used):
+        raise ValueError(f"{letters}: two axes of this tensor are to be split over the same axis of the mesh: {parts}")
+    return PartitionSpec(*parts)
+
+
+def specs(tree: Any, rules: Mapping[str, Any] = RULES, leading: str = "") -> Any:
+    """The `spec` of each leaf by the letters of its name; `leading` are letters of axes before those.
+
+    Leaves whose names have no letters, or not as many as they have axes (what Adafactor keeps instead of a matrix),
+    are held whole by every device; so are parameters of one axis, which cost more to gather than to hold.
     """
 
-    def put(path: tuple, leaf: Array) -> jax.Array:
+    def of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
         name = jax.tree_util.keystr(path[-1:], simple=True)
-        letters = leading + (name.rpartition("_")[2] if "_" in name else "")
-        axes = [RULES.get(letter) for letter in letters] if letters.isupper() else []
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+        letters = name.rpartition("_")[2] if "_" in name else ""
+        if not letters.isupper() or len(leading + letters) != len(leaf.shape):
+            return PartitionSpec()
+        if rules is PARAMETER_RULES and len(letters) == 1:
+            return PartitionSpec()
+        return spec(leading + letters, rules)
 
-    return jax.tree_util.tree_map_with_path(put, tree)
+    return jax.tree_util.tree_map_with_path(of, tree)
+
+
+def shardings(mesh: Mesh, tree: Any, rules: Mapping[str, Any] = RULES, leading: str = "") -> Any:
+    """`specs` on a mesh."""
+    return jax.tree.map(lambda each: NamedSharding(mesh, each), specs(tree, rules, leading))
+
+
+def placed(tree: Any, where: Any) -> Any:
+    """Shapes and dtypes of a tree with the shardings `where`: what a restore or a compilation is told."""
+    describe = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(describe, tree, where)
+
+
+def current_mesh() -> AbstractMesh | None:
+    """The mesh of the surrounding `jax.set_mesh`, or None where there is none or nothing to split."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def constrain(x: jax.Array, letters: str) -> jax.Array:
+    """Tells the compiler how an activation of these letters is split over the current mesh."""
+    return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(letters))
+
+
+def local_rows(mesh: Mesh, rows: int) -> list[int]:
+    """The rows that devices of this process hold: only these does it have to read."""
+    places = NamedSharding(mesh, spec("B")).addressable_devices_indices_map((rows,))
+    return sorted({row for place in places.values() if place for row in range(rows)[place[0]]})
+
+
+def assemble[T](mesh: Mesh, tree: T, rows: int, own: Sequence[int], leading: str = "") -> T:
+    """Arrays of all `rows` rows from the `own` ones of each process (see `local_rows`), split by their letters.
+
+    The axis of rows is the first after `leading`.
+    """
+    axis, wheres = len(leading), shardings(mesh, tree, RULES, leading)
+
+    def put(leaf: np.ndarray, where: NamedSharding) -> jax.Array:
+        shape = (*leaf.shape[:axis], rows, *leaf.shape[axis + 1 :])
+
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
+            wanted = np.searchsorted(own, np.arange(rows)[index[axis]])
+            return leaf.take(wanted, axis)[(*index[:axis], slice(None), *index[axis + 1 :])]
+
+        return jax.make_array_from_callback(shape, where, part)
+
+    return jax.tree.map(put, tree, wheres)
+
+
+def constrain_tree[T](tree: T, rules: Mapping[str, Any] = RULES) -> T:
+    """`constrain` for each leaf of a tree, by the letters of its name."""
+    return tree if current_mesh() is None else jax.lax.with_sharding_constraint(tree, specs(tree, rules))
+
+
+def everywhere[T](tree: T) -> T:
+    """Tells the compiler that every device is to hold all of it: what each process reads."""
+    return tree if current_mesh() is None else jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def made[T](mesh: Mesh, make: Callable[[], T], where: Callable[[T], Any]) -> T:
+    """What `make` makes, each part of it made where it belongs: whole on no device, and on no host.
+
+    `where` gives the shardings of its leaves, from a tree of their shapes.
+    """
+    with jax.set_mesh(mesh):
+        return jax.jit(make, out_shardings=where(jax.eval_shape(make)))()

@@ -5,6 +5,7 @@ a checkpoint does the loop wait, to be sure that what it saves is sound.
 """
 
 import dataclasses
+import functools
 import json
 import signal
 import time
@@ -16,20 +17,30 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from memorizing.data.batches import Ahead, BatchSettings, batches
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import write_whole
+from memorizing.memory.bank import Bank
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters, count_parameters, create_model, empty_carry
-from memorizing.parallel.mesh import make_mesh, shard
-from memorizing.training.checkpoints import Checkpoints, has_checkpoint
+from memorizing.model.transformer import (
+    Parameters,
+    abstract_model,
+    count_parameters,
+    create_model,
+    empty_carry,
+    open_mesh,
+)
+from memorizing.parallel.hosts import are_many, is_first, preemption_agreed, say
+from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, made, placed, shardings
+from memorizing.training.checkpoints import Checkpoints, Unreadable, has_checkpoint
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.metrics import MetricsWriter, Progress
 from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
-from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState, make_train_call
+from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState, make_train_call, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +54,7 @@ class TrainingSettings:
         memory_from_step: until then the memory is neither read nor written: cheaper steps, while keys mean little yet.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         checkpoints_kept: the newest that stay.
+        checkpoint_kept_every: those at multiples of so many steps stay too; 0 for none.
         data: folder of prepared tokens.
     """
 
@@ -52,6 +64,7 @@ class TrainingSettings:
     memory_from_step: int = 0
     checkpoint_every: int = 1000
     checkpoints_kept: int = 2
+    checkpoint_kept_every: int = 0
     data: str = ""
 
     def __post_init__(self):
@@ -60,12 +73,17 @@ class TrainingSettings:
                 raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
         if self.seed < 0:
             raise InputError(f"Training.seed = {self.seed}: must be 0 or more")
-        if self.memory_from_step < 0:
-            raise InputError(f"Training.memory_from_step = {self.memory_from_step}: must be 0 or more")
+        for name in ("memory_from_step", "checkpoint_kept_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"Training.{name} = {getattr(self, name)}: must be 0 or more")
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss, its gradient or the parameters are no numbers any more; nothing that came of it was saved."""
+
+
+RUN_ME_AGAIN = 75
+"""The exit status of a run that was told to end and has saved: EX_TEMPFAIL of sysexits.h. Launchers repeat it."""
 
 
 class Interrupted(RuntimeError):
@@ -73,7 +91,7 @@ class Interrupted(RuntimeError):
 
     def __init__(self, number: signal.Signals, step: int):
         super().__init__(f"{number.name}: saved at step {step}; the same command goes on from there")
-        self.exit_status = 128 + number
+        self.exit_status = RUN_ME_AGAIN if number == signal.SIGTERM else 128 + number
 
 
 def train(
@@ -82,57 +100,130 @@ def train(
     batch: BatchSettings,
     optimizer: OptimizerSettings,
     training: TrainingSettings,
+    mesh_settings: MeshSettings,
     workdir: Path,
-    say: Callable[[str], None] = print,
+    drop_memory: bool = False,
+    say: Callable[[str], None] = say,
 ) -> None:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `training.steps`.
+
+    Every process of a run calls it alike. With `drop_memory` a run goes on with an empty memory.
 
     Raises:
         InputError: when the data or the devices do not fit the settings.
         NonFiniteLoss: naming the step, and what to try; earlier checkpoints are intact.
+        SaveFailed: when a checkpoint could not be written; earlier ones are intact.
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
     tokens = open_tokens(training.data, model)
-    mesh = make_mesh(batch.rows)
-    graph, parameters = create_model(model, memory, training.seed)
-    transformation = make_optimizer(optimizer)
-    carry = empty_carry(model, memory, batch.rows, batch.segment_length)
-    state = TrainState(parameters, transformation.init(parameters), jnp.zeros((), jnp.int32), carry)
-    say(describe(model, memory, batch, parameters))
-    with Checkpoints(workdir, training.checkpoints_kept) as checkpoints, _Signals() as signals:
-        step = checkpoints.latest_step() or 0
-        if step >= training.steps:
-            say(f"{workdir} has all {training.steps} steps already")
+    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.rows)
+    make = StateMaker(model, memory, batch, optimizer, training, mesh)
+    say(describe(model, memory, batch, make.like(training.steps).parameters, mesh))
+    with (
+        Checkpoints(workdir, training.checkpoints_kept, training.checkpoint_kept_every) as checkpoints,
+        _Signals() as signals,
+    ):
+        step, state = resume(checkpoints, make, training, drop_memory, say)
+        if state is None:
             return
-        if step:
-            say(f"resuming after step {step}")
-            state = checkpoints.restore(step, _with_memory(state, step > training.memory_from_step))
-        else:
-            state = _with_memory(state, not training.memory_from_step)
-            write_whole(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
-        state = shard(mesh, state)
+        if not step:
+            record_data(workdir, tokens)
         reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training)
         dropout_seed = training.seed if model.dropout else None
-        train_call = make_train_call(graph, transformation, training.update == "call", dropout_seed)
-        ahead = Ahead(batches(tokens.split("train"), batch, step))
+        train_call = make_train_call(make.graph, make.transformation, training.update == "call", dropout_seed)
+        own = local_rows(mesh, batch.rows)
+        ahead = Ahead(batches(tokens.split("train"), batch, step, own))
         try:
             while step < training.steps:
                 if memory.size and step >= training.memory_from_step and not state.carry.banks:
                     say(f"step {step}: memory switched on")
-                    state = state._replace(carry=state.carry._replace(banks=shard(mesh, carry.banks)))
-                chunk = shard(mesh, next(ahead), leading="S")
-                with jax.transfer_guard("disallow"):
+                    state = state._replace(carry=state.carry._replace(banks=make.banks()))
+                chunk = assemble(mesh, next(ahead), batch.rows, own, leading="S")
+                with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, metrics = train_call(state, chunk)
                 step += batch.segments_per_call
                 reporter.dispatched(step, metrics)
-                if step % training.checkpoint_every == 0 or step >= training.steps or signals.received:
+                ends = signals.asked_at(step)
+                if step % training.checkpoint_every == 0 or step >= training.steps or ends:
                     reporter.flush()  # raises when the state is not sound, so that it is not saved
                     checkpoints.save(step, state)
-                if signals.received:
-                    raise Interrupted(signals.received, step)
+                if ends:
+                    checkpoints.finish()
+                    raise Interrupted(ends, step)
         finally:
             ahead.close()
             reporter.close()
+
+
+class StateMaker:
+    """Makes a run's state where it belongs (see `made`), and describes it without making it."""
+
+    def __init__(
+        self,
+        model: ModelSettings,
+        memory: MemorySettings,
+        batch: BatchSettings,
+        optimizer: OptimizerSettings,
+        training: TrainingSettings,
+        mesh: Mesh,
+    ):
+        self.mesh, self.memory_from_step = mesh, training.memory_from_step
+        self.transformation = make_optimizer(optimizer)
+        self.graph, _ = abstract_model(model, memory)
+        self._parameters = lambda: create_model(model, memory, training.seed)[1]
+        self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
+
+    def state(self) -> TrainState:
+        """At step 0."""
+        return made(self.mesh, functools.partial(self._make, not self.memory_from_step), self._where)
+
+    def like(self, step: int) -> TrainState:
+        """Shapes, dtypes and places of the state at the end of `step`."""
+        state = jax.eval_shape(functools.partial(self._make, step > self.memory_from_step))
+        return placed(state, self._where(state))
+
+    def banks(self) -> tuple[Bank, ...]:
+        """The memory, empty."""
+        return made(self.mesh, lambda: self._carry().banks, functools.partial(shardings, self.mesh))
+
+    def _make(self, with_memory: bool) -> TrainState:
+        parameters, carry = self._parameters(), self._carry()
+        carry = carry if with_memory else carry._replace(banks=())
+        return TrainState(parameters, self.transformation.init(parameters), jnp.zeros((), jnp.int32), carry)
+
+    def _where(self, state: TrainState) -> TrainState:
+        return state_shardings(self.mesh, state)
+
+
+def resume(
+    checkpoints: Checkpoints,
+    make: StateMaker,
+    training: TrainingSettings,
+    drop_memory: bool,
+    say: Callable[[str], None],
+) -> tuple[int, TrainState | None]:
+    """The newest step that can be read and its state; the beginning; or no state when there is nothing left to do.
+
+    Raises:
+        Unreadable: when there are checkpoints, but none that can be read.
+    """
+    while (step := checkpoints.latest_step()) is not None:
+        if step >= training.steps:
+            say(f"all {training.steps} steps are done already")
+            return step, None
+        like = make.like(step)
+        try:
+            state = checkpoints.restore(step, like, make.mesh, drop_memory)
+        except Unreadable as error:
+            if len(checkpoints.steps()) == 1:
+                raise
+            aside = checkpoints.set_aside(step)
+            say(f"{error}: it is now {aside.name}, and the one before it is used")
+            continue
+        dropped = ", its memory dropped" if drop_memory and like.carry.banks else ""
+        say(f"resuming after step {step}{dropped}")
+        return step, state
+    return 0, make.state()
 
 
 def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
@@ -156,6 +247,12 @@ DATA_FILE = "data.json"
 """In a workdir: digests of the vocabulary and of the train split that the run reads."""
 
 
+def record_data(workdir: Path, tokens: PreparedTokens) -> None:
+    """Writes `DATA_FILE`, in the first process."""
+    if is_first():
+        write_whole(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
+
+
 def check_data(workdir: Path, tokens: PreparedTokens, train: bool) -> None:
     """Refuses tokens that are not those the run in `workdir` began with; to evaluate, only the vocabulary counts.
 
@@ -177,19 +274,17 @@ def check_data(workdir: Path, tokens: PreparedTokens, train: bool) -> None:
             )
 
 
-def describe(model: ModelSettings, memory: MemorySettings, batch: BatchSettings, parameters: Parameters) -> str:
+def describe(
+    model: ModelSettings, memory: MemorySettings, batch: BatchSettings, parameters: Parameters, mesh: Mesh
+) -> str:
     """A line on what is trained, and on what."""
-    devices = jax.devices()
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     layers = ", ".join(map(str, model.memory_layers))
     remembers = f"a memory of {memory.size:,} tokens in layer {layers}" if memory.size else "no memory"
     return (
         f"{count_parameters(parameters):,} parameters, {remembers}; {batch.rows} rows of {batch.segment_length} tokens "
-        f"on {len(devices)} x {devices[0].device_kind}"
+        f"on {mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" ({axes})" if mesh.size > 1 else "")
     )
-
-
-def _with_memory(state: TrainState, wanted: bool) -> TrainState:
-    return state if wanted else state._replace(carry=state.carry._replace(banks=()))
 
 
 class _Reporter:
@@ -205,7 +300,8 @@ class _Reporter:
         optimizer: OptimizerSettings,
         training: TrainingSettings,
     ):
-        self._writer = MetricsWriter(workdir, first_step)
+        # Every process judges the metrics, and all come to the same end; the first one writes them.
+        self._writer = MetricsWriter(workdir, first_step) if is_first() else None
         self._progress = Progress(training.steps, first_step)
         self._waiting: tuple[int, CallMetrics] | None = None
         self._rate, self._steps_per_update = learning_rate(optimizer), 1
@@ -216,7 +312,7 @@ class _Reporter:
             training_flops_per_token(model, each, batch.segment_length)
             for each in (memory, dataclasses.replace(memory, size=0))
         )
-        self._peak_flops = device_peak_flops(jax.devices()[0]) * jax.device_count()
+        self._peak_flops = device_peak_flops(jax.local_devices()[0]) * jax.device_count()
         self._last_time = time.perf_counter()
 
     def dispatched(self, step: int, metrics: CallMetrics) -> None:
@@ -250,6 +346,8 @@ class _Reporter:
         }
         for layer, gates_H in metrics.gates.items():
             values |= {f"gates/layer_{layer}/head_{head}": float(gate) for head, gate in enumerate(gates_H)}
+        if self._writer is None:
+            return
         self._writer.write(step, values)
         self._progress.show(step, loss, values["tokens_per_second"])
 
@@ -271,22 +369,30 @@ class _Reporter:
 
     def close(self) -> None:
         self._progress.close()
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class _Signals:
-    """Notes SIGTERM and SIGINT instead of dying of them, so that the loop can save first; a second one kills."""
+    """Notes SIGTERM and SIGINT instead of dying of them, so that the loop can save first; a second one kills.
 
-    received: signal.Signals | None = None
+    Where there are many processes JAX notes SIGTERM instead, and lets all of them agree on the step to save at.
+    """
+
+    def __init__(self):
+        self._received: signal.Signals | None = None
+        self._noted = () if are_many() else (signal.SIGTERM, signal.SIGINT)
+
+    def asked_at(self, step: int) -> signal.Signals | None:
+        """The signal that asks the run to end now."""
+        return signal.SIGTERM if preemption_agreed(step) else self._received
 
     def __enter__(self) -> "_Signals":
-        self._before: dict[int, Any] = {
-            int(number): signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        self._before: dict[int, Any] = {int(number): signal.signal(number, self._note) for number in self._noted}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        self._received = signal.Signals(number)
         signal.signal(number, self._before[number])
 
     def __exit__(self, *error: object) -> None:

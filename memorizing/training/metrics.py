@@ -1,11 +1,18 @@
 """What a run reports: a line per logged step in `metrics.jsonl`, the same to TensorBoard, and a progress bar."""
 
+# ruff: noqa: E402
+
 import json
 import math
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
+
+# TensorBoard's writer takes its own file access when it finds this module; else it would load all of TensorFlow, if
+# that is installed, for seconds and half a gigabyte.
+sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter

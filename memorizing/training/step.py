@@ -14,9 +14,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from memorizing.model.transformer import Carry, Parameters, apply_model, gates
+from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Batch
 from memorizing.training.loss import score
 
@@ -35,6 +37,18 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     step: Int[jax.Array, ""]
     carry: Carry
+
+
+def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
+    """Where each part of a state belongs."""
+    learned = shardings(mesh, (state.parameters, state.optimizer), PARAMETER_RULES)
+    return TrainState(*learned, *shardings(mesh, (state.step, state.carry), RULES))
+
+
+def _in_place(state: TrainState) -> TrainState:
+    """The same for the compiler."""
+    learned = constrain_tree((state.parameters, state.optimizer), PARAMETER_RULES)
+    return TrainState(*learned, *constrain_tree((state.step, state.carry)))
 
 
 class SegmentMetrics(NamedTuple):
@@ -86,12 +100,13 @@ def make_train_call(
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(tokens, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = jax.tree.map(jnp.add, state.parameters, changes)
-        return state._replace(parameters=parameters, optimizer=optimizer_state), optax.tree.norm(gradient)
+        return _in_place(state._replace(parameters=parameters, optimizer=optimizer_state)), optax.tree.norm(gradient)
 
     def read(state: TrainState, batch: Batch) -> tuple[TrainState, Parameters, SegmentMetrics]:
         (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
+        gradient = constrain_tree(gradient, PARAMETER_RULES)
         metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
-        return state._replace(step=state.step + 1, carry=carry), gradient, metrics
+        return _in_place(state._replace(step=state.step + 1, carry=carry)), gradient, metrics
 
     def read_and_update(state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
         state, gradient, metrics = read(state, batch)
@@ -111,9 +126,10 @@ def make_train_call(
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
             state, metrics = lax.scan(read_and_update, state, batches)
-        return state, CallMetrics(
+        reported = CallMetrics(
             metrics, optax.tree.norm(state.parameters), gates(state.parameters), _memory_fill(state.carry)
         )
+        return state, everywhere(reported)
 
     return jax.jit(train_call, donate_argnums=0)
 

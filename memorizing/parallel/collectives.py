@@ -1,0 +1,102 @@
+"""What a compiled program sends between devices, read off its HLO text: which arrays, how often, how many bytes."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (.+?) ([\w\-]+)\(")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_CALLS = re.compile(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction that moves data between devices.
+
+    Attributes:
+        kind: one of `KINDS`.
+        arrays: what each device holds of the result: dtype and shape.
+        devices: that take part in each group.
+        times: that it runs in one call of the program, loops counted; a loop of unknown length counts once.
+        sent: bytes that each device sends each time, by the ring algorithm of its kind.
+    """
+
+    kind: str
+    arrays: tuple[tuple[str, tuple[int, ...]], ...]
+    devices: int
+    times: int
+    sent: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that each device sends for it in one call of the program."""
+        return self.sent * self.times
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Every collective of a compiled module's text (`jax.stages.Compiled.as_text()`), with loops counted."""
+    bodies, entry = _computations(hlo)
+    found: list[Collective] = []
+
+    def visit(name: str, times: int) -> None:
+        for line in bodies.get(name, ()):
+            match = _INSTRUCTION.match(line)
+            if not match:
+                continue
+            kind = match[2].removesuffix("-start")
+            if kind in KINDS:
+                found.append(_collective(kind, match[1], line, match[2].endswith("-start"), times))
+                continue
+            trips = int(trip[1]) if match[2] == "while" and (trip := _TRIPS.search(line)) else 1
+            for called in _called(line):
+                visit(called, times * trips)
+
+    visit(entry, 1)
+    return found
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry = name = ""
+    for line in hlo.splitlines():
+        if match := _COMPUTATION.match(line):
+            name = match[1]
+            bodies[name] = []
+            entry = name if line.startswith("ENTRY") else entry
+        elif name:
+            bodies[name].append(line)
+    return bodies, entry
+
+
+def _called(line: str) -> Iterator[str]:
+    yield from _CALLS.findall(line)
+    for branches in _BRANCHES.findall(line):
+        yield from re.findall(r"%?([\w.\-]+)", branches)
+
+
+def _collective(kind: str, result: str, line: str, starts: bool, times: int) -> Collective:
+    arrays = [(dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape in _ARRAY.findall(result)]
+    if starts and kind in ("all-gather", "collective-permute") and len(arrays) > 1:
+        # (operands, results, and for permutes two tokens of synchronization)
+        arrays = [each for each in arrays if not (each[0] == "u32" and each[1] == ())]
+        arrays = arrays[len(arrays) // 2 :]
+    devices = 2
+    if group := _GROUPS.search(line):
+        devices = int(group[1]) if group[1] else len(group[2].split(","))
+    size = sum(math.prod(shape) * _BYTES.get(dtype, 4) for dtype, shape in arrays)
+    share = (devices - 1) / devices
+    sent = {
+        "all-gather": size * share,
+        "all-reduce": 2 * size * share,
+        "reduce-scatter": size * (devices - 1),
+        "collective-permute": size,
+    }.get(kind, size * share)
+    return Collective(kind, tuple(arrays), devices, times, int(sent))
