@@ -4,6 +4,7 @@
 #
 #   bash launch/setup.sh                  what training and evaluation need (1 GB)
 #   EXTRA=prepare bash launch/setup.sh    and what preparing the corpora needs: TensorFlow, TFDS, Beam, seqio (3 GB)
+#   ACCELERATOR=tpu bash launch/setup.sh  and JAX for this machine's accelerator: tpu, cuda12, or cuda (CUDA 13; 5 GB)
 #
 # PYTHON=/path/to/python3 names the interpreter to use.
 
@@ -55,8 +56,13 @@ uv_version=$(grep -o '^uv==[0-9.]*' requirements.lock)
 wanted="$PWD $(cat requirements.lock pyproject.toml | cksum)"
 installed=$(cat .venv/installed 2>/dev/null || true)
 size=1
+had=$(cat .venv/accelerator 2>/dev/null || true)
+ACCELERATOR=${ACCELERATOR:-$had} # once there, it stays
+case "$ACCELERATOR" in "") ;; tpu) size=2 ;; cuda | cuda12) size=5 ;; *) fail "ACCELERATOR=$ACCELERATOR: must be tpu, cuda12 or cuda" ;; esac
+[ -z "$had" ] || [ "$ACCELERATOR" = "$had" ] || fail "ACCELERATOR=$ACCELERATOR: .venv has that for $had; remove .venv first"
+wanted="$wanted${ACCELERATOR:+ $ACCELERATOR}"
 [ "$installed" = "$wanted prepare" ] && EXTRA=prepare # once there, it stays
-[ "${EXTRA:-}" = prepare ] && wanted="$wanted prepare" && size=3
+[ "${EXTRA:-}" = prepare ] && wanted="$wanted prepare" && size=$((size + 2))
 if ! suitable .venv/bin/python || [ "$installed" != "$wanted" ]; then
     started=$SECONDS
     if ! { [ -x .venv/bin/python ] && suitable .venv/bin/python; }; then
@@ -73,10 +79,11 @@ if ! suitable .venv/bin/python || [ "$installed" != "$wanted" ]; then
     .venv/bin/python -m pip install -q --disable-pip-version-check "$uv_version" ||
         fail "could not install $uv_version: is a Python package index reachable?"
     .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode -r pyproject.toml --group dev \
-        ${EXTRA:+--extra "$EXTRA"} --constraint requirements.lock --override <(grep '^tensorflow==' requirements.lock | sed 's, .$,,') ||
+        ${EXTRA:+--extra "$EXTRA"} ${ACCELERATOR:+--extra "$ACCELERATOR"} --constraint requirements.lock --override <(grep '^tensorflow==' requirements.lock | sed 's, .$,,') ||
         fail "could not install requirements.lock: is a Python package index reachable, and $size GB of disk free?"
     .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e . ||
         fail "could not install this package itself into .venv"
+    [ -z "$ACCELERATOR" ] || printf '%s' "$ACCELERATOR" >.venv/accelerator
     printf '%s' "$wanted" >.venv/installed
     say "done in $((SECONDS - started)) s"
 fi
