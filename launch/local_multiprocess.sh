@@ -76,7 +76,7 @@ trap 'forward INT' INT
 for ((i = 0; i < processes; i++)); do
     command_of "$i"
     mkfifo "$pipes/$i"
-    sed -u "s/^/[$i] /" <"$pipes/$i" &
+    sed -u -e "/\[Gloo\] Rank/d" -e "s/^/[$i] /" <"$pipes/$i" & # Gloo reports each connection
     printers+=($!)
     "${command[@]}" >"$pipes/$i" 2>&1 &
     pids+=($!)

@@ -16,6 +16,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
 
   memorizing prepare       text         -> tokens          once per corpus
   memorizing inspect-data  tokens       -> what they hold
+  memorizing plan          settings     -> what a run would take, on TPUs that need not be here
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
   memorizing evaluate      workdir      -> perplexity      at one or more memory sizes
   memorizing compare       two workdirs -> table, picture  what the memory is worth
@@ -56,10 +57,11 @@ def _explained(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what to say of it; nothing where only a traceback will do."""
     from memorizing.training.checkpoints import SaveFailed, Unreadable
     from memorizing.training.loop import Interrupted, NonFiniteLoss
+    from memorizing.training.plan import DoesNotFit
 
     if isinstance(error, Interrupted):
         return error.exit_status, f"interrupted: {error}"
-    if isinstance(error, InputError | NonFiniteLoss):
+    if isinstance(error, InputError | NonFiniteLoss | DoesNotFit):
         return 2, f"error: {error}"
     if isinstance(error, SaveFailed | Unreadable | OSError):
         return 1, f"error: {error}"
@@ -120,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     many(train)
 
+    plan = command("plan", _plan, "What a run would take on devices that need not be here: memory, time, traffic.")
+    plan.add_argument(
+        "--topology", default="local", metavar="NAME", help="a TPU slice such as v5p:4x4x4; default: the devices here"
+    )
+    plan.add_argument("--json", type=Path, metavar="FILE", help="to write the figures to")
+
     evaluate = command("evaluate", _evaluate, "Perplexity of a run's newest checkpoint over whole held-out documents.")
     evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
     evaluate.add_argument(
@@ -165,6 +173,16 @@ def _train(options: argparse.Namespace) -> None:
     train(
         it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, options.workdir, options.drop_memory
     )  # fmt: skip
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from memorizing.config import load
+    from memorizing.training.plan import plan
+
+    if not options.gin_file:
+        raise InputError("--gin_file is missing: name what to plan, such as --gin_file=configs/base.gin")
+    it, _ = load(options.gin_file, options.gin_param)
+    plan(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, options.topology, options.json)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

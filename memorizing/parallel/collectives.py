@@ -14,7 +14,9 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _CALLS = re.compile(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\})")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def collectives(hlo: str) -> list[Collective]:
             if kind in KINDS:
                 found.append(_collective(kind, match[1], line, match[2].endswith("-start"), times))
                 continue
-            trips = int(trip[1]) if match[2] == "while" and (trip := _TRIPS.search(line)) else 1
+            trips = _trips(line, bodies) if match[2] == "while" else 1
             for called in _called(line):
                 visit(called, times * trips)
 
@@ -76,6 +78,27 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
     return bodies, entry
 
 
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the compiler says (CPU, GPU), or the bound that its condition compares with (TPU)."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = bodies.get(match[1], []) if (match := _CONDITION.search(line)) else []
+    bounds = [int(bound[1]) for each in condition if (bound := _BOUND.search(each))]
+    counts_up = any(" compare(" in each and "direction=LT" in each for each in condition)
+    return bounds[0] if counts_up and len(bounds) == 1 else 1
+
+
+def _devices(line: str) -> int:
+    """Of each group, from one of the ways in which HLO writes groups."""
+    group = _GROUPS.search(line)
+    if group is None:
+        return 2
+    if group[3] is not None:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", group[3]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", group[4]))
+    return int(group[1]) if group[1] else len(group[2].split(","))
+
+
 def _called(line: str) -> Iterator[str]:
     yield from _CALLS.findall(line)
     for branches in _BRANCHES.findall(line):
@@ -88,9 +111,7 @@ def _collective(kind: str, result: str, line: str, starts: bool, times: int) -> 
         # (operands, results, and for permutes two tokens of synchronization)
         arrays = [each for each in arrays if not (each[0] == "u32" and each[1] == ())]
         arrays = arrays[len(arrays) // 2 :]
-    devices = 2
-    if group := _GROUPS.search(line):
-        devices = int(group[1]) if group[1] else len(group[2].split(","))
+    devices = _devices(line)
     size = sum(math.prod(shape) * _BYTES.get(dtype, 4) for dtype, shape in arrays)
     share = (devices - 1) / devices
     sent = {

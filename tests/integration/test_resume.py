@@ -160,7 +160,7 @@ def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
 def test_a_finished_run_says_so_and_goes_on_when_given_more_steps(place, undisturbed, tmp_path):
     run = tmp_path / "run"
     finish(train(place, run, "--gin_param", "NUM_STEPS = 80"))
-    assert "has all 80 steps already" in finish(memorizing("train", f"--workdir={run}"))
+    assert "all 80 steps are done already" in finish(memorizing("train", f"--workdir={run}"))
     finish(memorizing("train", f"--workdir={run}", "--gin_param", "NUM_STEPS = 1200", **compiled_in(place)))
     assert_same_end(run, undisturbed)
 

@@ -1,0 +1,88 @@
+"""Chips, and descriptions of TPU slices for which programs can be compiled on a machine that has none."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from memorizing.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one device of a kind has, from its maker's data sheets.
+
+    Attributes:
+        name: what JAX calls the kind (`device_kind`), or a part of it.
+        flops: per second, dense bfloat16.
+        memory: bytes of high-bandwidth memory.
+        memory_bandwidth: bytes per second from it.
+        network_bandwidth: bytes per second that the device can send to its neighbours: half of the sheet's figure,
+            which counts both directions.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    memory_bandwidth: float
+    network_bandwidth: float
+
+
+CHIPS = {
+    # https://cloud.google.com/tpu/docs: system architecture, a page for each version.
+    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 300e9 / 2),
+    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9 / 2),
+    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9 / 2),
+    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 448e9 / 2),
+    # NVIDIA's data sheets of the SXM modules; NVLink.
+    "A100": Chip("A100", 312e12, 80e9, 2039e9, 600e9 / 2),
+    "H100": Chip("H100", 989e12, 80e9, 3350e9, 900e9 / 2),
+    "H200": Chip("H200", 989e12, 141e9, 4800e9, 900e9 / 2),
+}
+
+
+def chip_of(device: jax.Device) -> Chip | None:
+    """What is known of a device's kind; None for a CPU, or a chip that is not listed."""
+    kind = device.device_kind
+    matching = [chip for chip in CHIPS.values() if chip.name in kind]
+    return max(matching, key=lambda chip: len(chip.name), default=None)
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """Devices of a TPU slice (`v5p:4x4x4`, `v5e:8x8`) that need not exist, to compile for; or `local`, those here.
+
+    Raises:
+        InputError: when there is no such slice, or what compiles for it is not installed.
+    """
+    if name == "local":
+        return jax.devices()
+    version, _, shape = name.partition(":")
+    known = [each for each in CHIPS if CHIPS[each].name.startswith("TPU")]
+    if version not in known or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise InputError(
+            f"--topology={name}: must be VERSION:SHAPE, such as v4:2x2x4, v5e:8x8, v5p:4x4x4 or v6e:8x8 (versions: "
+            f"{', '.join(known)}), or `local`"
+        )
+    # libtpu would otherwise look for the machine that it runs on, and for others beside it.
+    quiet = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for variable, value in quiet.items():
+        os.environ.setdefault(variable, value)
+    jax.config.update("jax_platforms", "cpu")
+    how = {"chip_config_name": "megacore"} if version == "v4" else {}  # else JAX counts a v4 chip as two devices
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **how).devices
+    except Exception as error:
+        if "libtpu" in str(error) or isinstance(error, ModuleNotFoundError):
+            raise InputError(
+                f"--topology={name}: to compile for TPUs libtpu has to be installed (ACCELERATOR=tpu bash "
+                f"launch/setup.sh, or pip install 'jax[tpu]'): {error}"
+            ) from error
+        raise InputError(f"--topology={name}: {error}") from error

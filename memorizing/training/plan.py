@@ -1,0 +1,245 @@
+"""`memorizing plan`: compiles the real train call for devices that need not be here, and says what it would take.
+
+What each device holds and sends is read off the compiled program; the time of a step is an estimate, the largest of
+three that a chip could do side by side at best:
+
+    arithmetic    model FLOPs (see flops.py) / the chip's peak
+    memory        parameters, optimizer state and the keys of the memory, read and written once / its bandwidth
+    network       bytes that the program's collectives send / what the chip can send
+"""
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from memorizing.data.batches import BatchSettings
+from memorizing.files import write_whole
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import count_parameters, open_mesh
+from memorizing.parallel.collectives import Collective, collectives
+from memorizing.parallel.mesh import MeshSettings, placed, shardings
+from memorizing.parallel.topology import chip_of, topology_devices
+from memorizing.shapes import Batch
+from memorizing.training.flops import training_flops_per_token
+from memorizing.training.loop import StateMaker, TrainingSettings
+from memorizing.training.optimizer import OptimizerSettings
+from memorizing.training.step import TrainState, make_train_call
+
+GIB = 2**30
+
+
+class DoesNotFit(RuntimeError):
+    """The program needs more memory than a device has."""
+
+
+def plan(
+    model: ModelSettings,
+    memory: MemorySettings,
+    batch: BatchSettings,
+    optimizer: OptimizerSettings,
+    training: TrainingSettings,
+    mesh_settings: MeshSettings,
+    topology: str,
+    json_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict:
+    """Compiles, says a table, and with `json_file` writes what it returns.
+
+    Raises:
+        InputError: for a topology that is not known, or settings that do not divide over it.
+        DoesNotFit: when the program needs more memory than the chip has; the table is said and written all the same.
+    """
+    devices = topology_devices(topology)
+    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.rows, devices=devices)
+    make = StateMaker(model, memory, batch, optimizer, training, mesh)
+    state = make.like(training.steps)
+    figures: dict[str, Any] = {
+        "topology": topology,
+        "devices": mesh.size,
+        "device_kind": devices[0].device_kind,
+        "mesh": dict(mesh.shape),
+        "parameters": count_parameters(state.parameters),
+        "memory_size": memory.size,
+        "rows": batch.rows,
+        "segment_length": batch.segment_length,
+        "segments_per_call": batch.segments_per_call,
+        "bytes_per_device": held_bytes(state),
+    }
+    start, problem = time.perf_counter(), ""
+    try:
+        compiled = compile_call(make, state, batch, training, model)
+    except jax.errors.JaxRuntimeError as error:
+        if "memory" not in str(error).lower() or "exceeded" not in str(error).lower():
+            raise
+        problem = _needed(str(error))
+    else:
+        _measure(figures, compiled, batch)
+    figures["compile_seconds"] = time.perf_counter() - start
+    _estimate(figures, model, memory, batch, devices)
+    chip = chip_of(devices[0])
+    total = figures["bytes_per_device"].get("total", 0)
+    if chip is not None and total > chip.memory:
+        problem = f"needs {total / GIB:.2f} GiB of {chip.memory / GIB:.0f} GiB"
+    figures["fits"] = not problem if chip is not None else None
+    if problem:
+        figures["problem"] = problem
+        figures["advice"] = advice(figures, model, memory, batch)
+    say(table(figures))
+    if json_file is not None:
+        write_whole(json_file, json.dumps(figures, indent=1) + "\n")
+    if problem:
+        raise DoesNotFit(f"this does not fit {topology}: {problem}. {figures['advice']}")
+    return figures
+
+
+def compile_call(
+    make: StateMaker, state: TrainState, batch: BatchSettings, training: TrainingSettings, model: ModelSettings
+) -> jax.stages.Compiled:
+    """The call that `memorizing train` makes, compiled for the devices of `make.mesh`; nothing is allocated."""
+    shape = (batch.segments_per_call, batch.rows, batch.segment_length)
+    tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
+    flags: Any = jax.ShapeDtypeStruct(shape, jnp.bool_)
+    starts: Any = jax.ShapeDtypeStruct(shape[:2], jnp.bool_)
+    chunk = Batch(tokens, tokens, flags, starts)
+    dropout_seed = training.seed if model.dropout else None
+    call: Any = make_train_call(make.graph, make.transformation, training.update == "call", dropout_seed)
+    with jax.set_mesh(make.mesh):
+        lowered = call.lower(state, placed(chunk, shardings(make.mesh, chunk, leading="S")))
+        return lowered.compile()
+
+
+def held_bytes(state: TrainState) -> dict[str, int]:
+    """What each device holds of a state, by its parts."""
+    parts = {
+        "parameters": state.parameters,
+        "optimizer": state.optimizer,
+        "xl_caches": state.carry.caches,
+        "memory": state.carry.banks,
+    }
+    return {name: sum(map(_share, jax.tree.leaves(part))) for name, part in parts.items()}
+
+
+def _share(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _measure(figures: dict[str, Any], compiled: jax.stages.Compiled, batch: BatchSettings) -> None:
+    """What the compiled program takes and sends."""
+    analysis = compiled.memory_analysis()
+    if analysis is not None:
+        held = figures["bytes_per_device"]
+        program = int(analysis.generated_code_size_in_bytes)
+        held["temporaries"] = int(analysis.temp_size_in_bytes)
+        held["program"] = program
+        new = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)  # what is not written in place
+        held["total"] = int(analysis.argument_size_in_bytes) + held["temporaries"] + new + program
+    found = collectives(compiled.as_text() or "")
+    figures["collectives"] = summary(found, batch.segments_per_call)
+    figures["bytes_sent_per_step"] = sum(each.total for each in found) / batch.segments_per_call
+
+
+def summary(found: Sequence[Collective], steps: int) -> dict[str, dict[str, float]]:
+    """By kind and number of devices: how many run in a step, and the bytes that each device sends for them."""
+    sums: dict[str, dict[str, float]] = {}
+    for each in found:
+        entry = sums.setdefault(f"{each.kind} over {each.devices}", {"times": 0.0, "bytes": 0.0})
+        entry["times"] += each.times / steps
+        entry["bytes"] += each.total / steps
+    return dict(sorted(sums.items(), key=lambda item: -item[1]["bytes"]))
+
+
+def _estimate(
+    figures: dict[str, Any],
+    model: ModelSettings,
+    memory: MemorySettings,
+    batch: BatchSettings,
+    devices: Sequence[jax.Device],
+) -> None:
+    """FLOPs, and the time of a step by the roofline; only FLOPs where the chip is not known."""
+    tokens = batch.rows * batch.segment_length
+    flops = training_flops_per_token(model, memory, batch.segment_length) * tokens / len(devices)
+    figures["flops_per_device"] = flops
+    chip, held = chip_of(devices[0]), figures["bytes_per_device"]
+    if chip is None:
+        return
+    # Parameters and optimizer state are read and written; gathered weights are read forward and twice backward.
+    weights = 2 * figures["parameters"] / figures["mesh"]["model"]
+    traffic = 2 * (held["parameters"] + held["optimizer"]) + 3 * weights + held["memory"] / 2
+    seconds = {
+        "arithmetic": flops / chip.flops,
+        "memory": traffic / chip.memory_bandwidth,
+        "network": figures.get("bytes_sent_per_step", 0.0) / chip.network_bandwidth,
+    }
+    step = max(seconds.values())
+    figures |= {
+        "seconds_per_step": seconds,
+        "bound_by": max(seconds, key=lambda name: seconds[name]),
+        "tokens_per_second": tokens / step,
+        # Nothing of one behind the other: what a program that overlaps nothing would reach.
+        "tokens_per_second_without_overlap": tokens / sum(seconds.values()),
+    }
+
+
+def _needed(message: str) -> str:
+    """What the compiler says of how much too much it is."""
+    used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", message)
+    return f"needs {used[1]} of {used[2]} of memory" if used else message.splitlines()[0]
+
+
+def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings, batch: BatchSettings) -> str:
+    """Which settings to change, by what takes the most."""
+    held, mesh = figures["bytes_per_device"], figures["mesh"]
+    state, banks = held["parameters"] + held["optimizer"], held["memory"]
+    temporaries = held.get("temporaries", 0)
+    ways = []
+    if banks >= max(state, temporaries):
+        ways.append(f"the memory takes most, {banks / GIB:.1f} GiB: a smaller MEMORY_SIZE ({memory.size})")
+        rows_each = batch.rows // mesh["data"]
+        ways.append(f"fewer rows (BATCH_SIZE = {batch.rows}, {rows_each} for each part of the data axis)")
+        ways.append(f"slots over more devices (Mesh.memory, now {mesh['memory']})")
+    elif state >= temporaries:
+        ways.append(f"parameters and optimizer take most, {state / GIB:.1f} GiB: more devices, or Mesh.model")
+    elif not model.remat:
+        ways.append("temporaries take most: Model.remat = True computes activations again instead of keeping them")
+    if model.remat or temporaries > max(state, banks):
+        ways.append(f"fewer rows a device (BATCH_SIZE = {batch.rows}), or a smaller Memory.block_size")
+    return "Try " + "; ".join(ways) + "."
+
+
+def table(figures: dict[str, Any]) -> str:
+    """As a person reads it."""
+    held, mesh = figures["bytes_per_device"], figures["mesh"]
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
+    lines = [
+        f"{figures['topology']}: {figures['devices']} x {figures['device_kind']}, mesh {axes}",
+        f"{figures['parameters']:,} parameters, a memory of {figures['memory_size']:,}; {figures['rows']} rows of "
+        f"{figures['segment_length']} tokens; compiled in {figures['compile_seconds']:.0f} s",
+        "",
+        "GiB on each device",
+        *(f"  {name.replace('_', ' '):12} {size / GIB:9.3f}" for name, size in held.items()),
+    ]
+    if figures["fits"] is not None:
+        lines.append(f"  {'fits' if figures['fits'] else 'DOES NOT FIT'}")
+    lines += ["", f"model FLOPs of a step on each device: {figures['flops_per_device']:.3g}"]
+    if "seconds_per_step" in figures:
+        times = ", ".join(f"{name} {1000 * value:.1f}" for name, value in figures["seconds_per_step"].items())
+        lines += [
+            f"milliseconds of a step at best: {times}; bound by {figures['bound_by']}",
+            f"tokens per second at best: {figures['tokens_per_second']:,.0f} "
+            f"({figures['tokens_per_second_without_overlap']:,.0f} if nothing overlaps)",
+        ]
+    if figures.get("collectives"):
+        lines += ["", "sent by each device in a step: times, MiB"]
+        lines += [
+            f"  {name:32} {entry['times']:7.1f} {entry['bytes'] / 2**20:10.2f}"
+            for name, entry in figures["collectives"].items()
+        ]
+    return "\n".join(lines)
