@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status, and prints errors that a user can mend without a traceback."""
     options = _parser().parse_args(arguments)
     from memorizing.parallel import hosts
+    from memorizing.training.loop import RUN_ME_AGAIN
 
     try:
         options.run(options)
@@ -49,12 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
         again = "; the same command goes on from there" if options.command == "prepare" else ""
         print(f"memorizing {options.command}: interrupted{again}", file=sys.stderr)
         status = 130
-    hosts.leave(status)
+    hosts.leave(status, together=status == RUN_ME_AGAIN)
     return status
 
 
 def _explained(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what to say of it; nothing where only a traceback will do."""
+    from jax.errors import JaxRuntimeError
+
+    from memorizing.parallel import hosts
     from memorizing.training.checkpoints import SaveFailed, Unreadable
     from memorizing.training.loop import Interrupted, NonFiniteLoss
     from memorizing.training.plan import DoesNotFit
@@ -65,6 +69,8 @@ def _explained(error: Exception) -> tuple[int, str]:
         return 2, f"error: {error}"
     if isinstance(error, SaveFailed | Unreadable | OSError):
         return 1, f"error: {error}"
+    if isinstance(error, JaxRuntimeError) and hosts.are_many():
+        return 1, f"error: lost another process, or the way to it: {error}. Repeat the command in all of them"
     return 1, ""
 
 

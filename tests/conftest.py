@@ -1,5 +1,9 @@
-"""Eight fake CPU devices, for the tests in which sharding is the point; everything else runs on the first."""
+"""Tests run on CPUs, with eight fake devices where sharding is the point; everything else runs on the first."""
 
-import jax
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of the processes that tests start, too
+
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)

@@ -104,14 +104,28 @@ def all_agree(yes: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(yes)))) if are_many() else yes
 
 
-def preemption_agreed(step: int) -> bool:
-    """Whether all are to save at this step, since one got SIGTERM. Every process asks at every step of the loop."""
-    return are_many() and multihost_utils.reached_preemption_sync_point(step)
+class Preemption:
+    """Whether all processes are to save now, since one of them got SIGTERM. All ask, at the same places."""
+
+    def __init__(self):
+        self._asked = 0  # JAX lets the processes agree on one of these numbers, and none may be skipped
+
+    def is_agreed(self) -> bool:
+        """Asks once more."""
+        self._asked += 1
+        return are_many() and multihost_utils.reached_preemption_sync_point(self._asked)
 
 
-def leave(status: int) -> None:
-    """Ends this process at once if it has joined others: they would otherwise wait for it, and it for them."""
-    if are_many() and status:
-        sys.stdout.flush()
-        sys.stderr.flush()
+def leave(status: int, together: bool) -> None:
+    """Before the process ends: waits for the others where all of them end alike, else ends at once.
+
+    A process that fails alone would wait for the others, and they for it; this way they notice.
+    """
+    if not are_many():
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if together:
+        jax.distributed.shutdown()
+    else:
         os._exit(status)

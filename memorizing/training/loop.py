@@ -34,7 +34,7 @@ from memorizing.model.transformer import (
     empty_carry,
     open_mesh,
 )
-from memorizing.parallel.hosts import are_many, is_first, preemption_agreed, say
+from memorizing.parallel.hosts import Preemption, are_many, is_first, say
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, made, placed, shardings
 from memorizing.training.checkpoints import Checkpoints, Unreadable, has_checkpoint
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
@@ -143,7 +143,7 @@ def train(
                     state, metrics = train_call(state, chunk)
                 step += batch.segments_per_call
                 reporter.dispatched(step, metrics)
-                ends = signals.asked_at(step)
+                ends = signals.asked()
                 if step % training.checkpoint_every == 0 or step >= training.steps or ends:
                     reporter.flush()  # raises when the state is not sound, so that it is not saved
                     checkpoints.save(step, state)
@@ -382,10 +382,11 @@ class _Signals:
     def __init__(self):
         self._received: signal.Signals | None = None
         self._noted = () if are_many() else (signal.SIGTERM, signal.SIGINT)
+        self._preemption = Preemption()
 
-    def asked_at(self, step: int) -> signal.Signals | None:
-        """The signal that asks the run to end now."""
-        return signal.SIGTERM if preemption_agreed(step) else self._received
+    def asked(self) -> signal.Signals | None:
+        """The signal that asks the run to end now; to be asked at every turn of the loop."""
+        return signal.SIGTERM if self._preemption.is_agreed() else self._received
 
     def __enter__(self) -> "_Signals":
         self._before: dict[int, Any] = {int(number): signal.signal(number, self._note) for number in self._noted}

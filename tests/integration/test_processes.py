@@ -1,0 +1,172 @@
+"""Two real processes of four devices each: the same run as in one process, and what happens when one of them dies."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tests.integration import test_resume
+from tests.integration.test_resume import compiled_in, finish, memorizing, saved, steps_saved, wait_for
+
+MESH = ("--gin_param", "Mesh.model = 2", "--gin_param", "Mesh.memory = 2")
+SETTINGS = """
+include 'run.gin'
+MEMORY_SIZE = 64
+NUM_STEPS = 200
+Model.vocabulary_size = 264
+Model.heads = 4
+Model.embedding_size = 32
+Batch.rows = 4
+Batch.segment_length = 16
+Training.memory_from_step = 0
+Training.checkpoint_every = 20
+Evaluation.rows = 4
+"""
+STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = test_resume.prepared(tmp_path_factory.mktemp("processes"))
+    (place / "many.gin").write_text(SETTINGS)
+    return place
+
+
+def start(place: Path, command: str, workdir: Path, *more: str, processes: int = 2, devices: int = 4):
+    """The processes of a run, joined by a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = [command, f"--workdir={workdir}", *more]
+    if command == "train":
+        arguments += [f"--gin_file={place / 'many.gin'}", *MESH]
+    variables = {
+        **compiled_in(place),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    if processes == 1:
+        return [memorizing(*arguments, cwd=place, **variables)]
+    flags = (f"--coordinator=127.0.0.1:{port}", f"--processes={processes}")
+    return [memorizing(*arguments, *flags, f"--process={each}", cwd=place, **variables) for each in range(processes)]
+
+
+def finish_all(running: list[subprocess.Popen], status: int = 0) -> list[str]:
+    try:
+        return [finish(process, status) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+def losses(workdir: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place) -> Path:
+    _, second = finish_all(start(place, "train", place / "undisturbed"))
+    assert "parameters" not in second and "step" not in second  # the first process talks for both
+    return place / "undisturbed"
+
+
+def assert_same_end(workdir: Path, undisturbed: Path) -> None:
+    one, other = saved(workdir, STEPS), saved(undisturbed, STEPS)
+    assert len(jax.tree.leaves(one)) > 40
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert losses(workdir) == losses(undisturbed)
+
+
+def test_two_processes_train_and_evaluate_as_one(place, undisturbed):
+    finish_all(start(place, "train", place / "one", processes=1, devices=8))
+    np.testing.assert_allclose(losses(place / "one")[:5], losses(undisturbed)[:5], rtol=2e-4)  # 20 steps
+    finish_all(start(place, "evaluate", undisturbed))
+    finish_all(start(place, "evaluate", undisturbed, "--name=one", processes=1, devices=8))
+    two, one = (
+        json.loads((undisturbed / "evaluations" / f"{name}.json").read_text()) for name in ("test-memory-64", "one")
+    )
+    np.testing.assert_allclose(two["perplexity"], one["perplexity"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, undisturbed, tmp_path, which):
+    run = tmp_path / "run"
+    running = start(place, "train", run)
+    wait_for(lambda: any(step >= 60 for step in steps_saved(run)), running[0])
+    running[which].kill()
+    since = time.monotonic()
+    output, _ = running[1 - which].communicate(timeout=120)
+    assert time.monotonic() - since < 120 and running[1 - which].returncode not in (0, 75)
+    assert "lost another process" in output or "another task died" in output or "coordination" in output.lower()
+    assert max(steps_saved(run)) < STEPS
+    assert "resuming after step" in finish_all(start(place, "train", run))[0]
+    assert_same_end(run, undisturbed)
+
+
+def test_sigterm_to_one_process_saves_and_ends_all(place, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    running = start(place, "train", run)
+    wait_for(lambda: steps_saved(run), running[0])
+    running[1].send_signal(signal.SIGTERM)
+    outputs = finish_all(running, status=75)
+    assert all("SIGTERM: saved at step" in output for output in outputs)
+    assert max(steps_saved(run)) < STEPS
+    finish_all(start(place, "train", run))
+    assert_same_end(run, undisturbed)
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(place, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    finish_all(start(place, "train", run, "--gin_param", "NUM_STEPS = 40"))
+    alone = start(place, "train", run, "--gin_param", "Mesh.memory = 1", processes=1, devices=2)
+    assert "on 2 x cpu (data 1, model 2, memory 1)" in finish_all(alone)[0]
+    np.testing.assert_allclose(losses(run)[:20], losses(undisturbed)[:20], rtol=5e-3)
+
+
+def test_processes_with_other_settings_or_another_folder_are_refused(place, tmp_path):
+    run = tmp_path / "run"
+    first, second = start(place, "train", run)
+    second.kill()
+    second.communicate()
+    port = next(part for part in first.args if part.startswith("--coordinator"))
+    other = [part.replace("Mesh.model = 2", "Model.heads = 8") for part in second.args[3:]]
+    assert port in other
+    variables = {**compiled_in(place), "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    second = memorizing(*other, cwd=place, **variables)
+    output, _ = second.communicate(timeout=120)
+    assert second.returncode == 2 and "does not hold the settings of this process" in output
+    first.communicate(timeout=120)
+    assert first.returncode not in (0, 75)
+
+
+def test_some_of_the_flags_are_refused(place, tmp_path):
+    output = finish(memorizing("train", f"--workdir={tmp_path}", "--processes=2"), status=2)
+    assert "--coordinator and --process missing" in output
+    output = finish(
+        memorizing("train", f"--workdir={tmp_path}", "--coordinator=here", "--processes=2", "--process=0"), status=2
+    )
+    assert "--coordinator=here: must be HOST:PORT" in output
+
+
+def test_a_launcher_starts_processes_and_tells_them_to_save(place, tmp_path):
+    """`launch/local_multiprocess.sh` with the real command."""
+    run, script = tmp_path / "run", test_resume.ROOT / "launch" / "local_multiprocess.sh"
+    if shutil.which("bash") is None:
+        pytest.skip("no bash")
+    command = ["bash", str(script), "--processes=2", "--cpu_devices=2", f"--gin_file={place / 'many.gin'}"]
+    command += [f"--workdir={run}", "--gin_param", f"Training.data = '{place / 'data'}'"]
+    environment = {**os.environ, **compiled_in(place)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    wait_for(lambda: steps_saved(run), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "[0] memorizing train (process 0): interrupted: SIGTERM: saved at step" in output
