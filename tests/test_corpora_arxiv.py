@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from memorizing.data.corpora import latex_inputs
 from memorizing.data.corpora.arxiv import Arxiv
 from memorizing.data.corpora.latex import VERBATIM, scan, strip_comments, title
-from memorizing.data.corpora.source import Corpus, Item, Reading
+from memorizing.data.corpora.source import Corpus, Item, Reading, documents
 from memorizing.errors import InputError
 from tests.shared_data import FOLDER, unpacked
 
@@ -336,7 +336,8 @@ def test_a_paper_without_text_is_left_out_and_said(tmp_path, files):
 
 def test_splits_come_from_folders_and_ids_are_unique(tmp_path):
     write(tmp_path, {"b/main.tex": PAPER, "a/x/main.tex": PAPER, ".git/main.tex": PAPER, "stray.tex": PAPER})
-    assert [(item.id, item.split) for item in Arxiv().list(tmp_path)] == [("a", None), ("b", None)]
+    assert [item.id for item in Arxiv().list(tmp_path)] == ["a", "b", ".git", "stray.tex"]
+    assert [item.id for item in documents(Arxiv().list(tmp_path))] == ["a", "b"]
     splits = write(tmp_path / "splits", {"test/p/a.tex": PAPER, "train/q/a.tex": PAPER, "train/o/a.tex": PAPER})
     items = Arxiv().list(splits)
     assert [(item.id, item.split) for item in items] == [("o", "train"), ("q", "train"), ("p", "test")]
@@ -396,8 +397,8 @@ def test_the_bulk_form_is_read_in_place(tmp_path, monkeypatch):
     assert not any(readings[id].problems for id in documents)
     assert "1503/1503.00003.pdf | left out: a PDF" in messages(readings["1503.00003"])
     assert "damaged" in messages(readings["1503.00004"]) and "damaged" in messages(readings["1503.00005"])
-    others = messages(readings["arXiv_src_1503_001.tar"])
-    assert "1503/README" in others and "../outside.gz" in others
+    for name, words in {"1503/README": "not named as papers are", "../outside.gz": "leads out of the archive"}.items():
+        assert words in messages(readings[f"arXiv_src_1503_001.tar: {name}"])
     assert sorted(tmp_path.rglob("*")) == before
 
 
