@@ -9,6 +9,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -160,5 +161,17 @@ def _title(text: str) -> str:
 def _titles(metadata: Path) -> Mapping[str, str]:
     if not metadata.is_file():
         return {}
-    with metadata.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) > 1}
+    text = io.StringIO(bytes_of(metadata).decode("utf-8-sig", errors="replace"), newline="")
+    rows = csv.reader(text)
+    titles: dict[str, str] = {}
+    line = 1
+    try:
+        for row in rows:
+            line = rows.line_num + 1
+            titles.update({row[0].strip(): row[1].strip()} if len(row) > 1 else {})
+    except csv.Error as error:
+        raise InputError(
+            f"{metadata}: no table of id, title, year, url from line {line} on ({error}): close the quotes in "
+            "that line, or move the file away to take titles from the books"
+        ) from error
+    return titles
