@@ -42,6 +42,12 @@ type Files = Mapping[str, Callable[[], bytes]]
 _BULK = "arXiv_src_*.tar"
 _LICENCES = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.-][\w.-]*)?", re.IGNORECASE)
 _PACKED = (".gz", ".pdf")
+_OTHER_FORMS = {
+    "PostScript": re.compile(rb"\s*(?:\x04\s*)?%!PS"),
+    "a PDF": re.compile(rb"\s*%PDF"),
+    "HTML": re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head)\b", re.IGNORECASE),
+}
+_COMMAND = re.compile(rb"\\[A-Za-z@]{2}")
 _UNWANTED = -1
 
 
@@ -195,6 +201,8 @@ def _packed(item: Item, settings: Arxiv) -> Reading:
         if len(unpacked) > archives.MAX_BYTES:
             return Reading(None, (Problem(place, f"left out: more than {archives.MAX_BYTES:,} bytes"),))
         if not archives.is_tar(unpacked):
+            if reason := _no_latex(unpacked):
+                return Reading(None, (Problem(place, f"left out: {reason}"),))
             files = {f"{PurePosixPath(item.id).name}.tex": lambda: unpacked}
         else:
             for part in archives.members_of(unpacked, place):
@@ -206,6 +214,14 @@ def _packed(item: Item, settings: Arxiv) -> Reading:
         return Reading(None, (*problems, Problem(place, f"left out: damaged ({error})")))
     document, others = _document(item.id, files, settings)
     return Reading(document, (*problems, *others))
+
+
+def _no_latex(content: bytes) -> str | None:
+    """What a paper of a single file is that is no LaTeX; None of LaTeX. arXiv has other forms under the same names."""
+    for kind, start in _OTHER_FORMS.items():
+        if start.match(content):
+            return f"{kind}, without LaTeX source"
+    return None if _COMMAND.search(content) else "a file without any LaTeX command"
 
 
 def _hidden(name: str) -> bool:
