@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 import tarfile
+import time
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from memorizing.data.corpora import latex_inputs
 from memorizing.data.corpora.arxiv import Arxiv
 from memorizing.data.corpora.latex import VERBATIM, scan, strip_comments, title
-from memorizing.data.corpora.source import Corpus, Item, Reading
+from memorizing.data.corpora.source import Corpus, Item, Reading, documents
 from memorizing.errors import InputError
 from tests.shared_data import FOLDER, unpacked
 
@@ -77,7 +78,16 @@ FRAGMENTS = [
     *"%\\\n {}|a[]",
     *("\\%", "\\\\", "\n%", "\\begin", "\\end", "{comment}", "{verbatim}", "\\begin{comment}", "\\end{comment}"),
     *("\\begin{verbatim}", "\\end{verbatim}", "\\verb", "\\lstinline", "\\url{", "\\input{x}", "\\input x", "\\verb|"),
-    *("\\documentclass", "\\begin{document}", "\\end{document}", "\\import{a}{b}", "\\olimport[a]{b}"),
+    *(
+        "\\input",
+        "\\import{a}",
+        "{%\nx}",
+        "%\n{x",
+        "\\begin{document}",
+        "\\end{document}",
+        "\\import{a}{b}",
+        "\\olimport[a]{b}",
+    ),
 ]
 LATEX = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
 
@@ -117,7 +127,7 @@ def test_what_is_inside_verbatim_is_untouched(environment, inside, before):
 def test_commands_say_the_line_they_are_on(raw):
     lines = raw.split("\n")
     for piece in scan(raw):
-        assert not piece.kind or lines[piece.line - 1].count(piece.text.split("\n")[0])
+        assert not piece.kind or lines[piece.line - 1].count(re.match(r"\\[a-z]+", piece.text)[0])
 
 
 def test_environments_that_the_document_defines_as_verbatim_are_untouched(tmp_path):
@@ -219,6 +229,47 @@ def test_a_document_that_unfolds_without_end_is_bounded(tmp_path, monkeypatch):
     files = {f"f{index}.tex": f"\\input{{f{index + 1}}}\\input{{f{index + 1}}}x" for index in range(40)}
     reading = read(write(tmp_path, {"main.tex": whole("\\input{f0}"), **files, "f40.tex": "x" * 10}))
     assert "beyond" in messages(reading) and len(reading.document.text) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("command", "stays"),
+    [
+        ("\\input\n{part}", "\\input\n{part}"),
+        ("\\input%\n  {part}", "\\input{part}"),
+        ("\\input{%\n  part}", "\\input{part}"),
+        ("\\input{part% this\n}", "\\input{part}"),
+        ("\\input{\n  part\n}", "\\input{\n  part\n}"),
+        ("\\input% this\npart\n", "\\input part\n"),
+        ("\\import%\n{./}%\n{part}", "\\import{./}{part}"),
+    ],
+)
+def test_a_line_can_end_within_a_command_and_a_comment_with_it(tmp_path, command, stays):
+    main = whole(f"A {command} B")
+    assert "A INSIDE" in text(write(tmp_path / "1", {"main.tex": main, "part.tex": "INSIDE"}))
+    reading = read(write(tmp_path / "2", {"main.tex": main}))
+    assert stays in reading.document.text and strip_comments(reading.document.text) == reading.document.text
+    (problem,) = reading.problems
+    assert problem.place == "2/main.tex:3" and problem.message.endswith("no such file") and "\n" not in problem.message
+
+
+@pytest.mark.parametrize(
+    "parts", [("\\input{", " "), ("\\input", " ", "{"), ("\\input{", "\n"), ("", "\\input{ "), ("", "\\input%")]
+)
+def test_a_command_without_an_end_takes_no_longer(parts):
+    raw = parts[0] + parts[1] * 100_000 + "".join(parts[2:])
+    start = time.perf_counter()
+    strip_comments(raw)
+    assert time.perf_counter() - start < 5
+
+
+def test_all_files_together_have_one_budget_of_inputs(tmp_path, monkeypatch):
+    monkeypatch.setattr(latex_inputs, "MAX_INPUTS", 500)
+    files = {f"f{index}.tex": f"\\input{{f{index + 1}}}\\input{{f{index + 1}}}x" for index in range(40)}
+    calls = []
+    inside = latex_inputs._Walk.file
+    monkeypatch.setattr(latex_inputs._Walk, "file", lambda *args: calls.append(args[1]) or inside(*args))
+    text(write(tmp_path, {"main.tex": whole("\\input{f0}"), **files, "f40.tex": "x" * 10}))
+    assert len(calls) < 3 * 500
 
 
 # The main file and what it does not reach
@@ -336,7 +387,8 @@ def test_a_paper_without_text_is_left_out_and_said(tmp_path, files):
 
 def test_splits_come_from_folders_and_ids_are_unique(tmp_path):
     write(tmp_path, {"b/main.tex": PAPER, "a/x/main.tex": PAPER, ".git/main.tex": PAPER, "stray.tex": PAPER})
-    assert [(item.id, item.split) for item in Arxiv().list(tmp_path)] == [("a", None), ("b", None)]
+    assert [item.id for item in Arxiv().list(tmp_path)] == ["a", "b", ".git", "stray.tex"]
+    assert [item.id for item in documents(Arxiv().list(tmp_path))] == ["a", "b"]
     splits = write(tmp_path / "splits", {"test/p/a.tex": PAPER, "train/q/a.tex": PAPER, "train/o/a.tex": PAPER})
     items = Arxiv().list(splits)
     assert [(item.id, item.split) for item in items] == [("o", "train"), ("q", "train"), ("p", "test")]
@@ -396,9 +448,25 @@ def test_the_bulk_form_is_read_in_place(tmp_path, monkeypatch):
     assert not any(readings[id].problems for id in documents)
     assert "1503/1503.00003.pdf | left out: a PDF" in messages(readings["1503.00003"])
     assert "damaged" in messages(readings["1503.00004"]) and "damaged" in messages(readings["1503.00005"])
-    others = messages(readings["arXiv_src_1503_001.tar"])
-    assert "1503/README" in others and "../outside.gz" in others
+    for name, words in {"1503/README": "not named as papers are", "../outside.gz": "leads out of the archive"}.items():
+        assert words in messages(readings[f"arXiv_src_1503_001.tar: {name}"])
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_packed_papers_that_are_no_latex_are_left_out_and_named(tmp_path):
+    forms = {
+        "1": (b"%!PS-Adobe-2.0\n(\\050 \\pageno) show", "PostScript, without LaTeX source"),
+        "2": (b"<!DOCTYPE html>\n<p>\\alpha", "HTML, without LaTeX source"),
+        "3": (b"This paper is withdrawn (50\\% of it).", "a file without any LaTeX command"),
+        "4": (b"%PDF-1.4 \\alpha", "a PDF, without LaTeX source"),
+        "5": (b"%!TEX root\nPlain \\bf TeX", ""),
+    }
+    papers = {f"1503/1503.0000{name}.gz": gzip.compress(content) for name, (content, _) in forms.items()}
+    raw = bulk(tmp_path, papers)
+    for item, (_, reason) in zip(Arxiv().list(raw), forms.values(), strict=True):
+        (reading,) = Arxiv().read(item)
+        assert (reading.document is None) == bool(reason)
+        assert not reason or [problem.message for problem in reading.problems] == [f"left out: {reason}"]
 
 
 def test_a_bulk_tar_that_is_cut_off_is_an_error(tmp_path):

@@ -15,7 +15,7 @@ def write(path, pages):
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [page if isinstance(page, bytes) else json.dumps(page).encode() for page in pages]
     content = b"\n".join(lines) + b"\n"
-    path.write_bytes(gzip.compress(content) if path.name.endswith(".gz") else content)
+    path.write_bytes(gzip.compress(content) if path.name.lower().endswith(".gz") else content)
 
 
 def page(text, url="https://example.org/a"):
@@ -76,6 +76,17 @@ def test_a_bad_line_costs_no_other_and_is_named(tmp_path, line, words):
     (problem,) = bad.problems
     assert bad.document is None and words in problem.message and problem.message.startswith("left out: ")
     assert problem.place == "a.json.gz, line 2"
+
+
+def test_an_empty_shard_is_refused_if_packed_and_named_if_not(tmp_path):
+    write(tmp_path / "c4.0.JSON.GZ", [page("x")])
+    (tmp_path / "c4.1.json").touch()
+    (tmp_path / "c4.2.json.gz").write_bytes(gzip.compress(b""))
+    found = [reading.problems or reading.document.text for reading in read(tmp_path, minimum_bytes=0)]
+    assert found == ["x", *(((f"c4.{name}", "left out: no line in it"),) for name in ("1.json", "2.json.gz"))]
+    (tmp_path / "c4.3.json.gz").touch()
+    with pytest.raises(InputError, match=r"c4\.3\.json\.gz: cut off or damaged after line 0 \(0 bytes"):
+        read(tmp_path)
 
 
 def test_a_folder_without_shards_is_refused(tmp_path):

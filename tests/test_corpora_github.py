@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memorizing.data.corpora.github import Github, files_of, reshuffled
+from memorizing.data.corpora.source import documents
 from memorizing.errors import InputError
 from tests import shared_data
 
@@ -134,11 +136,31 @@ def test_code_that_only_talks_about_generating_is_kept(tmp_path):
     assert taken(tmp_path, {"a.py": text}) == ({"a.py": text}, [])
 
 
-def test_hidden_files_are_passed_over_and_many_names_are_counted(tmp_path):
-    files = {f"{number}.txt": "x" for number in range(9)} | {".git/a.py": "x", ".b.py": "x", "a.py": "a\n"}
-    found, problems = taken(tmp_path, files)
-    assert list(found) == ["a.py"]
-    assert problems == ["left out 9 files in other languages: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more"]
+@pytest.mark.parametrize("packed", [False, True])
+def test_hidden_names_and_many_names_are_counted_by_rule(tmp_path, packed):
+    files = {f"{number}.txt": "x" for number in range(9)}
+    files |= {".git/a.py": "x", ".git/b/c.py": "x", ".b.py": "x", "x/.c/a.py": "x", "a.py": "a\n"}
+    if packed:
+        archive(tmp_path / "o__r.tar.gz", {f"r-1/{name}": text for name, text in files.items()})
+    else:
+        write(tmp_path, {f"o__r/{name}": text for name, text in files.items()})
+    (reading,) = read(tmp_path)
+    assert list(files_of(reading.document.text)) == ["a.py"]
+    other, hidden = (problem.message for problem in reading.problems)
+    assert other == "left out 9 files in other languages: 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 4 more"
+    assert hidden.startswith("left out 3 files or folders that are hidden: ")
+    assert set(hidden.partition(": ")[2].split(", ")) == {".git", ".b.py", "x/.c"}
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_names_that_no_document_can_hold_are_left_out_and_counted(tmp_path, suffix):
+    deep, broken = "d/" * 1200 + "x.py", "n\nl.py"
+    archive(tmp_path / f"o__r{suffix}", {deep: "deep\n", broken: "broken\n", "d/" * 100 + "y.py": "y\n", "a.py": "a\n"})
+    (reading,) = read(tmp_path)
+    assert files_of(reading.document.text) == {"a.py": "a\n", "d/" * 100 + "y.py": "y\n"}
+    too_deep, with_break = (problem.message for problem in reading.problems)
+    assert too_deep == f"left out 1 files in more than 100 folders, one in the other: {deep}"
+    assert with_break == "left out 1 files with a line break in their names: 'n\\nl.py'"
 
 
 def test_a_notebook_gives_its_code_cells(tmp_path):
@@ -203,11 +225,45 @@ def test_an_archive_reads_as_its_folder_does(tmp_path, suffix):
     assert one.document == other.document
 
 
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_only_what_is_wanted_of_an_archive_is_in_memory(tmp_path, suffix):
+    big = "\0" * 30_000_000
+    unwanted = {f"r/b{number}.bin": big for number in range(3)} | {"r/b.py": big, "r/vendor/b.py": big[:399_999]}
+    archive(tmp_path / f"o__r{suffix}", {**unwanted, "r/a.py": "a\n", "r/LICENSE": MIT})
+    del unwanted, big
+    tracemalloc.start()
+    (reading,) = read(tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    assert files_of(reading.document.text) == {"a.py": "a\n"} and reading.document.licence == "MIT"
+    assert [problem.message.partition(":")[0] for problem in reading.problems] == [
+        "left out 4 files in other languages",
+        "left out 1 files larger than Github.max_file_bytes = 400,000",
+        "left out 1 files in vendored or built folders",
+    ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_repositories_beyond_a_limit_are_left_out(tmp_path, packed):
+    files = {f"r/{name}": "a = 1\n" * 10 for name in ("a.py", "b.py", "c.txt")}
+    if packed:
+        archive(tmp_path / "o__r.tar.gz", files)
+    else:
+        write(tmp_path / "o__r", files)
+    (reading,) = read(tmp_path, max_repository_bytes=120)
+    assert len(files_of(reading.document.text)) == 2
+    (reading,) = read(tmp_path, max_repository_bytes=119)
+    assert reading.document is None
+    assert reading.problems == (("o/r", "left out: its files have more than Github.max_repository_bytes = 119"),)
+
+
 def test_given_splits_names_and_pickling(tmp_path):
     write(tmp_path, {"train/a__b/x.py": "x", "test/c__d/x.py": "x", "test/readme.txt": "no repository"})
     corpus = Github()
     items = corpus.list(tmp_path)
-    assert [(item.id, item.split) for item in items] == [("a/b", "train"), ("c/d", "test")]
+    assert [(item.id, item.split) for item in documents(items)] == [("a/b", "train"), ("c/d", "test")]
+    assert [item.id for item in items if item.note] == ["test/readme.txt"]
     assert pickle.loads(pickle.dumps((corpus, items))) == (corpus, items)
     write(tmp_path, {"train/c__d/x.py": "x"})
     with pytest.raises(InputError, match="are both c/d"):

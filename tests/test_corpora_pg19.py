@@ -102,6 +102,13 @@ def test_titles_come_from_the_metadata_or_the_text(tmp_path):
     assert problems == [("metadata.csv", "1 books that it lists have no file here: 9")]
 
 
+def test_metadata_that_are_no_table_are_refused_by_line(tmp_path):
+    write(tmp_path, "1.txt", BODY)
+    write(tmp_path, "metadata.csv", '1,One,1900,u\n2,"Two,1900,u\n' + "3,Three,1900,u\n" * 10_000)
+    with pytest.raises(InputError, match=r"metadata\.csv: no table .* from line 2 on \(.*\): close the quotes"):
+        read(tmp_path)
+
+
 def test_splits_of_the_layout_and_metadata_above_them(tmp_path):
     write(tmp_path / "train", "1.txt", "one")
     write(tmp_path / "test", "2.txt", "two")

@@ -1,8 +1,9 @@
 """Members of a tar (plain, gzip, xz, bzip2) or zip, read in memory: nothing is ever written to disk.
 
 An archive is what a stranger made. So names are checked although nobody unpacks to them, links and devices are left
-out with a report, a member beyond a size is not read, and an archive that ends too early is an error: Python's tarfile
-takes a cut between two members, or a damaged header, for the end, and whatever followed would be lost unnoticed.
+out with a report, a member beyond a size, or that nobody wants, is not read, and an archive that ends too early is an
+error: Python's tarfile takes a cut between two members, or a damaged header, for the end, and whatever followed would
+be lost unnoticed.
 """
 
 import bz2
@@ -19,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from memorizing.data.corpora.source import Problem
+from memorizing.data.corpora.source import Problem, opened
 from memorizing.errors import InputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
@@ -40,6 +41,13 @@ class Member(NamedTuple):
     content: bytes
 
 
+class Unread(NamedTuple):
+    """A file of an archive that is not wanted."""
+
+    name: str
+    size: int
+
+
 class _Entry(NamedTuple):
     name: str
     size: int
@@ -52,26 +60,38 @@ def stem(name: str) -> str | None:
     return name[: -len(suffix)] if suffix else None
 
 
-def members(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[Member | Problem]:
+def members(
+    path: Path, max_bytes: int = MAX_BYTES, wanted: Callable[[str, int], bool] = lambda name, size: True
+) -> Iterator[Member | Unread | Problem]:
     """All files of the archive in its order, and a problem for everything else in it that is not a folder.
 
     A name can come twice; the later member is the one that unpacking would leave.
 
+    Args:
+        path: of the archive.
+        max_bytes: larger members are left out.
+        wanted: says by name and size whose content to read; that of others is never in memory.
+
     Raises:
         InputError: for a file that is no archive, or is cut off or damaged; after the members before that place.
     """
-    with path.open("rb") as file:
-        yield from _members(file, str(path), path.name, max_bytes)
+    with opened(path) as file:
+        for entry in _entries(file, str(path), path.name):
+            if isinstance(entry, _Entry) and not wanted(entry.name, entry.size):
+                yield Unread(entry.name, entry.size)
+            else:
+                yield _member(entry, str(path), path.name, max_bytes)
 
 
 def members_of(content: bytes, place: str, max_bytes: int = MAX_BYTES) -> Iterator[Member | Problem]:
     """`members` of an archive that is itself in memory, called `place` in messages."""
-    yield from _members(io.BytesIO(content), place, place, max_bytes)
+    for entry in _entries(io.BytesIO(content), place, place):
+        yield _member(entry, place, place, max_bytes)
 
 
 def names(path: Path) -> Iterator[str | Problem]:
     """Names of what `members` would give; reads no contents, so a plain tar costs no more than its headers."""
-    with path.open("rb") as file:
+    with opened(path) as file:
         for entry in _entries(file, str(path), path.name):
             yield entry if isinstance(entry, Problem) else entry.name
 
@@ -82,7 +102,7 @@ def member(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes | Problem
     Raises:
         InputError: if it is not there, or the archive is damaged up to there.
     """
-    with path.open("rb") as file, contextlib.closing(_entries(file, str(path), path.name)) as entries:
+    with opened(path) as file, contextlib.closing(_entries(file, str(path), path.name)) as entries:
         for entry in entries:
             if isinstance(entry, _Entry) and entry.name == name:
                 return _read(entry, str(path), path.name, max_bytes)
@@ -98,13 +118,11 @@ def is_tar(content: bytes) -> bool:
     return True
 
 
-def _members(file: io.BufferedIOBase, path: str, place: str, max_bytes: int) -> Iterator[Member | Problem]:
-    for entry in _entries(file, path, place):
-        if isinstance(entry, Problem):
-            yield entry
-        else:
-            content = _read(entry, path, place, max_bytes)
-            yield content if isinstance(content, Problem) else Member(entry.name, content)
+def _member(entry: _Entry | Problem, path: str, place: str, max_bytes: int) -> Member | Problem:
+    if isinstance(entry, Problem):
+        return entry
+    content = _read(entry, path, place, max_bytes)
+    return content if isinstance(content, Problem) else Member(entry.name, content)
 
 
 def _read(entry: _Entry, path: str, place: str, max_bytes: int) -> bytes | Problem:

@@ -10,6 +10,7 @@ What becomes of the LaTeX is in `latex` (one file) and `latex_inputs` (files tog
 """
 
 import dataclasses
+import fnmatch
 import functools
 import gzip
 import io
@@ -20,8 +21,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from memorizing.data.corpora import archives, latex, latex_inputs
-from memorizing.data.corpora.source import Document, Item, Problem, Reading
-from memorizing.data.documents import SPLITS, Split
+from memorizing.data.corpora.source import (
+    Document,
+    Item,
+    Problem,
+    Reading,
+    bytes_of,
+    documents,
+    entries,
+    layout,
+    left_out,
+    noted,
+    walk,
+)
+from memorizing.data.documents import Split
 from memorizing.errors import InputError
 
 type Files = Mapping[str, Callable[[], bytes]]
@@ -29,6 +42,12 @@ type Files = Mapping[str, Callable[[], bytes]]
 _BULK = "arXiv_src_*.tar"
 _LICENCES = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.-][\w.-]*)?", re.IGNORECASE)
 _PACKED = (".gz", ".pdf")
+_OTHER_FORMS = {
+    "PostScript": re.compile(rb"\s*(?:\x04\s*)?%!PS"),
+    "a PDF": re.compile(rb"\s*%PDF"),
+    "HTML": re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype\s+html|html|head)\b", re.IGNORECASE),
+}
+_COMMAND = re.compile(rb"\\[A-Za-z@]{2}")
 _UNWANTED = -1
 
 
@@ -57,22 +76,19 @@ class Arxiv:
             )
 
     def list(self, raw: Path) -> list[Item]:
-        """All papers, by split and name; papers of other categories are not listed, papers without metadata are.
-
-        An archive with members that are no papers is an item too, whose reading says which.
-        """
-        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
-        items = [item for split, folder in splits or [(None, raw)] for item in _items(split, folder)]
-        if not any(Path(item.path).is_file() or _has_source(Path(item.path)) for item in items):
+        """All papers, by split and name; papers of other categories are not listed, papers without metadata are."""
+        folders, beside = layout(raw, lambda path: _is_bulk(path) or (_is_folder(path) and _has_source(path)))
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
+        if not any(item.member or _has_source(Path(item.path)) for item in documents(items)):
             raise InputError(
                 f"--raw={raw}: no folder with .tex files and no {_BULK} there or in its train, validation, test; "
                 "name the folder that holds a folder for each paper (unpack other archives first), or arXiv's tars"
             )
         if self.categories:
             papers = _papers(self.metadata, self.categories)
-            items = [item for item in items if papers.get(_key(item.id)) != _UNWANTED]
+            items = [item for item in items if item.note or papers.get(_key(item.id)) != _UNWANTED]
         seen: dict[str, Item] = {}
-        for item in items:
+        for item in documents(items):
             if (other := seen.setdefault(item.id, item)) is not item:
                 raise InputError(
                     f"{item.path} {item.member} and {other.path} {other.member} are both paper {item.id}; "
@@ -84,8 +100,8 @@ class Arxiv:
         yield self._read(item)
 
     def _read(self, item: Item) -> Reading:
-        if not item.member and Path(item.path).is_file():
-            return Reading(None, tuple(_strangers(Path(item.path))))
+        if item.note:
+            return noted(item)
         title, licence, problems = "", "", ()
         if self.metadata:
             place = _papers(self.metadata, self.categories).get(_key(item.id))
@@ -105,28 +121,41 @@ class Arxiv:
 
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
-    for path in sorted(folder.glob("*"), key=lambda path: path.name):
-        if path.is_dir() and not path.name.startswith("."):
+    tars, others = [], []
+    for path in entries(folder):
+        if _is_bulk(path):
+            tars.append(path)
+        elif _is_folder(path):
             yield Item(path.name, split, str(path))
-    for path in sorted(folder.glob(_BULK), key=lambda path: path.name):
-        if any(True for _ in _strangers(path)):
-            yield Item(path.name, split, str(path))
-        for name in archives.names(path):
-            if isinstance(name, str) and name.endswith(_PACKED):
-                yield Item(_id(PurePosixPath(name).stem), split, str(path), name)
+        else:
+            others.append(left_out(path, split, f"neither a folder of a paper nor one of arXiv's tars ({_BULK})"))
+    for path in tars:
+        yield from _members(split, path)
+    yield from others
+
+
+def _is_bulk(path: Path) -> bool:
+    return fnmatch.fnmatchcase(path.name, _BULK) and path.is_file()
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
 
 
 def _has_source(root: Path) -> bool:
-    return any(name.lower().endswith(latex_inputs.SOURCES) for _, _, names in root.walk() for name in names)
+    return any(name.lower().endswith(latex_inputs.SOURCES) for _, _, names in walk(root) for name in names)
 
 
-def _strangers(path: Path) -> Iterator[Problem]:
-    """What is in a tar of arXiv's bulk form besides papers."""
+def _members(split: Split | None, path: Path) -> Iterator[Item]:
+    """Papers of a tar of arXiv's bulk form, and notes for what else is in it."""
     for name in archives.names(path):
         if isinstance(name, Problem):
-            yield name
-        elif not name.endswith(_PACKED):
-            yield Problem(f"{path.name}: {name}", f"left out: not named as papers are ({' or '.join(_PACKED)})")
+            yield Item(name.place, split, str(path), note=name.message)
+        elif name.endswith(_PACKED):
+            yield Item(_id(PurePosixPath(name).stem), split, str(path), name)
+        else:
+            note = f"left out: not named as papers are ({' or '.join(_PACKED)})"
+            yield Item(f"{path.name}: {name}", split, str(path), note=note)
 
 
 def _id(name: str) -> str:
@@ -144,12 +173,12 @@ def _folder(item: Item, settings: Arxiv) -> Reading:
     files: dict[str, Callable[[], bytes]] = {}
     problems: list[Problem] = []
     root = Path(item.path)
-    for folder, folders, names in root.walk(on_error=_fail):
+    for folder, folders, names in walk(root):
         folders[:] = [name for name in folders if not _hidden(name)]
         for path in (folder / name for name in names if not _hidden(name)):
             name = path.relative_to(root).as_posix()
             if path.is_file() and path.resolve().is_relative_to(root.resolve()):
-                files[name] = path.read_bytes
+                files[name] = functools.partial(bytes_of, path)
             else:
                 problems.append(Problem(f"{item.id}/{name}", "left out: a link to no file of this paper, or a device"))
     document, others = _document(item.id, files, settings)
@@ -172,6 +201,8 @@ def _packed(item: Item, settings: Arxiv) -> Reading:
         if len(unpacked) > archives.MAX_BYTES:
             return Reading(None, (Problem(place, f"left out: more than {archives.MAX_BYTES:,} bytes"),))
         if not archives.is_tar(unpacked):
+            if reason := _no_latex(unpacked):
+                return Reading(None, (Problem(place, f"left out: {reason}"),))
             files = {f"{PurePosixPath(item.id).name}.tex": lambda: unpacked}
         else:
             for part in archives.members_of(unpacked, place):
@@ -185,8 +216,12 @@ def _packed(item: Item, settings: Arxiv) -> Reading:
     return Reading(document, (*problems, *others))
 
 
-def _fail(error: OSError):
-    raise error  # Path.walk goes on without the folder if it is not told otherwise
+def _no_latex(content: bytes) -> str | None:
+    """What a paper of a single file is that is no LaTeX; None of LaTeX. arXiv has other forms under the same names."""
+    for kind, start in _OTHER_FORMS.items():
+        if start.match(content):
+            return f"{kind}, without LaTeX source"
+    return None if _COMMAND.search(content) else "a file without any LaTeX command"
 
 
 def _hidden(name: str) -> bool:

@@ -16,8 +16,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from memorizing.data.corpora.source import Document, Item, Problem, Reading
-from memorizing.data.documents import SPLITS, Split
+from memorizing.data.corpora.source import (
+    Document,
+    Item,
+    Problem,
+    Reading,
+    documents,
+    entries,
+    layout,
+    left_out,
+    noted,
+    opened,
+)
+from memorizing.data.documents import Split
 from memorizing.errors import InputError
 
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
@@ -40,14 +51,9 @@ class C4:
 
     def list(self, raw: Path) -> list[Item]:
         """All shards, by split and name: an item is a file of many documents."""
-        folders: list[tuple[Split | None, Path]] = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
-        items = []
-        for split, folder in folders or [(None, raw)]:
-            for path in sorted(folder.glob("*"), key=lambda path: path.name):
-                if path.name.endswith(_SUFFIXES) and not path.name.startswith(".") and path.is_file():
-                    name = f"{split}/{path.name}" if split else path.name
-                    items.append(Item(name, split or _split(path.name), str(path)))
-        if not items:
+        folders, beside = layout(raw, lambda path: any(map(_is_shard, [path, *entries(path)])))
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
+        if not documents(items):
             raise InputError(
                 f"--raw={raw}: no {', '.join(_SUFFIXES)} files there or in its train, validation, test; name the "
                 "folder that holds C4's shards (c4-train.00000-of-01024.json.gz)"
@@ -56,8 +62,11 @@ class C4:
 
     def read(self, item: Item) -> Iterator[Reading]:
         """A page a line, left out if it cannot be used."""
-        path = Path(item.path)
-        for number, line in enumerate(_lines(path), 1):
+        if item.note:
+            yield noted(item)
+            return
+        number = 0
+        for number, line in enumerate(_lines(Path(item.path)), 1):
             place = f"{item.id}, line {number}"
             try:
                 page = json.loads(line.decode("utf-8"))
@@ -80,6 +89,21 @@ class C4:
                 place = url or place
                 reason = f"{size:,} bytes, fewer than C4.minimum_bytes = {self.minimum_bytes:,}" if size else "no text"
             yield Reading(None, (Problem(place, f"left out: {reason}"),))
+        if not number:
+            yield Reading(None, (Problem(item.id, "left out: no line in it"),))
+
+
+def _items(split: Split | None, folder: Path) -> Iterator[Item]:
+    for path in entries(folder):
+        if _is_shard(path):
+            name = f"{split}/{path.name}" if split else path.name
+            yield Item(name, split or _split(path.name), str(path))
+        else:
+            yield left_out(path, split, f"no file of {', '.join(_SUFFIXES)}")
+
+
+def _is_shard(path: Path) -> bool:
+    return path.name.lower().endswith(_SUFFIXES) and not path.name.startswith(".") and path.is_file()
 
 
 def _split(name: str) -> Split | None:
@@ -88,12 +112,15 @@ def _split(name: str) -> Split | None:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as raw:
-        packed = raw.read(2) == b"\x1f\x8b"
+    with opened(path) as raw:
+        head = raw.read(2)
         raw.seek(0)
+        packed = head == b"\x1f\x8b"
         file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
         number = 0
         try:
+            if not head and path.name.lower().endswith(".gz"):
+                raise EOFError("0 bytes, less than any gzip file has")  # for Python's gzip it is a whole one
             for line in file:
                 yield line
                 number += 1

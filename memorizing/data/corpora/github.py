@@ -10,11 +10,12 @@ A file starts with the line `### path/to/file.py` and ends with an empty one. Li
 
 import dataclasses
 import difflib
+import functools
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from memorizing.data.corpora import archives
 from memorizing.data.corpora.github_rules import (
@@ -26,7 +27,20 @@ from memorizing.data.corpora.github_rules import (
     licence_of,
     why_not,
 )
-from memorizing.data.corpora.source import Document, Item, Problem, Reading
+from memorizing.data.corpora.source import (
+    Document,
+    Item,
+    Problem,
+    Reading,
+    bytes_of,
+    documents,
+    entries,
+    layout,
+    left_out,
+    noted,
+    size_of,
+    walk,
+)
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
 
@@ -35,6 +49,19 @@ _START = re.compile(rf"^(?=### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECAS
 _LIKE_START = re.compile(rf"^(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
 _ESCAPED = re.compile(rf"^#(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
 _NAMED = 5
+_HIDDEN = "or folders that are hidden"
+_MAX_DEPTH = 100
+"""No person nests folders so deep; only archives that are made to break their readers do."""
+_MAX_LICENCE_BYTES = 1 << 20
+
+
+class _File(NamedTuple):
+    size: int
+    read: Callable[[], bytes]
+
+
+class _TooLarge(Exception):
+    """More of a repository is wanted than may be in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +70,8 @@ class Github:
 
     Left out, and reported by rule: files in other languages; hidden files and folders; vendored folders and what a
     build made (`github_rules.VENDORED`); generated and minified files (`github_rules.why_not`); files above
-    `max_file_bytes`; what is no UTF-8 text; empty files. Notebooks give their code cells.
+    `max_file_bytes`; what is no UTF-8 text; empty files; files more than 100 folders deep, or with a line break in
+    their names. Notebooks give their code cells.
 
     Attributes:
         languages: taken, by the names of `github_rules.LANGUAGES`; by default the paper's.
@@ -52,6 +80,7 @@ class Github:
             meets another order in each epoch; they have the names OWNER/NAME, OWNER/NAME#2, ...
         seed: of random orders.
         max_file_bytes: larger files are left out.
+        max_repository_bytes: repositories with more in files to read are left out: one is in memory as a whole.
         licences: of which a repository must have one, as SPDX writes them (`github_rules.LICENCES`); () for any.
     """
 
@@ -60,6 +89,7 @@ class Github:
     orders: int = 1
     seed: int = 0
     max_file_bytes: int = 400_000
+    max_repository_bytes: int = 1 << 30
     licences: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -74,30 +104,45 @@ class Github:
                 f"Github.orders = {self.orders} with Github.order = {self.order!r}: at least 1, and more than 1 only "
                 "if Github.order = 'shuffled'"
             )
-        if self.max_file_bytes < 1:
-            raise InputError(f"Github.max_file_bytes = {self.max_file_bytes}: must be at least 1")
+        for limit in ("max_file_bytes", "max_repository_bytes"):
+            if getattr(self, limit) < 1:
+                raise InputError(f"Github.{limit} = {getattr(self, limit)}: must be at least 1")
 
     def list(self, raw: Path) -> list[Item]:
         """All repositories by split and name."""
-        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
-        items = [item for split, folder in splits or [(None, raw)] for item in _items(split, folder)]
-        if not items:
+        folders, beside = layout(raw, _is_repository)
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
+        if not documents(items):
             raise InputError(
                 f"--raw={raw}: no folders and no archives ({', '.join(archives.SUFFIXES)}) there or in its train, "
                 "validation, test; name the folder that holds one for each repository (OWNER__NAME)"
             )
         seen: dict[str, Item] = {}
-        for item in items:
+        for item in documents(items):
             if (other := seen.setdefault(item.id, item)) is not item:
                 raise InputError(f"{item.path} and {other.path} are both {item.id}: move one of them away")
         return items
 
     def read(self, item: Item) -> Iterator[Reading]:
-        files: dict[str, Callable[[], bytes]] = {}
+        if item.note:
+            yield noted(item)
+            return
+        try:
+            yield from self._read(item)
+        except _TooLarge:
+            reason = f"left out: its files have more than Github.max_repository_bytes = {self.max_repository_bytes:,}"
+            yield Reading(None, (Problem(item.id, reason),))
+
+    def _read(self, item: Item) -> Iterator[Reading]:
+        files: dict[str, _File] = {}
+        hidden: dict[str, None] = {}
         problems: list[Problem] = []
-        for found in (_archived if Path(item.path).is_file() else _in_folder)(Path(item.path)):
+        path = Path(item.path)
+        for found in _archived(path, self) if path.is_file() else _in_folder(path):
             if isinstance(found, Problem):
                 problems.append(found)
+            elif name := _hidden(found[0]):
+                hidden[name] = None
             else:
                 files[found[0]] = found[1]
         licence = _licence(files)
@@ -105,8 +150,10 @@ class Github:
             reason = f"left out: its licence ({licence or 'unknown'}) is not in Github.licences = {self.licences}"
             yield Reading(None, (*problems, Problem(item.id, reason)))
             return
-        texts, left_out = _texts(self, files)
-        problems += [Problem(item.id, _summary(rule, names)) for rule, names in left_out.items()]
+        texts, others = _texts(self, files)
+        if hidden:
+            others[_HIDDEN] = list(hidden)
+        problems += [Problem(item.id, _summary(rule, names)) for rule, names in others.items()]
         if not texts:
             reason = f"left out: no file in Github.languages = {self.languages}; {_languages(files)}"
             yield Reading(None, (*problems, Problem(item.id, reason)))
@@ -164,31 +211,69 @@ def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[
 
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
-    for path in sorted(folder.glob("*"), key=lambda path: path.name):
-        stem = path.name if path.is_dir() else archives.stem(path.name)
-        if stem in SPLITS and path.is_file():
+    for path in entries(folder):
+        if archives.stem(path.name) in SPLITS and path.is_file() and not path.is_symlink():
             raise InputError(f"{path} is named as a split, so that it cannot be a repository: unpack it beside itself")
-        if stem and not path.name.startswith(".") and not path.is_symlink():
-            yield Item(stem.replace("__", "/", 1), split, str(path))
+        if _is_repository(path):
+            yield Item(_stem(path).replace("__", "/", 1), split, str(path))
+        elif path.is_symlink():
+            yield left_out(path, split, "a link, which may lead anywhere: put there what it leads to")
+        elif path.name.startswith("."):
+            yield left_out(path, split, "hidden")
+        else:
+            yield left_out(path, split, f"neither a folder nor an archive ({', '.join(archives.SUFFIXES)})")
 
 
-type _Found = Iterator[tuple[str, Callable[[], bytes]] | Problem]
+def _is_repository(path: Path) -> bool:
+    return bool(_stem(path)) and not path.name.startswith(".") and not path.is_symlink()
+
+
+def _stem(path: Path) -> str:
+    """The name of a repository; "" of what is neither a folder nor an archive of one."""
+    if path.is_dir():
+        return path.name
+    stem = archives.stem(path.name) if path.is_file() else None
+    return stem if stem and stem not in SPLITS else ""
+
+
+type _Found = Iterator[tuple[str, _File] | Problem]
+
+
+def _hidden(name: str) -> str:
+    """The first file or folder in a path that is hidden, as a path; "" if none is."""
+    parts = name.split("/")
+    depth = next((depth for depth, part in enumerate(parts, 1) if part.startswith(".")), 0)
+    return "/".join(parts[:depth])
 
 
 def _in_folder(root: Path) -> _Found:
-    for folder, folders, names in root.walk():
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for path in (folder / name for name in sorted(names) if not name.startswith(".")):
+    for folder, folders, names in walk(root):
+        hidden = [name for name in folders if name.startswith(".")]
+        folders[:] = sorted(set(folders).difference(hidden))
+        for path in (folder / name for name in sorted([*names, *hidden])):
             name = path.relative_to(root).as_posix()
-            if path.is_file() and not path.is_symlink():
-                yield name, path.read_bytes
-            else:
+            size = 0 if path.name.startswith(".") else size_of(path)  # nobody reads what is hidden
+            if size is None:
                 yield Problem(f"{root.name}/{name}", "left out: a link or a device")
+            else:
+                yield name, _File(size, functools.partial(bytes_of, path))
 
 
-def _archived(path: Path) -> _Found:
+def _archived(path: Path, settings: Github) -> _Found:
     """Members of an archive, without the one folder in which GitHub's archives have everything."""
-    members = list(archives.members(path))
+    held = 0
+
+    def wanted(name: str, size: int) -> bool:
+        """Whether to read a member, of which nobody knows yet whether the first folder of its name is that one."""
+        nonlocal held
+        if not any(_is_read(settings, own, size) for own in (name, name.partition("/")[2])):
+            return False
+        held += size
+        if held > settings.max_repository_bytes:
+            raise _TooLarge
+        return True
+
+    members = list(archives.members(path, wanted=wanted))
     tops = {member.name.partition("/")[0] for member in members if not isinstance(member, Problem)}
     nested = all("/" in member.name for member in members if not isinstance(member, Problem))
     for member in members:
@@ -196,54 +281,78 @@ def _archived(path: Path) -> _Found:
             yield member
             continue
         name = member.name.partition("/")[2] if len(tops) == 1 and nested else member.name
-        if not any(part.startswith(".") for part in name.split("/")):
-            yield name, lambda content=member.content: content
+        content = member.content if isinstance(member, archives.Member) else b""
+        size = len(content) if isinstance(member, archives.Member) else member.size
+        yield name, _File(size, functools.partial(bytes, content))
 
 
-def _texts(settings: Github, files: Mapping[str, Callable[[], bytes]]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def _texts(settings: Github, files: Mapping[str, _File]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The files to take, as text, and the names of the others by the rule that leaves them out."""
-    wanted = tuple(suffix for language in settings.languages for suffix in LANGUAGES[language])
     texts: dict[str, str] = {}
-    left_out: dict[str, list[str]] = {}
-    for name, read in files.items():
-        text, rule = "", None
-        folders = PurePosixPath(name).parts[:-1]
-        if not name.lower().endswith(wanted):
-            rule = "in other languages"
-        elif VENDORED.intersection(folders):
-            rule = "in vendored or built folders"
-        else:
-            raw = read()
-            if len(raw) > settings.max_file_bytes and not name.lower().endswith(".ipynb"):  # mostly pictures
-                rule = f"larger than Github.max_file_bytes = {settings.max_file_bytes:,}"
-            elif b"\0" in raw:
-                rule = "with NUL bytes, so no text"
-            else:
-                try:
-                    text = raw.decode("utf-8-sig")
-                    text = code_of_notebook(text) if name.lower().endswith(".ipynb") else text
-                    rule = why_not(name, text) if text.strip() else "empty"
-                except UnicodeDecodeError:
-                    rule = "not UTF-8"
-                except InputError as error:
-                    rule = f"named .ipynb, but {error}"
+    others: dict[str, list[str]] = {}
+    total = 0
+    for name, file in files.items():
+        text, rule = "", _unread(settings, name, file.size)
+        if not rule:
+            total += file.size
+            if total > settings.max_repository_bytes:
+                raise _TooLarge
+            text, rule = _text(name, file.read())
         if rule:
-            left_out.setdefault(rule, []).append(name)
+            others.setdefault(rule, []).append(name)
         else:
             texts[name] = text
-    return texts, left_out
+    return texts, others
 
 
-def _licence(files: Mapping[str, Callable[[], bytes]]) -> str:
+def _unread(settings: Github, name: str, size: int) -> str | None:
+    """The rule by which a file is left out without reading it, or None."""
+    folders = PurePosixPath(name).parts[:-1]
+    if not name.lower().endswith(tuple(suffix for language in settings.languages for suffix in LANGUAGES[language])):
+        return "in other languages"
+    if VENDORED.intersection(folders):
+        return "in vendored or built folders"
+    if size > settings.max_file_bytes and not name.lower().endswith(".ipynb"):  # mostly pictures
+        return f"larger than Github.max_file_bytes = {settings.max_file_bytes:,}"
+    if len(folders) > _MAX_DEPTH:
+        return f"in more than {_MAX_DEPTH} folders, one in the other"
+    return "with a line break in their names" if "\n" in name else None
+
+
+def _text(name: str, raw: bytes) -> tuple[str, str | None]:
+    """The text of a file, and the rule by which it is left out nevertheless, or None."""
+    if b"\0" in raw:
+        return "", "with NUL bytes, so no text"
+    try:
+        text = raw.decode("utf-8-sig")
+        text = code_of_notebook(text) if name.lower().endswith(".ipynb") else text
+    except UnicodeDecodeError:
+        return "", "not UTF-8"
+    except InputError as error:
+        return "", f"named .ipynb, but {error}"
+    return text, why_not(name, text) if text.strip() else "empty"
+
+
+def _is_read(settings: Github, name: str, size: int) -> bool:
+    """Whether the content of a file matters: whether it may be taken, or says the licence."""
+    return _is_licence(name, size) or (not _hidden(name) and not _unread(settings, name, size))
+
+
+def _is_licence(name: str, size: int) -> bool:
+    return "/" not in name and LICENCE_FILE.fullmatch(name) is not None and size <= _MAX_LICENCE_BYTES
+
+
+def _licence(files: Mapping[str, _File]) -> str:
     """Of the licence files at the top; several of them are a choice."""
-    names = sorted(name for name in files if "/" not in name and LICENCE_FILE.fullmatch(name))
-    found = (licence_of(files[name]().decode("utf-8", errors="replace")) for name in names)
+    names = sorted(name for name, file in files.items() if _is_licence(name, file.size))
+    found = (licence_of(files[name].read().decode("utf-8", errors="replace")) for name in names)
     return " OR ".join(dict.fromkeys(name for name in found if name))
 
 
 def _summary(rule: str, names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"left out {len(names)} files {rule}: {', '.join(names[:_NAMED])}{more}"
+    shown = (name if name.isprintable() else ascii(name) for name in names[:_NAMED])
+    return f"left out {len(names)} files {rule}: {', '.join(shown)}{more}"
 
 
 def _languages(files: Mapping[str, object]) -> str:

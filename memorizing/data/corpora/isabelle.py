@@ -17,7 +17,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memorizing.data.corpora.isabelle_theories import Header, Session, header, sessions
-from memorizing.data.corpora.source import Document, Item, Problem, Reading
+from memorizing.data.corpora.source import (
+    Document,
+    Item,
+    Problem,
+    Reading,
+    bytes_of,
+    documents,
+    entries,
+    layout,
+    left_out,
+    noted,
+    walk,
+)
 from memorizing.data.documents import SPLITS
 from memorizing.errors import InputError
 
@@ -26,6 +38,8 @@ _OF_DISTRIBUTION = re.compile(
 )
 # What the archive's LICENSE says: its own for all files but those so marked.
 _LICENCES = ("BSD-3-Clause", "LGPL-2.1")
+_READ = re.compile(r"thys|src|Isabelle.*")
+_NO_ENTRY = re.compile(r"ROOTS?|LICENSE.*")
 _MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
 
 
@@ -42,22 +56,25 @@ class Isabelle:
 
     def list(self, raw: Path) -> list[Item]:
         """All entries by split and name, then sessions of Isabelle/HOL in the order of its ROOT."""
-        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
-        items = [
-            Item(id, split, str(base), id) for split, base in splits or [(None, raw)] for id in archive(base).entries
-        ]
-        if not items:
+        folders, items = layout(raw, _has_theories)
+        for split, base in folders:
+            items += [Item(id, split, str(base), id) for id in archive(base).entries]
+            items += [left_out(path, split, reason) for path, reason in archive(base).others]
+        if not documents(items):
             raise InputError(
                 f"--raw={raw}: no .thy files in thys/ENTRY or src/HOL there or in its train, validation, test; name "
                 "the folder that holds the Archive of Formal Proofs (with thys in it)"
             )
         seen: dict[str, Item] = {}
-        for item in items:
+        for item in documents(items):
             if (other := seen.setdefault(item.id, item)) is not item:
                 raise InputError(f"{item.id} is in {item.path} and in {other.path}: move one of them away")
         return items
 
     def read(self, item: Item) -> Iterator[Reading]:
+        if item.note:
+            yield noted(item)
+            return
         its = archive(Path(item.path))
         order, problems = its.order(item.id, self.imported_entries)
         texts, marked = [], 0
@@ -77,10 +94,11 @@ class Isabelle:
 
 
 class Entry(NamedTuple):
-    """Theories of an entry by path, those first that its ROOT lists; and those that it lists but that are not there."""
+    """Theories of an entry by path, those first that its ROOT lists; what it lists but is not there; and links."""
 
     theories: dict[str, None]
     absent: tuple[str, ...]
+    links: tuple[str, ...]
 
 
 class Archive:
@@ -88,6 +106,7 @@ class Archive:
 
     def __init__(self, base: Path):
         self.entries: dict[str, Entry] = {}
+        self.others: list[tuple[Path, str]] = []  # what is neither, and why
         self._files: dict[str, Path] = {}
         self._sessions: dict[str, dict[str, str]] = {}  # theories of a session, by the names that imports have
         self._global: dict[str, str] = {}
@@ -95,9 +114,16 @@ class Archive:
         self._named: dict[tuple[str, str], list[str]] = {}
         self._entry_of: dict[str, str] = {}
         thys = base / "thys" if (base / "thys").is_dir() else base
-        for folder in sorted(thys.iterdir(), key=lambda path: path.name):
-            if folder.is_dir() and not folder.is_symlink() and folder.name not in ("src", *SPLITS):
-                self._add(folder.name, folder, sessions(_decoded(folder / "ROOT")))
+        for folder in entries(thys):
+            if folder.name in ("src", *SPLITS) or _NO_ENTRY.fullmatch(folder.name):
+                continue
+            if folder.is_symlink() or not folder.is_dir():
+                self.others.append((folder, "a link" if folder.is_symlink() else "no folder of an entry"))
+            elif not self._add(folder.name, folder, sessions(_decoded(folder / "ROOT"))):
+                self.others.append((folder, "a folder without theories"))
+        if thys != base:
+            beside = [path for path in entries(base) if not _READ.fullmatch(path.name)]
+            self.others += [(path, "neither thys nor Isabelle's distribution") for path in beside]
         distribution = [*base.glob("src/HOL/ROOT"), *sorted(base.glob("Isabelle*/src/HOL/ROOT"))]
         if len(distribution) > 1:
             several = " and ".join(str(path.parents[2]) for path in distribution)
@@ -106,19 +132,23 @@ class Archive:
             self._add(session.name, distribution[0].parent, [session], deep=False)
         self.licensed = (thys / "LICENSE").is_file()
 
-    def _add(self, entry: str, folder: Path, its_sessions: list[Session], deep: bool = True) -> None:
-        """Files of an entry: all below its folder, or only those where its sessions have theirs."""
+    def _add(self, entry: str, folder: Path, its_sessions: list[Session], deep: bool = True) -> bool:
+        """Files of an entry: all below its folder, or only those where its sessions have theirs; whether it has any."""
         found: dict[str, Path] = {}
+        links: list[str] = []
         places = {posixpath.normpath(place) for session in its_sessions for place in session.folders}
-        for root, folders, names in folder.walk():
+        for root, folders, names in walk(folder):
             folders.sort()
             inside = root.relative_to(folder).as_posix()
             for name in sorted(names):
-                path = root / name
-                if name.endswith(".thy") and (deep or inside in places) and not path.is_symlink():
-                    found[posixpath.normpath(f"{folder.name}/{inside}/{name}")] = path
+                if name.endswith(".thy") and (deep or inside in places):
+                    path = posixpath.normpath(f"{folder.name}/{inside}/{name}")
+                    if (root / name).is_symlink():
+                        links.append(path)
+                    else:
+                        found[path] = root / name
         if not found:
-            return
+            return False
         listed: dict[str, None] = {}
         absent = []
         for session in its_sessions:
@@ -140,12 +170,14 @@ class Archive:
             self._named.setdefault((entry, _stem(path)), []).append(path)
         self._entry_of.update(dict.fromkeys(found, entry))
         self._files.update(found)
-        self.entries[entry] = Entry({**listed, **dict.fromkeys(found)}, tuple(absent))
+        self.entries[entry] = Entry({**listed, **dict.fromkeys(found)}, tuple(absent), tuple(links))
+        return True
 
     def order(self, entry: str, imported_entries: bool) -> tuple[list[str], list[Problem]]:
         """Paths so that imports come first, otherwise as the ROOT lists them, then by path; and what is odd."""
         own = self.entries[entry]
         problems = [Problem(f"{entry}/ROOT", f"lists {name}, which has no file") for name in own.absent]
+        problems += [Problem(path, "left out: a link") for path in own.links]
         done: dict[str, bool] = {}  # False while its imports are being followed
         order: list[str] = []
         outside: dict[str, None] = {}
@@ -196,7 +228,7 @@ class Archive:
 
     def text(self, path: str) -> tuple[str | None, list[Problem]]:
         """A theory as text, and what was odd about it."""
-        raw = self._files[path].read_bytes()
+        raw = bytes_of(self._files[path])
         if b"\0" in raw:
             return None, [Problem(path, f"left out: a NUL byte at offset {raw.index(0)}, so this is no text")]
         try:
@@ -241,4 +273,8 @@ def _stem(path: str) -> str:
 
 
 def _decoded(path: Path) -> str:
-    return path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    return bytes_of(path).decode("utf-8", errors="replace").replace("\r\n", "\n") if path.is_file() else ""
+
+
+def _has_theories(path: Path) -> bool:
+    return path.is_dir() and any(name.endswith(".thy") for *_, names in walk(path) for name in names)

@@ -15,8 +15,16 @@ VERBATIM = ("verbatim", "Verbatim", "BVerbatim", "LVerbatim", "lstlisting", "min
 _DEFINES_VERBATIM = re.compile(
     r"\\(?:lstnewenvironment|DefineVerbatimEnvironment|newtcblisting|newverbatim)[ \t]*\{([A-Za-z]+)\}"
 )
+# In front of an argument, and in its braces, TeX takes a line's end, and a comment with it, as it takes blanks.
+# Nothing in these is matched twice (`*+`): else a long run of blanks without an end would take forever.
+_GAP = r"[ \t]*+(?:(?:%[^\n]*+)?\n[ \t]*+)?+"
+_NAME = r"(?:[ \t]*+(?:%[^\n]*+)?\n)?+(?P<NAME>[^{}%\n]*+)(?:(?:%[^\n]*+)?\n[ \t]*+)?+"
+_ARGUMENT = re.compile(r"ARGUMENT\((\w+)\)")
+_COMMENT = re.compile(r"%[^\n]*\n[ \t]*")
 _TOKEN = re.compile(
-    r"""
+    _ARGUMENT.sub(
+        lambda argument: _NAME.replace("NAME", argument[1]),
+        r"""
     \\[^A-Za-z]                                                                      # \% \\ and the like
     | (?P<comment>%[^\n]*)
     | (?P<inline>\\verb\*?(?P<bar>[^A-Za-z\s*\\%{}])[^\n]*?(?P=bar)
@@ -27,12 +35,13 @@ _TOKEN = re.compile(
     | (?P<end>\\end[ \t]*\{document\})
     | (?P<class>\\document(?:class|style)(?![A-Za-z@]))
     | \\(?P<plain>input|include|subfile|subfileinclude)(?![A-Za-z@])
-        (?:[ \t]*\{(?P<name>[^{}%\n]*)\}|[ \t]+(?P<bare>[^\s{}\\%[\]$&,]+))
+        (?:GAP\{ARGUMENT(name)\}|(?![^\s%])GAP(?P<bare>[^\s{}\\%[\]$&,]+))
     | \\(?P<from>(?:sub)?(?:import|inputfrom|includefrom))\*?
-        [ \t]*\{(?P<folder>[^{}%\n]*)\}[ \t]*\{(?P<file>[^{}%\n]*)\}
-    | \\olimport\*?[ \t]*(?:\[(?P<olfolder>[^]%\n]*)\])?[ \t]*\{(?P<olfile>[^{}%\n]*)\}
+        GAP\{ARGUMENT(folder)\}GAP\{ARGUMENT(file)\}
+    | \\olimport\*?GAP(?:\[(?P<olfolder>[^]%\n]*)\])?GAP\{ARGUMENT(olfile)\}
     | (?P<bibliography>\\(?:bibliography[ \t]*\{[^{}\n]*\}|printbibliography(?![A-Za-z@])))
-    """,
+    """.replace("GAP", _GAP),
+    ),
     re.VERBOSE,
 )
 _REST_IS_BLANK = re.compile(r"[ \t]*(?:%[^\n]*)?(?=\n|\Z)")
@@ -87,7 +96,7 @@ def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Piece]:
             line, counted = line + text.count("\n", counted, token.start()), token.start()
             if token.start() > place:
                 yield Piece(text[place : token.start()])
-            yield Piece(token[0], command[0], line, *command[1:])
+            yield Piece(_COMMENT.sub(" " if token["bare"] else "", token[0]), command[0], line, *command[1:])
             place, fresh = search, False
     if place < len(text):
         yield Piece(text[place:])

@@ -1,5 +1,6 @@
 r"""A document out of the LaTeX files of a folder: which file it starts from, and what that inputs put in its place."""
 
+import dataclasses
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -62,7 +63,18 @@ class Expansion(NamedTuple):
     problems: tuple[Problem, ...]
 
 
-def expand(tree: Tree, main: str, bbl: bool = False) -> Expansion:
+@dataclasses.dataclass
+class Budget:
+    """What has been put in, by all expansions that share it: files that input each other twice unfold without end."""
+
+    inputs: int = 0
+    characters: int = 0
+
+    def spent(self) -> bool:
+        return self.inputs > MAX_INPUTS or self.characters > MAX_CHARACTERS
+
+
+def expand(tree: Tree, main: str, bbl: bool = False, budget: Budget | None = None) -> Expansion:
     r"""The text that LaTeX would read, starting from `main`, up to `\end{document}`.
 
     A name is looked up, with `.tex` added or as it is, in the folder of the `\subfile` or `\import` around it if there
@@ -70,7 +82,7 @@ def expand(tree: Tree, main: str, bbl: bool = False) -> Expansion:
     with its own `\documentclass` and `document` environment gives that environment's inside.
     Commands that cannot be followed stay as they are and are a problem each. `\includeonly` is not heeded.
     """
-    walk = _Walk(tree, main, bbl)
+    walk = _Walk(tree, main, bbl, budget or Budget())
     text = "".join(walk.file(main, posixpath.dirname(main), ()))
     problems = [problem for name in sorted(walk.reached) if (problem := tree.problem(name))]
     return Expansion(
@@ -79,11 +91,10 @@ def expand(tree: Tree, main: str, bbl: bool = False) -> Expansion:
 
 
 class _Walk:
-    def __init__(self, tree: Tree, main: str, bbl: bool):
-        self.tree, self.main, self.bbl = tree, main, bbl
+    def __init__(self, tree: Tree, main: str, bbl: bool, budget: Budget):
+        self.tree, self.main, self.bbl, self.budget = tree, main, bbl, budget
         self.reached: set[str] = set()
         self.problems: list[Problem] = []
-        self.inputs = self.characters = 0
         self.has_class = self.has_begin = self.ended = False
 
     def file(self, name: str, base: str, trail: tuple[str, ...]) -> Iterator[str]:
@@ -106,13 +117,13 @@ class _Walk:
                 return
             self.has_class |= piece.kind == "class"
             self.has_begin |= piece.kind == "begin"
-            self.characters += len(piece.text)
+            self.budget.characters += len(piece.text)
             follow = piece.name or (piece.kind == "bibliography" and self.bbl)
             inside = self._follow(piece, name, base, trail) if follow else None
             yield piece.text if inside is None else "".join(inside).strip("\n")
 
     def _follow(self, piece: Piece, within: str, base: str, trail: tuple[str, ...]) -> Iterator[str] | None:
-        place, what = f"{within}:{piece.line}", piece.text.strip()
+        place, what = f"{within}:{piece.line}", " ".join(piece.text.split())
         if "\\" in piece.name + piece.folder or "#" in piece.name + piece.folder:
             return self._problem(place, f"{what}: which file this is depends on a macro; not put in")
         name = self._find(piece, posixpath.dirname(within), base)
@@ -127,8 +138,8 @@ class _Walk:
             return self._problem(place, f"{what}: {' > '.join(cycle[cycle.index(name) :])} is a cycle; not put in")
         if "\0" in self.tree.text(name):
             return self._problem(place, f"{what}: {name} holds NUL bytes, so is not text; not put in")
-        self.inputs += 1
-        if len(trail) >= MAX_DEPTH or self.inputs > MAX_INPUTS or self.characters > MAX_CHARACTERS:
+        self.budget.inputs += 1
+        if len(trail) >= MAX_DEPTH or self.budget.spent():
             limit = f"{MAX_DEPTH} files deep, {MAX_INPUTS:,} inputs or {MAX_CHARACTERS:,} characters"
             return self._problem(place, f"{what}: beyond {limit} in one document; not put in")
         inside = base if piece.kind in ("input", "bibliography") else posixpath.dirname(name)
@@ -162,10 +173,11 @@ def main_file(tree: Tree, folder: str) -> str:
     class can be in a format made beforehand); else any. Among these: one that no other inputs; one that is called as
     papers are (main, paper, …) or as its folder; the one that reaches most text; the shallowest; the first by name.
     """
+    budget = Budget()
     ranks: dict[str, int] = {}
     reached: dict[str, frozenset[str]] = {}
     for name in tree.sources:
-        expansion = expand(tree, name)
+        expansion = expand(tree, name, budget=budget)
         has_class, has_begin = tree.has(name, "class"), tree.has(name, "begin")
         whole = (has_class or has_begin) and expansion.has_class and expansion.has_begin
         ranks[name] = 0 if whole else 1 if has_class or has_begin else 2
@@ -188,17 +200,19 @@ def document(tree: Tree, folder: str, append_unreached: bool, bbl: bool) -> tupl
     it inputs.
     """
     main = main_file(tree, folder)
-    whole = expand(tree, main, bbl)
+    budget = Budget()
+    whole = expand(tree, main, bbl, budget)
     texts, problems, reached = [whole.text], list(whole.problems), set(whole.reached)
     has_class = any(tree.has(name, "class") for name in tree.sources)
     if not has_class:
         problems.append(Problem("", f"no \\documentclass in any file: its text starts with {main}"))
     if append_unreached and not has_class:
         unreached = [name for name in tree.sources if name not in reached]
-        inner = {part for name in unreached for part in expand(tree, name).reached - {name}}
+        looking = Budget()
+        inner = {part for name in unreached for part in expand(tree, name, budget=looking).reached - {name}}
         for name in sorted(unreached, key=lambda name: (name in inner, name.split("/"))):
             if name not in reached:
-                part = expand(tree, name, bbl)
+                part = expand(tree, name, bbl, budget)
                 texts.append(part.text)
                 problems += part.problems
                 reached |= part.reached

@@ -9,19 +9,30 @@
 import csv
 import dataclasses
 import functools
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from memorizing.data.corpora.source import Document, Item, Problem, Reading
-from memorizing.data.documents import SPLITS, Split
+from memorizing.data.corpora.source import (
+    Document,
+    Item,
+    Problem,
+    Reading,
+    bytes_of,
+    documents,
+    entries,
+    layout,
+    left_out,
+    noted,
+)
+from memorizing.data.documents import Split
 from memorizing.errors import InputError
 
 METADATA = "metadata.csv"
 
 _NAME = re.compile(r"(.+?)(-0|-8)?\.txt", re.IGNORECASE)
 _PREFERENCE = ("-0", "", "-8")  # of several files of a book: UTF-8 before what may have lost characters
-_COPY = "another file of the same book"
 
 # A marker can be wrapped: its title goes on in the next lines, to the closing asterisks.
 _START = re.compile(
@@ -51,32 +62,31 @@ class Pg19:
 
     def list(self, raw: Path) -> list[Item]:
         """All books, by split and number. Of several files of a book the one in UTF-8 is taken."""
-        splits = [(split, raw / split) for split in SPLITS if (raw / split).is_dir()]
-        items = [item for split, folder in splits or [(None, raw)] for item in _items(split, folder)]
-        if not items:
+        folders, beside = layout(raw, _has_books, known=(METADATA,))
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
+        if not documents(items):
             raise InputError(
                 f"--raw={raw}: no .txt files there or in its train, validation, test; name the folder that holds a "
                 "file for each book, as Project Gutenberg names them (2600-0.txt)"
             )
         seen: dict[str, Item] = {}
-        for item in items:
-            if not item.member and (other := seen.setdefault(item.id, item)) is not item:
+        for item in documents(items):
+            if (other := seen.setdefault(item.id, item)) is not item:
                 raise InputError(
                     f"{item.path} and {other.path} are both book {item.id}, in two splits: move one of them away"
                 )
-        for metadata in [raw / METADATA, *(folder / METADATA for _, folder in splits)]:
+        for metadata in dict.fromkeys([raw / METADATA, *(folder / METADATA for _, folder in folders)]):
             if missing := [id for id in _titles(metadata) if id not in seen]:
                 more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
                 note = f"{len(missing)} books that it lists have no file here: {', '.join(missing[:5])}{more}"
-                items.append(Item(METADATA, None, str(metadata), note))
+                items.append(Item(METADATA, None, str(metadata), note=note))
         return items
 
     def read(self, item: Item) -> Iterator[Reading]:
-        path = Path(item.path)
-        if item.member:
-            note = item.member if path.name == METADATA else f"left out: {item.member}, {item.id}"
-            yield Reading(None, (Problem(path.name, note),))
+        if item.note:
+            yield noted(item)
             return
+        path = Path(item.path)
         text, problems = decode(path)
         if text is None:
             yield Reading(None, problems)
@@ -95,7 +105,7 @@ class Pg19:
 
 def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
     """Text of a file in UTF-8 or ISO-8859-1, line ends as `\\n`, without a byte-order mark; None if it is no text."""
-    raw = path.read_bytes()
+    raw = bytes_of(path)
     if (place := raw.find(b"\0")) >= 0:
         message = f"left out: a NUL byte at offset {place}, so this is no text; mend or replace the file"
         return None, (Problem(path.name, message),)
@@ -124,14 +134,22 @@ def without_licence(text: str) -> str:
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
     books: dict[str, list[tuple[str, Path]]] = {}
-    for path in folder.glob("*.[tT][xX][tT]"):
-        if path.is_file() and not path.name.startswith(".") and (name := _NAME.fullmatch(path.name)):
+    for path in entries(folder):
+        name = _NAME.fullmatch(path.name)
+        if name and not path.name.startswith(".") and path.is_file():
             books.setdefault(name[1], []).append(((name[2] or ""), path))
+        elif path.name != METADATA:
+            reason = "a folder" if path.is_dir() else "no file named as Project Gutenberg names texts (2600-0.txt)"
+            yield left_out(path, split, reason)
     for id in sorted(books, key=lambda id: (not id.isdecimal(), int(id) if id.isdecimal() else 0, id)):
         first, *others = sorted(books[id], key=lambda file: (_PREFERENCE.index(file[0]), file[1].name))
         yield Item(id, split, str(first[1]))
         for _, path in others:
-            yield Item(id, split, str(path), _COPY)
+            yield left_out(path, split, f"another file of the same book, {id}")
+
+
+def _has_books(path: Path) -> bool:
+    return any(_NAME.fullmatch(file.name) for file in ([path] if path.is_file() else entries(path)))
 
 
 def _title(text: str) -> str:
@@ -143,5 +161,17 @@ def _title(text: str) -> str:
 def _titles(metadata: Path) -> Mapping[str, str]:
     if not metadata.is_file():
         return {}
-    with metadata.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        return {row[0].strip(): row[1].strip() for row in csv.reader(file) if len(row) > 1}
+    text = io.StringIO(bytes_of(metadata).decode("utf-8-sig", errors="replace"), newline="")
+    rows = csv.reader(text)
+    titles: dict[str, str] = {}
+    line = 1
+    try:
+        for row in rows:
+            line = rows.line_num + 1
+            titles.update({row[0].strip(): row[1].strip()} if len(row) > 1 else {})
+    except csv.Error as error:
+        raise InputError(
+            f"{metadata}: no table of id, title, year, url from line {line} on ({error}): close the quotes in "
+            "that line, or move the file away to take titles from the books"
+        ) from error
+    return titles
