@@ -26,7 +26,7 @@ import seqio
 import tensorflow as tf
 
 from memorizing.data.corpora import github
-from memorizing.data.documents import SPLITS, Document, Problem, Split
+from memorizing.data.documents import SPLITS, Document, Problem, Split, state_of
 from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import ByteVocabulary, IdVocabulary, SentencePieceVocabulary, Vocabulary
 from memorizing.errors import InputError
@@ -205,6 +205,17 @@ def pieces(task: seqio.Task | seqio.Mixture) -> dict[Split, list[tuple[Split, in
     if "train" not in found:
         raise InputError(f"Prepare.task = {task.name!r} has the splits {', '.join(task.splits)}, but no train split")
     return found
+
+
+def members(task: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
+    """The tasks of a mixture, by name, or the task itself."""
+    return [task] if isinstance(task, seqio.Task) else list(task.tasks)
+
+
+def state(task: seqio.Task | seqio.Mixture) -> str:
+    """Of the files it reads, where its source says which: other sizes or times of change give another."""
+    shards = [file for its in members(task) for split in its.splits for file in its.source.list_shards(split)]
+    return state_of(Path(), [Path(os.fspath(shard)) for shard in shards])
 
 
 def read(task: seqio.Task | seqio.Mixture, piece: tuple[Split, int, int], seed: int) -> Iterator[Document | Problem]:

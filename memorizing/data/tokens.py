@@ -2,6 +2,7 @@
 
 FOLDER/manifest.json         format, vocabulary, digests, counts, lengths, settings
 FOLDER/notes.txt             what was left out or odd in the raw files, and why, a line each
+FOLDER/origin.json           where the raw files lay, and a digest of their sizes and times: whether tokens are of these
 FOLDER/vocabulary.model      the SentencePiece model, if that is the vocabulary
 FOLDER/SPLIT/tokens          TensorStore (zarr3) array of all documents' tokens, one after another
 FOLDER/SPLIT/ends            ... of where each document ends in it
@@ -27,6 +28,8 @@ from memorizing.errors import InputError
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 NOTES = "notes.txt"
+ORIGIN = "origin.json"
+"""Beside the manifest, which is the same wherever and whenever the raw files were put."""
 CHECKED_WHOLE = 1 << 28
 """Splits of up to so many tokens are read and compared with their digest before use, in a second or so; of larger ones
 each chunk has a checksum of its own, which is compared when it is read."""

@@ -71,6 +71,9 @@ class Pg19:
                 items.append(Item(METADATA, None, str(metadata), note))
         return items
 
+    def metadata_files(self, raw: Path) -> tuple[Path, ...]:
+        return tuple(folder / METADATA for folder in (raw, *(raw / split for split in SPLITS)))
+
     def read(self, item: Item) -> Iterator[Reading]:
         path = Path(item.path)
         if item.member:

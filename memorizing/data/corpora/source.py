@@ -56,3 +56,12 @@ class Corpus(Protocol):
                 place and remedy.
         """
         ...
+
+
+@runtime_checkable
+class HasMetadata(Protocol):
+    """A corpus whose documents also depend on files that belong to no item: titles, say."""
+
+    def metadata_files(self, raw: Path) -> tuple[Path, ...]:
+        """These files, those that may be there as well: when one of them changes, documents are read again."""
+        ...
