@@ -15,9 +15,11 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +54,9 @@ from memorizing.errors import InputError
 from memorizing.files import LOCK, held, write_whole
 
 LISTED = 1000
-"""Of what is left out, so many are in the manifest; all are in the notes."""
+"""Of what is left out, so many are in the manifest; all are counted there, and are in the notes."""
+_REASONS = 100
+"""So many reasons are counted each on its own."""
 
 
 def prepare(
@@ -311,6 +315,13 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def _reason(message: str, known: Collection[str]) -> str:
+    """Why something was left out, without what differs from one to the next: numbers, what is in brackets, names."""
+    reason = re.sub(r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", re.sub(r" \([^()]*\)|'[^']*'", "", message.removeprefix("left out: ")))
+    reason = reason.partition(": ")[0]
+    return reason if reason in known or len(known) < _REASONS else "other reasons"
+
+
 def _join(
     work: Path,
     parts: Mapping[Split, list[_TokenPart]],
@@ -325,7 +336,7 @@ def _join(
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
     save_vocabulary(vocabulary, result)
-    splits, left_out, notes = {}, [], 0
+    splits, left_out, reasons, notes = {}, [], Counter(), 0
     with (result / NOTES).open("w") as file:
 
         def note(problem: Problem) -> None:
@@ -334,6 +345,7 @@ def _join(
             line = writable(f"{problem.place}: {problem.message}".replace("\n", " "))
             file.write(line + "\n")
             if problem.message.startswith("left out"):
+                reasons[_reason(problem.message, reasons)] += 1
                 left_out.append(line) if len(left_out) < LISTED else None
 
         def documents(split: Split) -> Iterator[Tokenized]:
@@ -357,13 +369,14 @@ def _join(
     for line in left_out[:20]:
         report(f"  {line}")
     if notes > len(left_out[:20]):
-        report(f"  {notes} notes on what was left out or odd: {NOTES}")
+        report(f"  left out: {reasons.total():,}; {notes:,} notes on what was left out or odd: {NOTES}")
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": settings.source,
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": fingerprint(vocabulary)},
         "splits": splits,
         "left_out": left_out,
+        "left_out_counts": dict(reasons.most_common()),
         "notes": notes,
         "settings": own,
     }
