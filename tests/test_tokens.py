@@ -1,10 +1,12 @@
 """Prepared tokens: what was prepared can be read back exactly, and nothing half-made is taken for whole."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 
 from memorizing.data import prepare as prepare_module
 from memorizing.data import tokens as tokens_module
@@ -176,6 +178,48 @@ def test_a_vocabulary_can_be_shared(raw, tmp_path):
         assert manifest["vocabulary"] == PreparedTokens(tmp_path / "one").manifest["vocabulary"]
     with pytest.raises(InputError, match=r"Prepare\.vocabulary_from = .* and no SentencePiece model"):
         run(PrepareSettings(vocabulary_from=str(raw / "3.txt")), raw, tmp_path / "bad")
+    given = PrepareSettings(vocabulary="bytes", vocabulary_from=str(tmp_path / "one"))
+    with pytest.raises(
+        InputError, match=r"is a vocabulary of sentencepiece, but Prepare\.vocabulary = 'bytes': set this"
+    ):
+        run(given, raw, tmp_path / "bad")
+    run(PrepareSettings(source="recall"), None, tmp_path / "recall")
+    with pytest.raises(
+        InputError, match=r"is a vocabulary of words, but Prepare\.vocabulary = 'sentencepiece': name an"
+    ):
+        run(PrepareSettings(vocabulary_from=str(tmp_path / "recall")), raw, tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({}, r"it loses line ends, .*double spaces, .*ligatures, wide letters, Chinese characters, rare"),
+        (
+            {
+                "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False,
+                "remove_extra_whitespaces": False, "pad_id": -1, "bos_id": -1, "eos_id": -1, "model_type": "bpe",
+                "user_defined_symbols": ["\u2581", "e"],
+            },
+            r"it loses .*spaces.*, its piece '\u2581', whose id 1 is one of pad, end and unknown, its piece 'e', whose",
+        ),
+    ],
+    ids=["defaults", "no-special-ids"],
+)  # fmt: skip
+def test_a_vocabulary_that_would_lose_text_is_refused(raw, tmp_path, options, lost):
+    model = io.BytesIO()
+    lines = ["".join(chr(97 + (n * k) % 26) for k in range(20)) + " and more text" for n in range(200)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=300,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    (tmp_path / "given.model").write_bytes(model.getvalue())
+    with pytest.raises(InputError, match=rf"Prepare\.vocabulary_from = .* does not give back .*{lost}"):
+        run(PrepareSettings(vocabulary_from=str(tmp_path / "given.model")), raw, tmp_path / "out")
+    assert not (tmp_path / "out.unfinished").exists()
 
 
 KNOWN = r"its train split's documents\.jsonl or bytes is "

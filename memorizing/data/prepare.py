@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from memorizing.data.bulk import Beam, BeamSettings, do, write_once
-from memorizing.data.documents import SPLITS, Document, Problem, Split, writable
+from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
 from memorizing.data.settings import PrepareSettings
 from memorizing.data.sources import Piece, Source, open_source
 from memorizing.data.tokens import (
@@ -36,15 +36,14 @@ from memorizing.data.tokens import (
     MANIFEST,
     NOTES,
     ORIGIN,
-    PreparedTokens,
     Tokenized,
     fingerprint,
+    given_vocabulary,
     token_type,
     write_split,
 )
 from memorizing.data.vocabulary import (
     ByteVocabulary,
-    SentencePieceVocabulary,
     Vocabulary,
     load_vocabulary,
     save_vocabulary,
@@ -239,15 +238,15 @@ def _given_vocabulary(settings: PrepareSettings) -> Vocabulary | None:
     """That of `Prepare.vocabulary_from`, unless the source has one of its own; looked at before anything is read."""
     if not settings.vocabulary_from or settings.source in ("task", "recall"):
         return None
-    path = Path(settings.vocabulary_from)
-    if path.is_dir():
-        return PreparedTokens(path).vocabulary
-    try:
-        return SentencePieceVocabulary(path.read_bytes())
-    except (OSError, RuntimeError) as error:
+    vocabulary = given_vocabulary(Path(settings.vocabulary_from), "Prepare.vocabulary_from")
+    if vocabulary.kind != settings.vocabulary:
+        known = vocabulary.kind in ("bytes", "sentencepiece")
+        remedy = f"set this to {vocabulary.kind!r}" if known else "name another folder or model"
         raise InputError(
-            f"Prepare.vocabulary_from = {str(path)!r} is no prepared folder and no SentencePiece model: {error}"
-        ) from error
+            f"Prepare.vocabulary_from = {settings.vocabulary_from!r} is a vocabulary of {vocabulary.kind}, but "
+            f"Prepare.vocabulary = {settings.vocabulary!r}: {remedy}"
+        )
+    return vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +293,10 @@ class _TokenPart:
         ]
         return documents, [Problem(*problem) for problem in problems]
 
+    def digests(self) -> list[tuple[str, str]]:
+        """The name of each document, and a digest of its tokens."""
+        return [(document.id, hashlib.sha256(document.tokens.tobytes()).hexdigest()) for document in self.load()[0]]
+
     def size(self) -> int:
         """Bytes of text in it."""
         with np.load(self.path) as arrays:
@@ -315,9 +318,27 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def _moved(parts: Mapping[Split, list[_TokenPart]]) -> tuple[dict[Path, dict[int, Split]], list[Problem]]:
+    """Documents that are in another split as well, which they go to: by part and number. And what is repeated."""
+    places, known = [], []
+    for split, own_parts in parts.items():
+        for part in own_parts:
+            for number, (id, digest) in enumerate(part.digests()):
+                places.append((part.path, number))
+                known.append(Known(id, digest, split))
+    splits, copies = assign_splits(known, 0.0, 0.0, 0)
+    moved: dict[Path, dict[int, Split]] = {}
+    for (path, number), document, split in zip(places, known, splits, strict=True):
+        if split != document.split:
+            moved.setdefault(path, {})[number] = split
+    return moved, copies
+
+
 def _reason(message: str, known: Collection[str]) -> str:
     """Why something was left out, without what differs from one to the next: numbers, what is in brackets, names."""
-    reason = re.sub(r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", re.sub(r" \([^()]*\)|'[^']*'", "", message.removeprefix("left out: ")))
+    reason = re.sub(
+        r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", re.sub(r" \([^()]*\)|'[^']*'", "", message.removeprefix("left out: "))
+    )
     reason = reason.partition(": ")[0]
     return reason if reason in known or len(known) < _REASONS else "other reasons"
 
@@ -348,21 +369,28 @@ def _join(
                 reasons[_reason(problem.message, reasons)] += 1
                 left_out.append(line) if len(left_out) < LISTED else None
 
-        def documents(split: Split) -> Iterator[Tokenized]:
-            for part in parts[split]:
-                found, problems = part.load()
-                for problem in problems:
-                    note(problem)
-                yield from found
+        moved, copies = _moved(parts) if source.repeats else ({}, [])
 
-        for problem in source.problems:
+        def documents(split: Split) -> Iterator[Tokenized]:
+            for home in parts:
+                for part in parts[home]:
+                    goes = moved.get(part.path, {})
+                    if home != split and split not in goes.values():
+                        continue
+                    found, problems = part.load()
+                    for problem in problems if home == split else ():
+                        note(problem)
+                    yield from (own for number, own in enumerate(found) if goes.get(number, home) == split)
+
+        for problem in [*source.problems, *copies]:
             note(problem)
         for split in (split for split in SPLITS if split in parts):
             counts = write_split(result / split, documents(split), token_type(vocabulary))
             if not counts.documents:
                 raise InputError(
-                    f"no document of the {split} split is left: see Prepare.minimum_tokens = {settings.minimum_tokens} "
-                    f"and what was left out: {'; '.join(left_out[:5]) or 'nothing'}"
+                    f"no document of the {split} split is left: see Prepare.minimum_tokens = {settings.minimum_tokens}"
+                    f", what was left out ({'; '.join(left_out[:5]) or 'nothing'}), and documents that are in another "
+                    f"split too ({'; '.join(copy.place for copy in copies[:5]) or 'none'})"
                 )
             splits[split] = dataclasses.asdict(counts)
             report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")

@@ -36,6 +36,7 @@ class Source(Protocol):
         digest: of the documents as far as they are known once it is open, and of how they are read; others have
             another.
         in_beam: whether its pieces are worth sending to Beam's workers.
+        repeats: whether the same document may be in two of its splits, which only shows when it is read.
     """
 
     vocabulary: Vocabulary | None
@@ -44,6 +45,9 @@ class Source(Protocol):
 
     @property
     def in_beam(self) -> bool: ...
+
+    @property
+    def repeats(self) -> bool: ...
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         """All pieces. A killed run that opens it again gets the same.
@@ -108,6 +112,7 @@ class Listed:
     problems: list[Problem] = dataclasses.field(default_factory=list)
     digest: str = ""
     in_beam: bool = False
+    repeats: bool = False
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         known, sizes = self._known()
@@ -169,6 +174,7 @@ class CorpusSource:
     vocabulary: Vocabulary | None = None
     digest: str = ""
     found: str = ""
+    repeats: bool = False
 
     @property
     def in_beam(self) -> bool:
@@ -244,6 +250,7 @@ class TaskSource:
     vocabulary: Vocabulary | None = None
     digest: str = ""
     in_beam: bool = False
+    repeats: bool = True
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         tasks = needed("memorizing.data.tasks", "task")
@@ -252,10 +259,14 @@ class TaskSource:
         task = tasks.find(self.settings.task, self.settings.task_modules)
         self.vocabulary = tasks.vocabulary_of(task)
         pieces = tasks.pieces(task)
-        self.digest = f"{task.name} {pieces}"
-        others = [split for split in task.splits if split not in SPLITS]
-        self.problems = [Problem(task.name, f"left out: its split {split}") for split in others]
+        self.digest = f"{task.name} {pieces} {tasks.state(task)}"
+        members = tasks.members(task)
+        others = [(its.name, split) for its in members for split in tasks.splits_of(its) if split not in SPLITS]
+        self.problems = [Problem(name, f"left out: its split {split}") for name, split in others]
         report(f"{task.name}: splits {', '.join(pieces)}, vocabulary of {self.vocabulary.size} tokens")
+        if members != [task]:
+            names = ", ".join(its.name for its in members)
+            report(f"  a mixture: every document of {names} once, at whatever rate they are mixed")
         return pieces
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]:

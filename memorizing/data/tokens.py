@@ -22,7 +22,7 @@ import numpy as np
 import tensorstore
 from jaxtyping import Int
 
-from memorizing.data.vocabulary import Vocabulary, load_vocabulary
+from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary
 from memorizing.errors import InputError
 
 FORMAT_VERSION = 3
@@ -218,6 +218,26 @@ def _faults(manifest: Any, shape: Mapping[str, Any], place: str = "") -> list[st
         elif isinstance(kind, dict) or not isinstance(value, kind):
             faults.append(place + name)
     return faults
+
+
+def given_vocabulary(path: Path, setting: str) -> Vocabulary:
+    """The vocabulary of a prepared folder, or of a SentencePiece model made elsewhere.
+
+    Raises:
+        InputError: naming the `setting` that gave it, when it is neither, or would not give back every text.
+    """
+    try:
+        vocabulary = PreparedTokens(path).vocabulary if path.is_dir() else SentencePieceVocabulary(path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{setting} = {str(path)!r} is no prepared folder and no SentencePiece model: {error}"
+        ) from error
+    if isinstance(vocabulary, SentencePieceVocabulary) and (lost := vocabulary.loses()):
+        raise InputError(
+            f"{setting} = {str(path)!r} does not give back the text that it encodes; it loses {', '.join(lost)}: take "
+            "one that `memorizing prepare` trained (no normalization, byte fallback, ids 0, 1, 2 for pad, end, unknown)"
+        )
+    return vocabulary
 
 
 @contextlib.contextmanager
