@@ -208,7 +208,7 @@ def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
 
 def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
     for number in range(12):
-        for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py"):
+        for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py", "g.py", "h.py", "i.py"):
             path = tmp_path / "raw" / f"o__r{number}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{name} of {number}\n")
@@ -289,3 +289,31 @@ def test_options_that_are_none_are_refused():
         Beam.of(BeamSettings(options=("workers 8",)))
     with pytest.raises(InputError, match=r"Beam\.runner = 'NoSuchRunner': Unexpected pipeline runner"):
         Beam.of(BeamSettings("NoSuchRunner"))
+    misspelt = BeamSettings(options=("--direct_numm_workerss=2", "--nonsense=1"))
+    with pytest.raises(InputError, match=r"has --direct_numm_workerss=2, --nonsense=1, .*mean --direct_num_workers\?"):
+        Beam.of(misspelt)
+    with pytest.raises(InputError, match=r"Beam\.options = .*direct_num_workers: invalid int value: 'two'"):
+        Beam.of(BeamSettings(options=("--direct_num_workers=two",)))
+    with pytest.raises(InputError, match=r"Beam\.options = .*--direct_running_mode: invalid choice: 'x'"):
+        Beam.of(BeamSettings(options=("--direct_running_mode=x",)))
+
+
+@pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])
+def test_a_file_that_cannot_be_read_is_named(raw, tmp_path, beam, monkeypatch):
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)  # permissions themselves do not stop root
+    with pytest.raises(InputError, match=r"/raw/\d+-0\.txt: Permission denied; mend it, move it away"):
+        build(raw, tmp_path / "data", beam=beam)
+
+
+def test_a_repository_with_one_order_gives_one_document(tmp_path):
+    for number in range(4):
+        (tmp_path / "raw" / f"o__r{number}").mkdir(parents=True)
+        (tmp_path / "raw" / f"o__r{number}" / "a.py").write_text(f"a = {number}\n")
+    how = {"corpus": Github(order="shuffled", orders=3), "validation": 0.0, "test": 0.0}
+    builder = build(tmp_path / "raw", tmp_path / "data", "github", **how)
+    assert [document["document_id"] for document in documents(builder)["train"]] == [f"o/r{n}" for n in range(4)]
+    messages = {note.place: note.message for note in builders.notes(builder)}
+    assert messages["o/r1#2"] == "left out: in the same order as another of its documents" and len(messages) == 8

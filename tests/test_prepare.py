@@ -230,3 +230,21 @@ def test_documents_in_a_data_dir_need_no_raw_files(tmp_path, source, monkeypatch
     prepared("one", None)  # which is complete
     with pytest.raises(InputError, match=r"was made with settings .*'seed': 0.*, not with .*'seed': 1"):
         prepared("another", None, seed=1)
+
+
+def test_a_folder_that_cannot_be_made_is_named(raw, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"file/out\.unfinished cannot be made or written to \(Not a directory\)"):
+        run(raw, tmp_path / "file" / "out")
+    (tmp_path / "out.unfinished").write_text("no folder either")
+    with pytest.raises(InputError, match=r"out\.unfinished cannot be made or written to \(File exists\)"):
+        run(raw, tmp_path / "out")
+
+
+def test_errors_of_the_file_system_are_no_bugs(raw, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "there")
+
+    monkeypatch.setattr(module, "write_split", full)
+    with pytest.raises(InputError, match="there: No space left on device; mend it"):
+        run(raw, tmp_path / "out")

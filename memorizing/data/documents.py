@@ -165,7 +165,7 @@ class FolderDocuments:
 
 def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Problem]]:
     """The files to read, and a problem for each kind of thing that is not read."""
-    files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0}
+    files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0, "pipes and devices": 0}
     for folder, folders, names in root.walk():
         kept = []
         for name in [*folders, *names]:
@@ -177,6 +177,8 @@ def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Probl
                 counts["linked folders"] += 1
             elif settings.suffixes and not name.endswith(settings.suffixes):
                 counts["by Folder.suffixes"] += 1
+            elif (folder / name).exists() and not (folder / name).is_file():  # reading could wait for ever
+                counts["pipes and devices"] += 1
             else:
                 files.append(folder / name)
         folders[:] = kept

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from memorizing.data.bulk import Beam, BeamSettings, do, write_once
+from memorizing.data.bulk import Beam, BeamSettings, do, file_errors_named, write_once
 from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
 from memorizing.data.settings import PrepareSettings
 from memorizing.data.sources import Piece, Source, open_source
@@ -58,6 +58,7 @@ _REASONS = 100
 """So many reasons are counted each on its own."""
 
 
+@file_errors_named()
 def prepare(
     settings: PrepareSettings,
     sections: Mapping[str, Any],
