@@ -248,3 +248,14 @@ def test_errors_of_the_file_system_are_no_bugs(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "write_split", full)
     with pytest.raises(InputError, match="there: No space left on device; mend it"):
         run(raw, tmp_path / "out")
+
+
+def test_reasons_are_told_without_what_differs_from_one_to_the_next():
+    for message, reason in (
+        ("left out: 1,234 tokens, fewer than Prepare.minimum_tokens = 4,096", "N tokens, fewer than"),
+        ("left out 3 files in other languages: a.rs, b.rs", "N files in other languages"),
+        ("left out: no file in Github.languages = ('c', 'go'); it has rust", "no file in Github.languages = ...; it"),
+        ("left out: damaged (at 17)", "damaged"),
+    ):
+        assert module._reason(message, []).startswith(reason)
+    assert module._reason("left out: x", [str(number) for number in range(100)]) == "other reasons"

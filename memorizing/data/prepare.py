@@ -337,10 +337,10 @@ def _moved(parts: Mapping[Split, list[_TokenPart]]) -> tuple[dict[Path, dict[int
 
 def _reason(message: str, known: Collection[str]) -> str:
     """Why something was left out, without what differs from one to the next: numbers, what is in brackets, names."""
-    reason = re.sub(
-        r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", re.sub(r" \([^()]*\)|'[^']*'", "", message.removeprefix("left out: "))
-    )
-    reason = reason.partition(": ")[0]
+    reason = re.sub(r"^left out:? ", "", message).partition(": ")[0]
+    for varying, stands_for in ((r"= \([^()]*\)", "= ..."), (r" \([^()]*\)", ""), (r"'[^']*'", "'...'")):
+        reason = re.sub(varying, stands_for, reason)
+    reason = re.sub(r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", reason)
     return reason if reason in known or len(known) < _REASONS else "other reasons"
 
 
