@@ -256,6 +256,7 @@ MAY_CHANGE = {
     "Memory.search",
     "Memory.block_size",
     "Model.remat",
+    "Model.scan_layers",
 }
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
@@ -344,6 +345,6 @@ def load_trained(workdir: Path, files: Sequence[str | Path], bindings: Sequence[
     trained, _ = load([stored], [])
     experiment, _ = load([stored, *files], bindings)
     for name, now, before in differences(experiment, trained):
-        if name.startswith("Model.") and name not in ("Model.dtype", "Model.remat"):
+        if name.startswith("Model.") and name not in ("Model.dtype", "Model.remat", "Model.scan_layers"):
             raise ConfigError(f"{name} = {now!r}, but the model in {workdir} was trained with {before!r}")
     return experiment

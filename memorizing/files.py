@@ -8,6 +8,9 @@ from pathlib import Path
 
 from memorizing.errors import InputError
 
+LOCK = "lock"
+"""The file by which a folder is held."""
+
 
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` under another name beside `path`, then renames; makes the folder if need be."""
@@ -22,12 +25,20 @@ def held(folder: Path, taken: str) -> Iterator[None]:
     """Makes `folder`, and holds it until the end of the `with`, or of the process however it ends.
 
     Raises:
-        InputError: with the message `taken`, when another process holds it.
+        InputError: with the message `taken`, when another process holds it; or when it cannot be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be made or written to ({error.strerror}): name another folder, or mend that"
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise InputError(taken) from None
+        except OSError as error:
+            raise InputError(f"{folder} cannot be locked ({error.strerror}): name a folder on another disk") from error
         yield

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from memorizing.data.bulk import Beam, BeamSettings, do, write_once
+from memorizing.data.corpora.arxiv import Arxiv
 from memorizing.data.corpora.c4 import C4
 from memorizing.data.corpora.github import Github
 from memorizing.data.corpora.pg19 import Pg19
@@ -120,7 +121,7 @@ def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp
     with pytest.raises(InputError, match=r"was made with settings Pg19\(strip_licence=True\).*, not with .*False"):
         build(raw, tmp_path / "data", corpus=Pg19(strip_licence=False))
     (raw / "7-0.txt").write_text("another text")
-    with pytest.raises(InputError, match="was made with files"):
+    with pytest.raises(InputError, match=r"was made from '.*raw', whose files have changed since: remove it"):
         build(raw, tmp_path / "data")
     deep = tmp_path / "repositories" / "o__r" / "a" / "b.py"
     deep.parent.mkdir(parents=True)
@@ -130,8 +131,49 @@ def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp
     shares = {"validation": 0.0, "test": 0.0}
     build(tmp_path / "repositories", tmp_path / "data", "github", **shares)
     deep.write_text("b = 22\n")
-    with pytest.raises(InputError, match="was made with files"):
+    with pytest.raises(InputError, match="whose files have changed since"):
         build(tmp_path / "repositories", tmp_path / "data", "github", **shares)
+
+
+def changed(raw, data_dir, name, **fields):
+    with pytest.raises(InputError, match="whose files have changed since"):
+        build(raw, data_dir, name, **fields)
+
+
+def test_changes_of_metadata_and_behind_links_are_seen(raw, tmp_path):
+    (tmp_path / "elsewhere.txt").write_text("a book that lies elsewhere\n")
+    (raw / "77.txt").symlink_to(tmp_path / "elsewhere.txt")
+    (raw / "78.txt").symlink_to(raw / "nowhere")
+    build(raw, tmp_path / "books")
+    build(raw, tmp_path / "books")
+    (tmp_path / "elsewhere.txt").write_text("another book\n")
+    changed(raw, tmp_path / "books", "pg19")
+    build(raw, tmp_path / "listed")
+    (raw / "metadata.csv").write_text("1,A title,1900,url\n")
+    changed(raw, tmp_path / "listed", "pg19")
+    paper = tmp_path / "papers" / "2101.00001" / "main.tex"
+    paper.parent.mkdir(parents=True)
+    paper.write_text("\\documentclass{article}\\begin{document}Text.\\end{document}\n")
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text('{"id": "2101.00001", "title": "One"}\n')
+    how = {"corpus": Arxiv(metadata=str(metadata)), "validation": 0.0, "test": 0.0}
+    build(tmp_path / "papers", tmp_path / "papers_data", "arxiv", **how)
+    metadata.write_text('{"id": "2101.00001", "title": "Another"}\n')
+    changed(tmp_path / "papers", tmp_path / "papers_data", "arxiv", **how)
+
+
+def test_raw_files_may_be_named_from_elsewhere(raw, tmp_path, monkeypatch):
+    build(raw, tmp_path / "data")
+    monkeypatch.setattr(Pg19, "read", None)
+    monkeypatch.chdir(tmp_path)
+    build("raw", tmp_path / "data")
+    (tmp_path / "link").symlink_to(raw)
+    build(tmp_path / "link", tmp_path / "data")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "1-0.txt").write_text("one")
+    with pytest.raises(InputError, match=r"made from '.*raw', whose files are others than those in '.*other'"):
+        build(other, tmp_path / "data")
 
 
 def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not_says_what_to_do(raw, tmp_path):
@@ -162,12 +204,12 @@ def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
     builder = build(tmp_path / "raw", tmp_path / "data", "github", validation=0.0, test=0.0)
     ((document,),) = documents(builder).values()
     assert document["text"] == "### na?ve.py\na = 1\n\n"
-    assert builders.notes(builder)[0].message.endswith("na?ve.rs")
+    assert r"na\udcefve.rs" in builders.notes(builder)[0].message
 
 
 def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
     for number in range(12):
-        for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py"):
+        for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py", "g.py", "h.py", "i.py"):
             path = tmp_path / "raw" / f"o__r{number}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{name} of {number}\n")
@@ -248,3 +290,31 @@ def test_options_that_are_none_are_refused():
         Beam.of(BeamSettings(options=("workers 8",)))
     with pytest.raises(InputError, match=r"Beam\.runner = 'NoSuchRunner': Unexpected pipeline runner"):
         Beam.of(BeamSettings("NoSuchRunner"))
+    misspelt = BeamSettings(options=("--direct_numm_workerss=2", "--nonsense=1"))
+    with pytest.raises(InputError, match=r"has --direct_numm_workerss=2, --nonsense=1, .*mean --direct_num_workers\?"):
+        Beam.of(misspelt)
+    with pytest.raises(InputError, match=r"Beam\.options = .*direct_num_workers: invalid int value: 'two'"):
+        Beam.of(BeamSettings(options=("--direct_num_workers=two",)))
+    with pytest.raises(InputError, match=r"Beam\.options = .*--direct_running_mode: invalid choice: 'x'"):
+        Beam.of(BeamSettings(options=("--direct_running_mode=x",)))
+
+
+@pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])
+def test_a_file_that_cannot_be_read_is_named(raw, tmp_path, beam, monkeypatch):
+    def forbidden(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)  # permissions themselves do not stop root
+    with pytest.raises(InputError, match=r"/raw/\d+-0\.txt.* .Permission denied.; mend"):
+        build(raw, tmp_path / "data", beam=beam)
+
+
+def test_a_repository_with_one_order_gives_one_document(tmp_path):
+    for number in range(4):
+        (tmp_path / "raw" / f"o__r{number}").mkdir(parents=True)
+        (tmp_path / "raw" / f"o__r{number}" / "a.py").write_text(f"a = {number}\n")
+    how = {"corpus": Github(order="shuffled", orders=3), "validation": 0.0, "test": 0.0}
+    builder = build(tmp_path / "raw", tmp_path / "data", "github", **how)
+    assert [document["document_id"] for document in documents(builder)["train"]] == [f"o/r{n}" for n in range(4)]
+    messages = {note.place: note.message for note in builders.notes(builder)}
+    assert messages["o/r1#2"] == "left out: in the same order as another of its documents" and len(messages) == 8

@@ -65,6 +65,13 @@ def test_what_is_not_read_is_counted(folder):
     assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py"]
 
 
+def test_a_pipe_is_not_waited_for(folder):
+    os.mkfifo(folder / "pipe.py")
+    documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test",)))
+    assert "pipe.py" not in documents.ids()
+    assert Problem(folder.name, "left out: 1 pipes and devices") in documents.problems
+
+
 def test_short_documents_are_left_out_and_named(folder):
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), minimum_bytes=5))
     assert set(read(documents)) == {"a/test/t.py", "b.py"}

@@ -32,6 +32,21 @@ def test_it_prints_the_manifest_a_document_and_its_segments(data, capsys):
         assert f"{start:,}  " in said and repr(after) in said and repr(text[max(0, start - 32) : start][-30:]) in said
 
 
+def test_it_says_how_many_were_left_out_and_why(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("memorizing.data.prepare.LISTED", 2)
+    raw = tmp_path / "short"
+    raw.mkdir()
+    for number in range(30):
+        (raw / f"{number}.txt").write_text(f"{number}" * (40 if number < 5 else 1))
+    params = ("vocabulary = 'bytes'", "validation = 0.0", "test = 0.0", "minimum_tokens = 10")
+    params = [word for param in params for word in ("--gin_param", f"Prepare.{param}")]
+    assert main(["prepare", *params, f"--raw={raw}", f"--out={tmp_path / 'few'}"]) == 0
+    assert "left out: 25; 25 notes" in capsys.readouterr().out
+    assert main(["inspect-data", str(tmp_path / "few")]) == 0
+    said = capsys.readouterr().out
+    assert "left out: 25; 25 notes" in said and "25 N tokens, fewer than Prepare.minimum_tokens = N\n" in said
+
+
 def test_it_refuses_what_is_not_there_or_not_whole(data, capsys):
     for arguments, words in (
         (["--document=9.txt"], "--document=9.txt: not in the train split; its first are 1.txt"),

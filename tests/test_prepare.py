@@ -1,7 +1,10 @@
 """`memorizing prepare` stopped half-way: what it goes on with, what it refuses, and what it leaves behind."""
 
+import dataclasses
 import importlib
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -68,20 +71,99 @@ def test_it_goes_on_where_it_stopped(raw, stopped, tmp_path, monkeypatch):
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_it_does_not_go_on_with_other_settings_or_documents(raw, stopped, tmp_path):
-    other = PrepareSettings(vocabulary_size=291, vocabulary_model="bpe", validation=0.2, test=0.2, part_bytes=1000)
-    words = r"out\.unfinished was begun with Prepare\.vocabulary_size = 290, now Prepare\.vocabulary_size = 291"
-    with pytest.raises(InputError, match=words):
-        run(raw, stopped, other)
-    with pytest.raises(InputError, match=r"was begun with Folder\.minimum_bytes = 1, now Folder\.minimum_bytes = 2"):
-        run(raw, stopped, folder=FolderSettings(minimum_bytes=2))
-    with pytest.raises(InputError, match="was begun with --raw = "):
-        (tmp_path / "elsewhere").symlink_to(raw)
-        run(tmp_path / "elsewhere", stopped)
+def test_other_settings_or_documents_are_not_mixed_with_what_was_begun_and_cost_it_nothing(raw, stopped, tmp_path):
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.unfinished").rglob("*.npz")}
+
+    def fails(raw, settings=SETTINGS, **sections):
+        with pytest.raises(InputError, match="no document of the train split is left"):
+            run(raw, stopped, dataclasses.replace(settings, minimum_tokens=9999), **sections)
+
+    fails(raw)
+    fails(raw, dataclasses.replace(SETTINGS, vocabulary_size=291))
+    fails(raw, folder=FolderSettings(minimum_bytes=2))
+    three = (raw / "3.txt").read_text()
+    (raw / "3.txt").write_text("another text " * 9)
+    fails(raw)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    (raw / "3.txt").write_text(three)
+    run(raw, stopped)
+    run(raw, tmp_path / "undisturbed")
+    assert tokens(stopped) == tokens(tmp_path / "undisturbed")
+
+
+def tokens(folder):
+    return {name: content for name, content in files(folder).items() if name != "origin.json"}
+
+
+def corpus(**fields):
+    return dataclasses.replace(SETTINGS, **{"source": "pg19", "vocabulary": "bytes", **fields})
+
+
+def test_a_remedy_can_be_followed_and_documents_that_were_read_are_not_read_again(raw, tmp_path, monkeypatch):
+    """A typo costs nothing: not of the folder, the vocabulary or the minimum."""
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="nowhere"):
+        run(tmp_path / "nowhere", out, corpus())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
+    with pytest.raises(InputError, match="choose a smaller"):
+        run(raw, out, corpus(vocabulary="sentencepiece", vocabulary_size=30_000))
+    monkeypatch.setattr(Pg19, "read", None)
+    with pytest.raises(InputError, match="no document of the train split is left"):
+        run(raw, out, corpus(minimum_tokens=10_000))
+    assert run(raw, out, corpus(minimum_tokens=5))["splits"]["train"]["documents"] > 5
+
+
+def test_a_vocabulary_that_is_not_there_is_noticed_before_anything_is_read(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(Pg19, "list", None)
+    with pytest.raises(InputError, match=r"Prepare\.vocabulary_from = '/nope'"):
+        run(raw, tmp_path / "out", corpus(vocabulary_from="/nope"))
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+def test_more_documents_can_be_given_when_there_were_too_few(tmp_path):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "1.txt").write_text("one book")
+    with pytest.raises(InputError, match=r"give more documents, or set Prepare\.validation"):
+        run(tmp_path / "raw", tmp_path / "out", corpus())
+    run(tmp_path / "raw", tmp_path / "out", corpus(validation=0.0, test=0.0))
+    for number in range(2, 6):
+        (tmp_path / "raw" / f"{number}.txt").write_text(f"book {number}")
+    with pytest.raises(InputError, match="no document of the train split is left"):
+        run(tmp_path / "raw", tmp_path / "more", corpus(minimum_tokens=9999))
+    (tmp_path / "raw" / "6.txt").write_text("a sixth book")
+    counts = run(tmp_path / "raw", tmp_path / "more", corpus())["splits"]
+    assert sum(split["documents"] for split in counts.values()) == 6
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, corpus()], ids=["folder", "pg19"])
+def test_tokens_of_other_raw_files_are_not_taken_for_those_of_these(raw, tmp_path, settings, monkeypatch):
+    manifest = run(raw, tmp_path / "out", settings)
+    monkeypatch.chdir(tmp_path)
+    assert run(Path("raw"), tmp_path / "out", settings) == manifest  # the same folder, otherwise named
+    with pytest.raises(InputError, match=r"exists already, made with Prepare\.seed = 0, now Prepare\.seed = 1"):
+        run(raw, tmp_path / "out", dataclasses.replace(settings, seed=1))
+    other = tmp_path / "other"
+    shutil.copytree(raw, other)
+    (other / "3.txt").write_text("another text")
+    with pytest.raises(InputError, match=rf"made of --raw={raw}, now of --raw={other}: these are other files"):
+        run(other, tmp_path / "out", settings)
     (raw / "3.txt").write_text("another text")
-    with pytest.raises(InputError, match="was begun when the documents were others than now"):
-        run(raw, stopped)
-    assert list((tmp_path / "out.unfinished" / "tokens").rglob("*.npz"))
+    with pytest.raises(InputError, match=rf"made of --raw={raw}, whose files have changed since"):
+        run(raw, tmp_path / "out", settings)
+
+
+def test_a_folder_of_somebody_else_is_not_removed(raw, tmp_path):
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "out.unfinished" / "thesis.txt").write_text("two years")
+    with pytest.raises(InputError, match=r"out\.unfinished holds thesis\.txt, .*move it away"):
+        run(raw, tmp_path / "out")
+    (tmp_path / "out.unfinished" / "thesis.txt").rename(tmp_path / "thesis.txt")
+    run(raw, tmp_path / "out")
+    (tmp_path / "out.unfinished").mkdir()
+    (tmp_path / "thesis.txt").rename(tmp_path / "out.unfinished" / "thesis.txt")
+    with pytest.raises(InputError, match=r"out\.unfinished holds thesis\.txt"):
+        run(raw, tmp_path / "out")
+    assert (tmp_path / "out.unfinished" / "thesis.txt").exists()
 
 
 def test_a_name_that_is_no_utf_8_breaks_nothing(raw, tmp_path):
@@ -123,3 +205,57 @@ def test_a_corpus_that_is_not_published_needs_its_raw_files(tmp_path):
     pytest.importorskip("memorizing.data.builders")
     with pytest.raises(InputError, match=r"--raw is missing: name the folder that holds the files of github"):
         run(None, tmp_path / "out", PrepareSettings(source="github"), github=Github())
+
+
+@pytest.mark.parametrize("source", ["github", "pg19"])
+def test_documents_in_a_data_dir_need_no_raw_files(tmp_path, source, monkeypatch):
+    builders = pytest.importorskip("memorizing.data.builders")
+    monkeypatch.setattr(builders.tfds, "builder", None)  # so nothing is fetched
+    raw, sections = tmp_path / "raw", {"github": Github(), "pg19": Pg19()}
+    for number in range(12):
+        (raw / f"o__r{number}").mkdir(parents=True)
+        (raw / f"o__r{number}" / "a.py").write_text(f"a = {number}\n")
+        (raw / f"{number}.txt").write_text(f"book {number}\n")
+
+    def prepared(name, raw, **fields):
+        settings = PrepareSettings(source=source, vocabulary="bytes", **fields)
+        say = lambda line: None  # noqa: E731
+        prepare(settings, sections, BeamSettings(), raw, tmp_path / name, tmp_path / "data", say)
+        return files(tmp_path / name)
+
+    one = prepared("one", raw)
+    shutil.rmtree(raw)
+    other = prepared("other", None)
+    assert one.pop("origin.json") != other.pop("origin.json") and one == other
+    prepared("one", None)  # which is complete
+    with pytest.raises(InputError, match=r"was made with settings .*'seed': 0.*, not with .*'seed': 1"):
+        prepared("another", None, seed=1)
+
+
+def test_a_folder_that_cannot_be_made_is_named(raw, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"file/out\.unfinished cannot be made or written to \(Not a directory\)"):
+        run(raw, tmp_path / "file" / "out")
+    (tmp_path / "out.unfinished").write_text("no folder either")
+    with pytest.raises(InputError, match=r"out\.unfinished cannot be made or written to \(File exists\)"):
+        run(raw, tmp_path / "out")
+
+
+def test_errors_of_the_file_system_are_no_bugs(raw, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "there")
+
+    monkeypatch.setattr(module, "write_split", full)
+    with pytest.raises(InputError, match="there: No space left on device; mend it"):
+        run(raw, tmp_path / "out")
+
+
+def test_reasons_are_told_without_what_differs_from_one_to_the_next():
+    for message, reason in (
+        ("left out: 1,234 tokens, fewer than Prepare.minimum_tokens = 4,096", "N tokens, fewer than"),
+        ("left out 3 files in other languages: a.rs, b.rs", "N files in other languages"),
+        ("left out: no file in Github.languages = ('c', 'go'); it has rust", "no file in Github.languages = ...; it"),
+        ("left out: damaged (at 17)", "damaged"),
+    ):
+        assert module._reason(message, []).startswith(reason)
+    assert module._reason("left out: x", [str(number) for number in range(100)]) == "other reasons"

@@ -42,6 +42,28 @@ seqio.TaskRegistry.add(
     output_features={"inputs": seqio.Feature(seqio.ByteVocabulary())},
 )
 seqio.MixtureRegistry.add("own_mixture", [("own_bytes", 1)])
+
+def add(name, examples, feature=seqio.Feature(seqio.PassThroughVocabulary(100)), splits=("train", "validation")):
+    def dataset(split, shuffle_files=False, seed=None):
+        return tf.data.Dataset.from_generator(
+            lambda: ({"targets": targets} for targets in examples[split]),
+            output_signature={"targets": tf.TensorSpec([None] * feature.rank, feature.dtype)})
+    seqio.TaskRegistry.add(name, source=seqio.FunctionDataSource(dataset, splits), preprocessors=[],
+                           output_features={"targets": feature})
+
+for name, first, count in (("own_forty", 0, 40), ("own_seven", 50, 7)):
+    add(name, {"train": [[first + n, 1] for n in range(count)], "validation": [[first + n, 2] for n in range(count)]})
+seqio.MixtureRegistry.add("own_uneven", [("own_forty", 1.0), ("own_seven", 3.0)])
+add("own_wrong", {"train": [[5], [1, 2, 70000, -1]]}, splits=["train"])
+add("own_repeats", {"train": [[5], [6], [6]], "validation": [[7], [6], [8, 8]]})
+for name, rank, kind in (("own_float", 1, tf.float32), ("own_table", 2, tf.int32)):
+    add(name, {"train": []}, seqio.Feature(seqio.PassThroughVocabulary(9), rank=rank, dtype=kind), ["train"])
+def broken(data):
+    raise ValueError("no such thing")
+seqio.TaskRegistry.add(
+    "own_broken", source=seqio.FunctionDataSource(texts, ["train"]), preprocessors=[broken],
+    output_features={"targets": seqio.Feature(seqio.ByteVocabulary())},
+)
 '''  # fmt: skip
 
 
@@ -141,8 +163,9 @@ def own_tasks(tmp_path, monkeypatch):
     for name in [*seqio.TaskRegistry.names()]:
         if name.startswith("own_"):
             seqio.TaskRegistry.remove(name)
-    if "own_mixture" in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove("own_mixture")
+    for name in ("own_mixture", "own_uneven"):
+        if name in seqio.MixtureRegistry.names():
+            seqio.MixtureRegistry.remove(name)
     sys.modules.pop("own_tasks", None)
 
 
@@ -158,6 +181,50 @@ def test_a_task_or_mixture_of_ones_own_can_be_prepared(own_tasks, tmp_path):
     assert any("left out: its split dev" in line for line in said)
     assert run("own_numbers", tmp_path / "numbers", task_modules=own_tasks)["vocabulary"]["kind"] == "ids"
     assert texts(tmp_path / "numbers", "train")[0] == "3 4 5"
+
+
+def test_every_document_of_a_mixture_is_there_once(own_tasks, tmp_path):
+    said = []
+    manifest = run("own_uneven", tmp_path / "out", task_modules=own_tasks, report=said.append)
+    assert manifest["splits"]["train"]["documents"] == manifest["splits"]["validation"]["documents"] == 47
+    found = texts(tmp_path / "out", "train")
+    assert sorted(found) == sorted([f"{n} 1" for n in range(40)] + [f"{50 + n} 1" for n in range(7)])
+    names = PreparedTokens(tmp_path / "out").split("train").names()
+    assert len(set(names)) == 47 and names[0].startswith("own_forty-train-")
+    assert "  a mixture: every document of own_forty, own_seven once, at whatever rate they are mixed" in said
+
+
+def test_a_document_in_two_splits_of_a_task_is_kept_in_one_and_noted(own_tasks, tmp_path):
+    run("own_repeats", tmp_path / "out", task_modules=own_tasks)
+    assert texts(tmp_path / "out", "train") == ["5", "6", "6", "6"]
+    assert texts(tmp_path / "out", "validation") == ["7", "8 8"]
+    notes = (tmp_path / "out" / "notes.txt").read_text()
+    assert "train-0-1: the same text as train-0-2, validation-0-1: all are kept, in train" in notes
+
+
+def test_what_a_task_has_wrong_is_named(own_tasks, tmp_path, monkeypatch):
+    (tmp_path / "raising_module.py").write_text("1 / 0")
+    for task, words, fields in (
+        (
+            "own_wrong",
+            r"^the seqio task 'own_wrong' has an example \(train-0-1\) whose `targets` hold the id 70000, .* 0 to 99",
+            {},
+        ),
+        ("own_float", "has the feature `targets` of rank 1 and type float32: a document is one row", {}),
+        ("own_table", "has the feature `targets` of rank 2 and type int32: a document is one row", {}),
+        ("own_broken", r"'own_broken' cannot be read \(ValueError: no such thing\): see its source", {}),
+        (
+            "own_bytes",
+            "names 'raising_module', which cannot be imported: ZeroDivisionError",
+            {"task_modules": ("raising_module",)},
+        ),
+    ):
+        with pytest.raises(InputError, match=words):
+            run(task, tmp_path / "out", **{"task_modules": own_tasks, **fields})
+    with pytest.raises(
+        InputError, match=r"'c4_bytes' cannot be read .*its dataset c4_documents:1.0.0 must be in --data_dir"
+    ):
+        run("c4_bytes", tmp_path / "out", tmp_path / "empty")
 
 
 def test_what_is_no_task_is_refused(own_tasks, tmp_path):

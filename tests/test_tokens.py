@@ -1,11 +1,14 @@
 """Prepared tokens: what was prepared can be read back exactly, and nothing half-made is taken for whole."""
 
+import io
 import json
 import shutil
 
 import numpy as np
 import pytest
+import sentencepiece
 
+from memorizing.data import prepare as prepare_module
 from memorizing.data import tokens as tokens_module
 from memorizing.data.bulk import BeamSettings
 from memorizing.data.documents import FolderSettings
@@ -104,7 +107,7 @@ def test_what_is_no_prepared_folder_is_refused(raw, tmp_path):
         PreparedTokens(tmp_path / "out").split("dev")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(InputError, match="was prepared in format 99, this program reads format 2"):
+    with pytest.raises(InputError, match="was prepared in format 99, this program reads format 3"):
         PreparedTokens(tmp_path / "out")
 
 
@@ -130,6 +133,21 @@ def test_documents_below_the_minimum_are_left_out_and_listed(raw, tmp_path):
     notes = (tmp_path / "out" / "notes.txt").read_text().splitlines()
     assert sorted(notes) == expected and manifest["notes"] == len(notes)
     assert sorted(PreparedTokens(tmp_path / "out").split("train").names()) == sorted(sizes.keys() - set(short))
+
+
+def test_all_that_is_left_out_is_counted_by_reason(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare_module, "LISTED", 3)
+    (raw / "empty.txt").write_text("")
+    (raw / "bad.txt").write_bytes(b"\xff")
+    settings = PrepareSettings(vocabulary="bytes", validation=0.0, test=0.0, minimum_tokens=500)
+    manifest = run(settings, raw, tmp_path / "out", FolderSettings(undecodable="skip"))
+    short = sum(path.stat().st_size < 500 for path in raw.iterdir()) - 2
+    assert short > 3 and len(manifest["left_out"]) == 3
+    assert manifest["left_out_counts"] == {
+        "N tokens, fewer than Prepare.minimum_tokens = N": short,
+        "N bytes, fewer than Folder.minimum_bytes = N": 1,
+        "is not utf-8": 1,
+    }
 
 
 def test_the_histogram_counts_documents_by_length(raw, tmp_path):
@@ -160,6 +178,66 @@ def test_a_vocabulary_can_be_shared(raw, tmp_path):
         assert manifest["vocabulary"] == PreparedTokens(tmp_path / "one").manifest["vocabulary"]
     with pytest.raises(InputError, match=r"Prepare\.vocabulary_from = .* and no SentencePiece model"):
         run(PrepareSettings(vocabulary_from=str(raw / "3.txt")), raw, tmp_path / "bad")
+    given = PrepareSettings(vocabulary="bytes", vocabulary_from=str(tmp_path / "one"))
+    with pytest.raises(
+        InputError, match=r"is a vocabulary of sentencepiece, but Prepare\.vocabulary = 'bytes': set this"
+    ):
+        run(given, raw, tmp_path / "bad")
+    run(PrepareSettings(source="recall"), None, tmp_path / "recall")
+    with pytest.raises(
+        InputError, match=r"is a vocabulary of words, but Prepare\.vocabulary = 'sentencepiece': name an"
+    ):
+        run(PrepareSettings(vocabulary_from=str(tmp_path / "recall")), raw, tmp_path / "bad")
+
+
+@pytest.mark.parametrize(
+    ("options", "lost"),
+    [
+        ({}, r"it loses line ends, .*double spaces, .*ligatures, wide letters, Chinese characters, rare"),
+        (
+            {
+                "byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False,
+                "remove_extra_whitespaces": False, "pad_id": -1, "bos_id": -1, "eos_id": -1, "model_type": "bpe",
+                "user_defined_symbols": ["\u2581", "e"],
+            },
+            r"it loses .*spaces.*, its piece '\u2581', whose id 1 is one of pad, end and unknown, its piece 'e', whose",
+        ),
+    ],
+    ids=["defaults", "no-special-ids"],
+)  # fmt: skip
+def test_a_vocabulary_that_would_lose_text_is_refused(raw, tmp_path, options, lost):
+    model = io.BytesIO()
+    lines = ["".join(chr(97 + (n * k) % 26) for k in range(20)) + " and more text" for n in range(200)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=300,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
+    (tmp_path / "given.model").write_bytes(model.getvalue())
+    with pytest.raises(InputError, match=rf"Prepare\.vocabulary_from = .* does not give back .*{lost}"):
+        run(PrepareSettings(vocabulary_from=str(tmp_path / "given.model")), raw, tmp_path / "out")
+    assert not (tmp_path / "out.unfinished").exists()
+
+
+KNOWN = r"its train split's documents\.jsonl or bytes is "
+
+
+def move(path, there):
+    shutil.rmtree(there)
+    path.rename(there)
+
+
+def cut(path):
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+
+
+def change(folder, **values):
+    manifest = {**json.loads((folder / "manifest.json").read_text()), **values}
+    kept = {name: value for name, value in manifest.items() if value is not None}
+    (folder / "manifest.json").write_text(json.dumps(kept))
 
 
 def damage(path, content=None):
@@ -176,8 +254,27 @@ def damage(path, content=None):
         (lambda folder: (folder / "vocabulary.model").unlink(), r"vocabulary\.model cannot be read: .*No such file"),
         (lambda folder: (folder / "train").rename(folder / "x") and (folder / "test").rename(folder / "train"), "but"),
         (lambda folder: damage(folder / "manifest.json"), r"manifest\.json is damaged"),
+        (lambda folder: move(folder / "test" / "bytes", folder / "train" / "bytes"), KNOWN + "4 documents of"),
+        (lambda folder: (folder / "train" / "bytes" / "c" / "0").unlink(), KNOWN + "4 documents of 0 bytes"),
+        (lambda folder: (folder / "train" / "documents.jsonl").unlink(), r"documents\.jsonl is missing or damaged"),
+        (lambda folder: cut(folder / "train" / "documents.jsonl"), KNOWN),
+        (lambda folder: change(folder, vocabulary=None), r"manifest\.json is damaged: without vocabulary; prepare"),
+        (lambda folder: change(folder, splits={"train": {"tokens": 3}}), r"without splits\.train\.documents, splits"),
     ],
-    ids=["chunk", "no-chunk", "no-ends", "no-vocabulary", "other-split", "manifest"],
+    ids=[
+        "chunk",
+        "no-chunk",
+        "no-ends",
+        "no-vocabulary",
+        "other-split",
+        "manifest",
+        "other-bytes",
+        "no-bytes",
+        "no-documents",
+        "fewer-documents",
+        "no-key",
+        "no-counts",
+    ],
 )
 def test_what_is_not_what_was_written_is_refused(raw, tmp_path, harm, words):
     run(PIECES, raw, tmp_path / "out")

@@ -197,6 +197,29 @@ def test_remat_changes_nothing():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *gradients)
 
 
+@pytest.mark.parametrize(
+    ("shared", "remat", "positions"), [(True, False, "t5"), (False, True, "t5"), (True, False, "rope")]
+)
+def test_layers_compiled_as_one_change_nothing(shared, remat, positions):
+    """With dropout: each layer still drops its own features."""
+    model = dataclasses.replace(
+        MODEL, layers=6, memory_layers=(3,), position_bias_shared=shared, remat=remat, positions=positions, dropout=0.2
+    )
+    batches = as_segments([document(11, 3)])
+    found = []
+    for scan_layers in (False, True):
+        graph, parameters = create_model(dataclasses.replace(model, scan_layers=scan_layers), MEMORY, seed=0)
+
+        def run(parameters, graph=graph):
+            carry = empty_carry(model, MEMORY, 1, TOKENS)
+            for number, batch in enumerate(batches):
+                logits_BNV, carry = apply_model(graph, parameters, batch, carry, jax.random.key(number))
+            return logits_BNV.var(), (logits_BNV, carry)
+
+        found.append(jax.jit(jax.value_and_grad(run, has_aux=True))(parameters))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *found)
+
+
 def test_bfloat16_stays_near_float32():
     model = dataclasses.replace(MODEL, dtype="bfloat16")
     memory = dataclasses.replace(MEMORY, dtype="bfloat16")

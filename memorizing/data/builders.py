@@ -35,8 +35,17 @@ from memorizing.data.corpora.github import Github
 from memorizing.data.corpora.isabelle import Isabelle
 from memorizing.data.corpora.pg19 import Pg19
 from memorizing.data.corpora.published import Published
-from memorizing.data.corpora.source import Corpus, Item
-from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
+from memorizing.data.corpora.source import Corpus, HasMetadata, Item
+from memorizing.data.documents import (
+    SPLITS,
+    Document,
+    Known,
+    Problem,
+    Split,
+    assign_splits,
+    state_of,
+    writable,
+)
 from memorizing.errors import InputError
 from memorizing.files import held, write_whole
 
@@ -58,6 +67,14 @@ class Piece(NamedTuple):
     shard: int
     first: int
     stop: int
+
+
+class OtherDataset(InputError):
+    """The dataset that is there was made otherwise; `changed` says how, without a remedy."""
+
+    def __init__(self, folder: str, made: str):
+        self.changed = f"{folder} was made {made}"
+        super().__init__(f"{self.changed}: remove it, or keep these documents in another --data_dir")
 
 
 class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
@@ -89,6 +106,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
             kwargs: `data_dir` and the other arguments of TFDS's builders.
         """
         self.corpus: Any = corpus or self.CORPUS()
+        self._any_settings = corpus is None
         self._splits, self._piece_bytes = (validation, test, seed), piece_bytes
         self._beam: Beam | None = None
         self._parts: list[_Part] = []
@@ -115,33 +133,59 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
         config = download_config or tfds.download.DownloadConfig()
         if config.beam_runner:
             self._beam = Beam(config.beam_runner, config.beam_options)
-        if not isinstance(self.corpus, Published):
-            if config.manual_dir is None and self.data_path.exists():
-                return  # as with every dataset that is there
-            if config.manual_dir is None:
-                raise InputError(
-                    f"{self.data_dir} does not exist, and no manual_dir says which raw files to make it of; "
-                    "`memorizing prepare --data_dir` makes it"
-                )
-            raw = Path(config.manual_dir)
-        else:
-            raw = None
+        published = isinstance(self.corpus, Published)
+        raw = None if published or config.manual_dir is None else Path(config.manual_dir).absolute()
+        if raw is None and self.data_path.exists():
+            if not self._any_settings:
+                self._refuse_other({"settings": self._settings()})
+            return  # as with every dataset that is there
+        if raw is None and not published:
+            raise InputError(
+                f"{self.data_dir} does not exist, and no manual_dir says which raw files to make it of; "
+                "`memorizing prepare --data_dir` makes it"
+            )
         with held(self._parts_folder, f"{self.data_dir}: another process is making it now; let it end"):
             self._parts = self._listed(raw)
-            names = "".join(part.path.name for part in self._parts)
-            wanted = {"settings": self._settings(), "files": hashlib.sha256(names.encode()).hexdigest()}
-            made = dict(self.info.metadata or {})
-            for name in wanted if self.data_path.exists() else ():
-                if made.get(name) != wanted[name]:
-                    raise InputError(
-                        f"{self.data_dir} was made with {name} {made.get(name)}, not with {wanted[name]}: remove it, "
-                        "or keep these documents in another --data_dir"
-                    )
+            wanted = {"settings": self._settings(), "files": self._files(), "raw": str(raw or "")}
+            if self.data_path.exists():
+                self._refuse_other(wanted)
             for leftover in self.data_path.parent.glob(f"incomplete.*_{self.data_path.name}"):
                 shutil.rmtree(leftover)
             self.info.metadata.update(wanted)
             super().download_and_prepare(download_config=config, **kwargs)
         shutil.rmtree(self._parts_folder, ignore_errors=True)
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the dataset is there and was made of what TFDS publishes."""
+        return self.data_path.exists() and self.info.metadata.get("raw") == ""
+
+    def made_of(self) -> dict[str, str]:
+        """Settings and digest of the raw files of which the dataset was made."""
+        return {name: self.info.metadata[name] for name in ("settings", "files")}
+
+    def state(self, raw: Path | None) -> str:
+        """The digest of the raw files as they are now, without reading them; without any, of those of the dataset."""
+        if raw is None and self.data_path.exists():
+            return self.made_of()["files"]
+        if not isinstance(self.corpus, Published):
+            self._parts = self._listed(raw)
+        return self._files()
+
+    def _files(self) -> str:
+        if isinstance(self.corpus, Published):
+            return f"TFDS {self.corpus.name}"
+        names = "".join(part.path.name for part in self._parts)
+        return hashlib.sha256(names.encode()).hexdigest()
+
+    def _refuse_other(self, wanted: Mapping[str, str]) -> None:
+        made = dict(self.info.metadata or {})
+        if made.get("settings") != wanted["settings"]:
+            raise OtherDataset(self.data_dir, f"with settings {made.get('settings')}, not with {wanted['settings']}")
+        if "files" in wanted and made.get("files") != wanted["files"]:
+            was, now = (repr(its.get("raw") or "what TFDS publishes") for its in (made, wanted))
+            others = "whose files have changed since" if was == now else f"whose files are others than those in {now}"
+            raise OtherDataset(self.data_dir, f"from {was}, {others}")
 
     @property
     def _parts_folder(self) -> Path:
@@ -192,13 +236,17 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _listed(self, raw: Path | None) -> list["_Part"]:
         """The work of reading. A part is named by what it reads, so that one which was done is found again."""
-        items = self.corpus.list(raw)
-        states = {} if raw is None else {path: _state(Path(path)) for path in {item.path for item in items}}
+        items, named, states, others = self.corpus.list(raw), {}, {}, ""
+        if raw is not None:  # named below it, so that it may be seen from elsewhere
+            for path in {item.path: Path(item.path) for item in items}.values():
+                named[str(path)] = str(path.relative_to(raw) if path.is_relative_to(raw) else path)
+                states[str(path)] = state_of(raw, _files_in(path))
+            others = state_of(raw, self.corpus.metadata_files(raw)) if isinstance(self.corpus, HasMetadata) else ""
         size, parts = -(-len(items) // _PARTS), []
         for first in range(0, len(items), size):
             some = tuple(items[first : first + size])
-            reads = [repr(self.corpus), some, [states.get(item.path) for item in some]]
-            digest = hashlib.sha256(json.dumps(reads).encode()).hexdigest()
+            reads = [(item._replace(path=named.get(item.path, item.path)), states.get(item.path)) for item in some]
+            digest = hashlib.sha256(json.dumps([repr(self.corpus), reads, others]).encode()).hexdigest()
             parts.append(_Part(self._parts_folder / f"{digest[:32]}.json", self.corpus, some))
         return parts
 
@@ -233,11 +281,9 @@ class C4Documents(CorpusDocuments):
     CORPUS = C4
 
 
-def _state(path: Path) -> str:
-    """Of a file or folder: other sizes or times of change of files in it give another."""
-    files = [folder / name for folder, _, names in path.walk() for name in names] if path.is_dir() else [path]
-    found = [(str(file), file.lstat().st_size, file.lstat().st_mtime_ns) for file in sorted(files)]
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+def _files_in(path: Path) -> list[Path]:
+    """A file itself, or all files of a folder, in a fixed order."""
+    return sorted(folder / name for folder, _, names in path.walk() for name in names) if path.is_dir() else [path]
 
 
 def notes(builder: CorpusDocuments) -> list[Problem]:
@@ -312,6 +358,7 @@ class _Part:
         entries, problems, start = [], [], 0
         with path.open("wb") as file:
             for item in self.items:
+                own: set[str] = set()
                 for reading in self.corpus.read(item):
                     problems += [Problem(*map(writable, problem)) for problem in reading.problems]
                     if (document := reading.document) is not None:
@@ -319,6 +366,10 @@ class _Part:
                         line = json.dumps([id, title, text, licence], ensure_ascii=False).encode("utf-8") + b"\n"
                         digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
                         first = writable(item.id) if document.id.startswith(f"{item.id}#") else id
+                        if first != id and digest in own:  # so few files have no further order
+                            problems.append(Problem(id, "left out: in the same order as another of its documents"))
+                            continue
+                        own.add(digest)
                         entries.append(_Entry(id, first, digest, item.split, start, len(line)))
                         start += file.write(line)
         return entries, problems

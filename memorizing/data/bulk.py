@@ -4,20 +4,27 @@ A part is done when its file is there. So a killed run goes on with the parts th
 depend on how many workers there are, or which did what.
 """
 
+import argparse
+import contextlib
 import dataclasses
+import difflib
 import importlib
+import io
 import json
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
 from memorizing.errors import InputError
+
+_OWN_OPTIONS = ("Flink", "Spark", "Portable", "Prism")
+"""Runners with a server for jobs, which has options that only it knows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Beam(NamedTuple):
 
     @classmethod
     def of(cls, settings: BeamSettings) -> "Beam":
-        """Raises InputError for a runner that Beam does not know, and for what is no option."""
+        """Raises InputError for runners and options that Beam does not know, and for values that it does not take."""
         unknown = [option for option in settings.options if not re.fullmatch(r"--\w+(=.*)?", option, re.DOTALL)]
         if unknown:
             raise InputError(f"Beam.options has {', '.join(unknown)}: write each option as '--name=value'")
@@ -52,7 +59,39 @@ class Beam(NamedTuple):
             beam.runners.create_runner(settings.runner)
         except (ValueError, ImportError, AttributeError) as error:
             raise InputError(f"Beam.runner = {settings.runner!r}: {error}") from error
+        _check_options(beam.options.pipeline_options.PipelineOptions, settings)
         return cls(settings.runner, beam.options.pipeline_options.PipelineOptions(list(settings.options)))
+
+
+def _check_options(known: Any, settings: BeamSettings) -> None:
+    """Beam itself passes over options that it does not know, and ends the program for a value it does not take."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    for options in known.__subclasses__():
+        options._add_argparse_args(parser)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            _, unknown = parser.parse_known_args(list(settings.options))
+    except (argparse.ArgumentError, SystemExit) as error:
+        why = error if isinstance(error, argparse.ArgumentError) else said.getvalue().strip().rpartition("\n")[2]
+        raise InputError(f"Beam.options = {settings.options}: {why}") from error
+    if unknown and not settings.runner.startswith(_OWN_OPTIONS):
+        names = [name for action in parser._actions for name in action.option_strings]
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
+        near = f"did you mean {close[0]}?" if close else "see the documentation of Beam's pipeline options"
+        raise InputError(f"Beam.options has {', '.join(unknown)}, which Beam does not know: {near}")
+
+
+@contextlib.contextmanager
+def file_errors_named() -> Iterator[None]:
+    """Makes errors of the file system what they are: no bugs, but files that a user can mend."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or 'a file'}: {error.strerror or error}; mend it, move it away, or name another folder, "
+            "and repeat the command"
+        ) from error
 
 
 @runtime_checkable
@@ -75,17 +114,20 @@ def do(parts: Sequence[Part], title: str, beam: Beam | None) -> None:
     with tqdm(total=len(parts), initial=len(parts) - len(missing), desc=title, unit=" parts", disable=None) as bar:
         if beam is None:
             for part in missing:
-                part()
+                with file_errors_named():
+                    part()
                 bar.update()
         elif missing:
             _with_beam(missing, beam, bar)
 
 
 def write_once(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has `write` make a file, which gets its name `path` only when it is whole and on disk."""
+    """Has `write` make a file, which gets its name `path` only when it is whole and on disk, lest power fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}")
     write(unfinished)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(unfinished, path)
 
 
@@ -133,7 +175,8 @@ def _import_beam() -> Any:
 def _do_one(part: Part) -> None:
     """Keeps errors of the input from becoming errors of Beam, which would try again and then say where, not what."""
     try:
-        part()
+        with file_errors_named():
+            part()
     except InputError as error:
         message = json.dumps(str(error))
         write_once(_error_file(part), lambda path: path.write_text(message))

@@ -7,7 +7,8 @@ import codecs
 import dataclasses
 import fnmatch
 import hashlib
-from collections.abc import Hashable, Iterator, Sequence
+import json
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -115,6 +116,11 @@ class FolderDocuments:
                 f"Folder.exclude = {settings.exclude}); change these or name another folder"
             )
 
+    @property
+    def state(self) -> str:
+        """Of all files, by name: other sizes or times of change give another."""
+        return state_of(self.root, [path for files in self._files.values() for path in files])
+
     def ids(self) -> list[str]:
         """All documents, by name."""
         return list(self._files)
@@ -159,7 +165,7 @@ class FolderDocuments:
 
 def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Problem]]:
     """The files to read, and a problem for each kind of thing that is not read."""
-    files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0}
+    files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0, "pipes and devices": 0}
     for folder, folders, names in root.walk():
         kept = []
         for name in [*folders, *names]:
@@ -171,11 +177,29 @@ def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Probl
                 counts["linked folders"] += 1
             elif settings.suffixes and not name.endswith(settings.suffixes):
                 counts["by Folder.suffixes"] += 1
+            elif (folder / name).exists() and not (folder / name).is_file():  # reading could wait for ever
+                counts["pipes and devices"] += 1
             else:
                 files.append(folder / name)
         folders[:] = kept
     problems = [Problem(root.name, f"left out: {count} {reason}") for reason, count in counts.items() if count]
     return files, problems
+
+
+def state_of(root: Path, files: Iterable[Path]) -> str:
+    """Of files, by their names below `root`: other sizes or times of change give another; links are what they lead to.
+
+    So they give the same wherever the folder is seen from.
+    """
+    found: list[tuple[str, int, int]] = []
+    for file in files:
+        name = str(file.relative_to(root) if file.is_relative_to(root) else file)
+        try:
+            its = file.stat()
+            found.append((name, its.st_size, its.st_mtime_ns))
+        except OSError as error:  # a link that leads nowhere or round
+            found.append((name, -1, error.errno or 0))
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 class Known(NamedTuple):

@@ -35,7 +35,10 @@ def inspect(
             f"({counts['bytes'] / max(counts['tokens'], 1):.2f} a token), sha256 {counts['sha256'][:12]} as on disk"
         )
         _histogram(counts["lengths"], report)
-    report(f"\nleft out: {len(manifest['left_out'])}; {manifest['notes']} notes in {folder / NOTES}")
+    counts = manifest["left_out_counts"]
+    report(f"\nleft out: {sum(counts.values()):,}; {manifest['notes']:,} notes in {folder / NOTES}")
+    for reason, count in counts.items():
+        report(f"  {count:>8,} {reason}")
     for line in manifest["left_out"][:_SHOWN]:
         report(f"  {line}")
     report("\nsettings:")

@@ -5,17 +5,21 @@
     documents   -> tokens, in parts                   each part is done once, however often the run is killed
     parts       -> the arrays, manifest, notes        under another name, and renamed when all is there
 
-Until then everything lies in OUT.unfinished, and the same command goes on with it.
+Until then everything lies in OUT.unfinished, in folders named by what their contents depend on. So the same command
+goes on with what it finds, and one with other settings with what these do not change; neither is ever in the way.
 """
 
 import dataclasses
 import gc
+import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,35 +27,38 @@ from typing import Any
 
 import numpy as np
 
-from memorizing.data.bulk import Beam, BeamSettings, do, write_once
-from memorizing.data.documents import SPLITS, Document, Problem, Split, writable
+from memorizing.data.bulk import Beam, BeamSettings, do, file_errors_named, write_once
+from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
 from memorizing.data.settings import PrepareSettings
 from memorizing.data.sources import Piece, Source, open_source
 from memorizing.data.tokens import (
     FORMAT_VERSION,
     MANIFEST,
     NOTES,
-    PreparedTokens,
+    ORIGIN,
     Tokenized,
     fingerprint,
+    given_vocabulary,
     token_type,
     write_split,
 )
 from memorizing.data.vocabulary import (
     ByteVocabulary,
-    SentencePieceVocabulary,
     Vocabulary,
     load_vocabulary,
     save_vocabulary,
     train_sentencepiece,
 )
 from memorizing.errors import InputError
-from memorizing.files import held, write_whole
+from memorizing.files import LOCK, held, write_whole
 
 LISTED = 1000
-"""Of what is left out, so many are in the manifest; all are in the notes."""
+"""Of what is left out, so many are in the manifest; all are counted there, and are in the notes."""
+_REASONS = 100
+"""So many reasons are counted each on its own."""
 
 
+@file_errors_named()
 def prepare(
     settings: PrepareSettings,
     sections: Mapping[str, Any],
@@ -69,34 +76,36 @@ def prepare(
         data_dir: where TFDS keeps a corpus's documents; by default they are removed once they are tokens.
 
     Raises:
-        InputError: when there is something else at `out` already, or no usable documents in `raw`.
+        InputError: when something else is at `out` already (tokens of other settings or of raw files that have changed,
+            say), or there are no usable documents in `raw`.
     """
     own = {"Prepare": dataclasses.asdict(settings)}
     if settings.source in sections:
         own[settings.source.capitalize()] = dataclasses.asdict(sections[settings.source])
     own = json.loads(json.dumps(own))
-    out = out.absolute()
+    raw, out = raw and raw.absolute(), out.absolute()
     work = out.with_name(out.name + ".unfinished")
+    _refuse_strangers(work)
     if out.exists():
-        try:
-            manifest = json.loads((out / MANIFEST).read_text())
-        except (OSError, ValueError):
-            manifest = {}
-        if manifest.get("settings") != own or manifest.get("format_version") != FORMAT_VERSION:
-            raise InputError(f"--out={out} exists already; remove it or name another folder, nothing is overwritten")
+        manifest = _finished(out, own)
+        _refuse_other_raw_files(out, raw, open_source(settings, sections, beam, raw, data_dir, work))
         report(f"{out} is complete already, made with these settings; remove it to prepare other documents")
-        shutil.rmtree(work, ignore_errors=True)
+        _remove(work)
         return manifest
     begun = time.perf_counter()
-    with _unfinished(work, own, raw, out):
+    with _unfinished(work, out):
         source = open_source(settings, sections, beam, raw, data_dir, work)
+        given = _given_vocabulary(settings)
         pieces = source.open(report)
-        _same_documents(work, source)
-        vocabulary = _make_vocabulary(settings, source, pieces, work / "vocabulary")
+        given = source.vocabulary or given
+        depends = {**own, "documents": source.digest, "given": given and fingerprint(given), "format": FORMAT_VERSION}
+        folder = work / "vocabulary" / _digest(depends, without="minimum_tokens")
+        vocabulary = _make_vocabulary(settings, source, given, pieces, folder)
         report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
+        tokens = work / "tokens" / _digest(depends)
         parts = {
             split: [
-                _TokenPart(work / "tokens" / split / f"{number:05}.npz", source, piece, work / "vocabulary", settings)
+                _TokenPart(tokens / split / f"{number:05}.npz", source, piece, folder, settings)
                 for number, piece in enumerate(pieces[split])
             ]
             for split in pieces
@@ -110,64 +119,104 @@ def prepare(
             gc.unfreeze()
         seconds = time.perf_counter() - started
         manifest = _join(work, parts, source, vocabulary, own, settings, report)
+        write_whole(work / "result" / ORIGIN, json.dumps({"raw": str(raw) if raw else None, "state": source.state()}))
         size = sum(part.size() for part in todo)
         rate, whole = size / 1e6 / seconds, time.perf_counter() - begun
         report(f"tokenized {size:,} bytes in {seconds:.1f} s ({rate:.1f} MB/s), {whole:.1f} s in all")
         os.rename(work / "result", out)
-        shutil.rmtree(work)
+        _remove(work)
     return manifest
 
 
-@contextmanager
-def _unfinished(work: Path, own: dict, raw: Path | None, out: Path) -> Iterator[None]:
-    """Holds OUT.unfinished against others, and refuses to go on there with other settings than it was begun with."""
-    now = {**own, "--raw": str(raw.absolute()) if raw else None, "format": FORMAT_VERSION}
-    with held(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
-        begun = work / "settings.json"
-        if begun.exists() and (before := json.loads(begun.read_text())) != now:
-            is_now, was = _changed(before, now)
-            raise InputError(f"{work} was begun with {was}, now {is_now}: go on as it was begun, or remove it")
-        write_whole(begun, json.dumps(now))
-        try:
-            yield
-        except BaseException:
-            if not any(path.is_file() for name in ("documents", "tokens") for path in (work / name).rglob("*")):
-                shutil.rmtree(work)  # there is nothing to go on with
-            raise
+def _finished(out: Path, own: dict) -> dict:
+    """The manifest of what is at `out`, which must have been made with the settings `own`."""
+    instead = "remove it or name another folder, nothing is overwritten"
+    try:
+        manifest = json.loads((out / MANIFEST).read_text())
+        before, version = manifest["settings"], manifest["format_version"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"--out={out} exists already, and holds no prepared tokens: {instead}") from None
+    if version != FORMAT_VERSION:
+        raise InputError(
+            f"--out={out} exists already, in format {version}, and this program writes {FORMAT_VERSION}: {instead}"
+        )
+    if before != own:
+        is_now, was = _changed(before, own)
+        raise InputError(f"--out={out} exists already, made with {was}, now {is_now}: {instead}")
+    return manifest
 
 
-def _same_documents(work: Path, source: Source) -> None:
-    """Refuses to add to the tokens of other documents than there are now."""
-    begun = work / "documents.sha256"
-    if begun.exists() and begun.read_text() != source.digest:
-        raise InputError(f"{work} was begun when the documents were others than now: remove it to begin anew")
-    write_whole(begun, source.digest)
+def _refuse_other_raw_files(out: Path, raw: Path | None, source: Source) -> None:
+    """Refuses to take tokens of other files, or of what these were, for those of the raw files as they are now."""
+    try:
+        origin = json.loads((out / ORIGIN).read_text())
+        of, state = origin["raw"] and Path(origin["raw"]), origin["state"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{out / ORIGIN} is missing or damaged ({error!r}): remove {out} to prepare it anew"
+        ) from error
+    if state != source.state():
+        was, now = (f"of --raw={path}" if path else "without --raw" for path in (of, raw))
+        changed = ", whose files have changed since" if was == now else f", now {now}: these are other files, or newer"
+        raise InputError(f"--out={out} exists already, made {was}{changed}; remove it or name another folder")
 
 
 def _changed(before: dict, now: dict) -> tuple[str, str]:
     """The first setting that differs, as it is now and as it was."""
     flat = [
-        {
-            (f"{name}.{key}" if isinstance(value, dict) else name): inner
-            for name, value in settings.items()
-            for key, inner in (value.items() if isinstance(value, dict) else [("", value)])
-        }
+        {f"{section}.{name}": value for section, own in settings.items() for name, value in own.items()}
         for settings in (now, before)
     ]
     name = next(name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name))
     return f"{name} = {flat[0].get(name)!r}", f"{name} = {flat[1].get(name)!r}"
 
 
+@contextmanager
+def _unfinished(work: Path, out: Path) -> Iterator[None]:
+    """Holds OUT.unfinished against others; leaves nothing if nothing was done."""
+    with held(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
+        try:
+            yield
+        except BaseException:
+            if not any(path.is_file() and path.name != LOCK for path in work.rglob("*")):
+                _remove(work)  # there is nothing to go on with
+            raise
+
+
+def _refuse_strangers(work: Path) -> None:
+    """OUT.unfinished is removed in the end: it must not be a folder that somebody else made."""
+    if work.is_dir() and not (work / LOCK).exists() and (names := sorted(path.name for path in work.iterdir())):
+        raise InputError(
+            f"{work} holds {', '.join(names[:3])}, not put there by `memorizing prepare`, which would work in this "
+            "folder and then remove it: move it away, or name another --out"
+        )
+
+
+def _remove(work: Path) -> None:
+    """The lock last, so that a kill leaves what `_refuse_strangers` knows."""
+    for path in sorted(work.glob("*"), key=lambda path: path.name == LOCK):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _digest(depends: Mapping[str, Any], without: str = "") -> str:
+    """A folder's name for what is made of these settings and documents, or with any value of one of the settings."""
+    settings = {name: value for name, value in depends["Prepare"].items() if name != without}
+    return hashlib.sha256(json.dumps({**depends, "Prepare": settings}).encode()).hexdigest()[:32]
+
+
 def _make_vocabulary(
-    settings: PrepareSettings, source: Source, pieces: Mapping[Split, list[Piece]], folder: Path
+    settings: PrepareSettings,
+    source: Source,
+    given: Vocabulary | None,
+    pieces: Mapping[Split, list[Piece]],
+    folder: Path,
 ) -> Vocabulary:
     """Made once; a killed run finds it in `folder`."""
     made = folder / "made.json"
     if not made.exists():
-        if source.vocabulary is not None:
-            vocabulary = source.vocabulary
-        elif settings.vocabulary_from:
-            vocabulary = _given_vocabulary(Path(settings.vocabulary_from))
+        if given is not None:
+            vocabulary = given
         elif settings.vocabulary == "bytes":
             vocabulary = ByteVocabulary()
         else:
@@ -175,7 +224,7 @@ def _make_vocabulary(
             texts = (document.text for document in found if isinstance(document, Document))
             size, model, sample = settings.vocabulary_size, settings.vocabulary_model, settings.vocabulary_sample_bytes
             vocabulary = train_sentencepiece(texts, size, model, sample)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         save_vocabulary(vocabulary, folder)
         write_whole(made, json.dumps([vocabulary.kind, vocabulary.size]))
     return _made_vocabulary(folder)
@@ -186,15 +235,19 @@ def _made_vocabulary(folder: Path) -> Vocabulary:
     return load_vocabulary(kind, folder, size)
 
 
-def _given_vocabulary(path: Path) -> Vocabulary:
-    if path.is_dir():
-        return PreparedTokens(path).vocabulary
-    try:
-        return SentencePieceVocabulary(path.read_bytes())
-    except (OSError, RuntimeError) as error:
+def _given_vocabulary(settings: PrepareSettings) -> Vocabulary | None:
+    """That of `Prepare.vocabulary_from`, unless the source has one of its own; looked at before anything is read."""
+    if not settings.vocabulary_from or settings.source in ("task", "recall"):
+        return None
+    vocabulary = given_vocabulary(Path(settings.vocabulary_from), "Prepare.vocabulary_from")
+    if vocabulary.kind != settings.vocabulary:
+        known = vocabulary.kind in ("bytes", "sentencepiece")
+        remedy = f"set this to {vocabulary.kind!r}" if known else "name another folder or model"
         raise InputError(
-            f"Prepare.vocabulary_from = {str(path)!r} is no prepared folder and no SentencePiece model: {error}"
-        ) from error
+            f"Prepare.vocabulary_from = {settings.vocabulary_from!r} is a vocabulary of {vocabulary.kind}, but "
+            f"Prepare.vocabulary = {settings.vocabulary!r}: {remedy}"
+        )
+    return vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +294,10 @@ class _TokenPart:
         ]
         return documents, [Problem(*problem) for problem in problems]
 
+    def digests(self) -> list[tuple[str, str]]:
+        """The name of each document, and a digest of its tokens."""
+        return [(document.id, hashlib.sha256(document.tokens.tobytes()).hexdigest()) for document in self.load()[0]]
+
     def size(self) -> int:
         """Bytes of text in it."""
         with np.load(self.path) as arrays:
@@ -262,6 +319,31 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
+def _moved(parts: Mapping[Split, list[_TokenPart]]) -> tuple[dict[Path, dict[int, Split]], list[Problem]]:
+    """Documents that are in another split as well, which they go to: by part and number. And what is repeated."""
+    places, known = [], []
+    for split, own_parts in parts.items():
+        for part in own_parts:
+            for number, (id, digest) in enumerate(part.digests()):
+                places.append((part.path, number))
+                known.append(Known(id, digest, split))
+    splits, copies = assign_splits(known, 0.0, 0.0, 0)
+    moved: dict[Path, dict[int, Split]] = {}
+    for (path, number), document, split in zip(places, known, splits, strict=True):
+        if split != document.split:
+            moved.setdefault(path, {})[number] = split
+    return moved, copies
+
+
+def _reason(message: str, known: Collection[str]) -> str:
+    """Why something was left out, without what differs from one to the next: numbers, what is in brackets, names."""
+    reason = re.sub(r"^left out:? ", "", message).partition(": ")[0]
+    for varying, stands_for in ((r"= \([^()]*\)", "= ..."), (r" \([^()]*\)", ""), (r"'[^']*'", "'...'")):
+        reason = re.sub(varying, stands_for, reason)
+    reason = re.sub(r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", reason)
+    return reason if reason in known or len(known) < _REASONS else "other reasons"
+
+
 def _join(
     work: Path,
     parts: Mapping[Split, list[_TokenPart]],
@@ -276,7 +358,7 @@ def _join(
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
     save_vocabulary(vocabulary, result)
-    splits, left_out, notes = {}, [], 0
+    splits, left_out, reasons, notes = {}, [], Counter(), 0
     with (result / NOTES).open("w") as file:
 
         def note(problem: Problem) -> None:
@@ -285,36 +367,45 @@ def _join(
             line = writable(f"{problem.place}: {problem.message}".replace("\n", " "))
             file.write(line + "\n")
             if problem.message.startswith("left out"):
+                reasons[_reason(problem.message, reasons)] += 1
                 left_out.append(line) if len(left_out) < LISTED else None
 
-        def documents(split: Split) -> Iterator[Tokenized]:
-            for part in parts[split]:
-                found, problems = part.load()
-                for problem in problems:
-                    note(problem)
-                yield from found
+        moved, copies = _moved(parts) if source.repeats else ({}, [])
 
-        for problem in source.problems:
+        def documents(split: Split) -> Iterator[Tokenized]:
+            for home in parts:
+                for part in parts[home]:
+                    goes = moved.get(part.path, {})
+                    if home != split and split not in goes.values():
+                        continue
+                    found, problems = part.load()
+                    for problem in problems if home == split else ():
+                        note(problem)
+                    yield from (own for number, own in enumerate(found) if goes.get(number, home) == split)
+
+        for problem in [*source.problems, *copies]:
             note(problem)
         for split in (split for split in SPLITS if split in parts):
             counts = write_split(result / split, documents(split), token_type(vocabulary))
             if not counts.documents:
                 raise InputError(
-                    f"no document of the {split} split is left: see Prepare.minimum_tokens = {settings.minimum_tokens} "
-                    f"and what was left out: {'; '.join(left_out[:5]) or 'nothing'}"
+                    f"no document of the {split} split is left: see Prepare.minimum_tokens = {settings.minimum_tokens}"
+                    f", what was left out ({'; '.join(left_out[:5]) or 'nothing'}), and documents that are in another "
+                    f"split too ({'; '.join(copy.place for copy in copies[:5]) or 'none'})"
                 )
             splits[split] = dataclasses.asdict(counts)
             report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
     for line in left_out[:20]:
         report(f"  {line}")
     if notes > len(left_out[:20]):
-        report(f"  {notes} notes on what was left out or odd: {NOTES}")
+        report(f"  left out: {reasons.total():,}; {notes:,} notes on what was left out or odd: {NOTES}")
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": settings.source,
         "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": fingerprint(vocabulary)},
         "splits": splits,
         "left_out": left_out,
+        "left_out_counts": dict(reasons.most_common()),
         "notes": notes,
         "settings": own,
     }

@@ -66,6 +66,7 @@ class RecallDocuments:
     def __init__(self, settings: RecallSettings, seed: int):
         self.settings, self._seed = settings, seed
         self.problems: list[Problem] = []
+        self.state = ""
 
     def ids(self) -> list[str]:
         return [f"recall-{number}" for number in range(self.settings.documents)]

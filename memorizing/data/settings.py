@@ -13,12 +13,12 @@ class PrepareSettings:
     Attributes:
         source: `folder` (of text, see `Folder`), `recall` (generated documents, see `Recall`), one of the paper's
             corpora (each with settings of its name), or `task` (of seqio's registry).
-        task: name of a seqio task or mixture.
+        task: name of a seqio task, or of a mixture, whose tasks are each read once whatever its rates.
         task_modules: Python modules that register it.
         validation, test: shares of the documents held out, where the source itself has no splits.
         vocabulary: `bytes`, or `sentencepiece` trained on the train split.
-        vocabulary_from: a prepared folder or SentencePiece model whose vocabulary is used instead of training one, so
-            that several corpora share it.
+        vocabulary_from: a prepared folder or SentencePiece model whose vocabulary, of the kind that `vocabulary` says,
+            is used instead of training one, so that several corpora share it. It must give back all text exactly.
         vocabulary_size: of the SentencePiece vocabulary.
         vocabulary_model: how SentencePiece finds pieces.
         vocabulary_sample_bytes: about how much text it sees.

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -32,8 +33,10 @@ class Source(Protocol):
     Attributes:
         vocabulary: if it has one of its own, else None.
         problems: with what is in no piece, known once it is open.
-        digest: of the documents as far as they are known once it is open; others have another.
+        digest: of the documents as far as they are known once it is open, and of how they are read; others have
+            another.
         in_beam: whether its pieces are worth sending to Beam's workers.
+        repeats: whether the same document may be in two of its splits, which only shows when it is read.
     """
 
     vocabulary: Vocabulary | None
@@ -42,6 +45,9 @@ class Source(Protocol):
 
     @property
     def in_beam(self) -> bool: ...
+
+    @property
+    def repeats(self) -> bool: ...
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         """All pieces. A killed run that opens it again gets the same.
@@ -52,6 +58,10 @@ class Source(Protocol):
         ...
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]: ...
+
+    def state(self) -> str:
+        """Of the files it reads, open or not: with other sizes or times they have another. "" if it reads none."""
+        ...
 
 
 def open_source(
@@ -72,12 +82,20 @@ def open_source(
         if raw is None:
             raise InputError("--raw is missing: name the folder that holds the documents")
         return Listed(settings, FolderDocuments(raw, sections["folder"]))
-    return CorpusSource(settings, sections[settings.source], beam, raw, data_dir or work / "documents")
+    corpus = sections[settings.source]
+    if data_dir is not None:
+        return CorpusSource(settings, corpus, beam, raw, data_dir.absolute())
+    reads = [settings.source, repr(corpus), settings.validation, settings.test, settings.seed, settings.part_bytes]
+    digest = hashlib.sha256(json.dumps([*reads, str(raw)]).encode()).hexdigest()[:32]
+    return CorpusSource(settings, corpus, beam, raw, work / "documents" / digest, kept=False)
 
 
 @runtime_checkable
 class _Documents(Protocol):
     problems: list[Problem]
+
+    @property
+    def state(self) -> str: ...
 
     def ids(self) -> list[str]: ...
 
@@ -94,6 +112,7 @@ class Listed:
     problems: list[Problem] = dataclasses.field(default_factory=list)
     digest: str = ""
     in_beam: bool = False
+    repeats: bool = False
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         known, sizes = self._known()
@@ -113,6 +132,9 @@ class Listed:
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]:
         return self.documents.read(piece)
+
+    def state(self) -> str:
+        return self.documents.state
 
     def _known(self) -> tuple[list[Known], list[int]]:
         """Digests and sizes of all documents; what is wrong with the others goes to `problems`."""
@@ -134,16 +156,25 @@ class Listed:
 
 @dataclasses.dataclass
 class CorpusSource:
-    """A corpus of the paper: a TFDS dataset of its documents is built, or found in `data_dir`, and read."""
+    """A corpus of the paper: a TFDS dataset of its documents is built, or found in `data_dir`, and read.
+
+    Attributes:
+        kept: whether datasets in `data_dir` are the user's; others, which lie in OUT.unfinished, are made again when
+            the raw files have changed.
+        found: the state of the raw files when it was opened.
+    """
 
     settings: PrepareSettings
     corpus: Any
     beam: BeamSettings
     raw: Path | None
     data_dir: Path
+    kept: bool = True
     problems: list[Problem] = dataclasses.field(default_factory=list)
     vocabulary: Vocabulary | None = None
     digest: str = ""
+    found: str = ""
+    repeats: bool = False
 
     @property
     def in_beam(self) -> bool:
@@ -151,42 +182,62 @@ class CorpusSource:
         return self.beam != BeamSettings()
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
-        tfds, builders, builder = self._builder()
-        beam = Beam.of(self.beam)
-        config = tfds.download.DownloadConfig(manual_dir=self.raw, beam_runner=beam.runner, beam_options=beam.options)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells where it puts what, of which nothing may stay
-            builder.download_and_prepare(download_config=config)
+        builders, builder = self._builder()
+        try:
+            self._build(builder)
+        except builders.OtherDataset as error:
+            if self.kept:
+                raise
+            report(f"{error.changed}: they are read again")
+            shutil.rmtree(builder.data_dir)
+            _, builder = self._builder()
+            self._build(builder)
         self.problems = builders.notes(builder)
-        self.digest = str(dict(builder.info.metadata))
+        made_of = builder.made_of()
+        self.digest, self.found = json.dumps(made_of), made_of["files"]
         pieces: dict[Split, list[Piece]] = builders.pieces(builder)
         counts = {split: builder.info.splits[split].num_examples for split in pieces}
         report(f"{sum(counts.values())} documents: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
         return pieces
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]:
-        _, builders, builder = self._builder()
+        builders, builder = self._builder()
         return builders.read(builder, piece)
 
-    def _builder(self) -> tuple[Any, Any, Any]:
+    def state(self) -> str:
+        return self.found or self._builder()[1].state(self.raw)
+
+    def _build(self, builder: Any) -> None:
+        tfds, beam = needed("tensorflow_datasets", self.settings.source), Beam.of(self.beam)
+        config = tfds.download.DownloadConfig(manual_dir=self.raw, beam_runner=beam.runner, beam_options=beam.options)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells where it puts what, of which nothing may stay
+            builder.download_and_prepare(download_config=config)
+
+    def _builder(self) -> tuple[Any, Any]:
+        """Without raw files, of a dataset that is there; if there is none, of what TFDS publishes."""
         builders = needed("memorizing.data.builders", self.settings.source)
-        tfds = needed("tensorflow_datasets", self.settings.source)
         from memorizing.data.corpora.published import PUBLISHED, Published
 
-        corpus = self.corpus
-        if self.raw is None:
-            if self.settings.source not in PUBLISHED:
-                raise InputError(f"--raw is missing: name the folder that holds the files of {self.settings.source}")
-            least = getattr(self.corpus, "minimum_bytes", 1)
-            corpus = Published(self.settings.source, str(self.data_dir.absolute()), least, self.beam)
-        builder = builders.BUILDERS[self.settings.source](
-            corpus=corpus,
-            validation=self.settings.validation,
-            test=self.settings.test,
-            seed=self.settings.seed,
-            piece_bytes=self.settings.part_bytes,
-            data_dir=self.data_dir,
-        )
-        return tfds, builders, builder
+        def made_by(corpus: Any) -> Any:
+            return builders.BUILDERS[self.settings.source](
+                corpus=corpus,
+                validation=self.settings.validation,
+                test=self.settings.test,
+                seed=self.settings.seed,
+                piece_bytes=self.settings.part_bytes,
+                data_dir=self.data_dir,
+            )
+
+        builder = made_by(self.corpus)
+        if self.raw is not None or (builder.data_path.exists() and not builder.is_published):
+            return builders, builder
+        if self.settings.source not in PUBLISHED:
+            raise InputError(
+                f"--raw is missing: name the folder that holds the files of {self.settings.source}, or with --data_dir "
+                f"one in which their documents are already ({builder.data_path} is not there)"
+            )
+        least = getattr(self.corpus, "minimum_bytes", 1)
+        return builders, made_by(Published(self.settings.source, str(self.data_dir), least, self.beam))
 
 
 @dataclasses.dataclass
@@ -199,6 +250,7 @@ class TaskSource:
     vocabulary: Vocabulary | None = None
     digest: str = ""
     in_beam: bool = False
+    repeats: bool = True
 
     def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
         tasks = needed("memorizing.data.tasks", "task")
@@ -207,16 +259,25 @@ class TaskSource:
         task = tasks.find(self.settings.task, self.settings.task_modules)
         self.vocabulary = tasks.vocabulary_of(task)
         pieces = tasks.pieces(task)
-        self.digest = f"{task.name} {pieces}"
-        others = [split for split in task.splits if split not in SPLITS]
-        self.problems = [Problem(task.name, f"left out: its split {split}") for split in others]
+        self.digest = f"{task.name} {pieces} {tasks.state(task)}"
+        members = tasks.members(task)
+        others = [(its.name, split) for its in members for split in tasks.splits_of(its) if split not in SPLITS]
+        self.problems = [Problem(name, f"left out: its split {split}") for name, split in others]
         report(f"{task.name}: splits {', '.join(pieces)}, vocabulary of {self.vocabulary.size} tokens")
+        if members != [task]:
+            names = ", ".join(its.name for its in members)
+            report(f"  a mixture: every document of {names} once, at whatever rate they are mixed")
         return pieces
 
     def read(self, piece: Piece) -> Iterator[Document | Problem]:
         tasks = needed("memorizing.data.tasks", "task")
         task = tasks.find(self.settings.task, self.settings.task_modules)
         return tasks.read(task, piece, self.settings.seed)
+
+    def state(self) -> str:
+        tasks = needed("memorizing.data.tasks", "task")
+        tasks.use(self.data_dir)
+        return tasks.state(tasks.find(self.settings.task, self.settings.task_modules))
 
 
 def needed(module: str, source: str) -> Any:

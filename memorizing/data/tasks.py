@@ -11,13 +11,14 @@ is a whole document: `targets` (its tokens), `targets_pretokenized` (its text), 
 The documents are those of `builders.py`, the tokens those that `memorizing prepare` writes.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from memorizing.data import builders  # before seqio: it keeps TensorFlow quiet, and registers the datasets
 
@@ -26,8 +27,8 @@ import seqio
 import tensorflow as tf
 
 from memorizing.data.corpora import github
-from memorizing.data.documents import SPLITS, Document, Problem, Split
-from memorizing.data.tokens import PreparedTokens
+from memorizing.data.documents import SPLITS, Document, Problem, Split, state_of
+from memorizing.data.tokens import given_vocabulary
 from memorizing.data.vocabulary import ByteVocabulary, IdVocabulary, SentencePieceVocabulary, Vocabulary
 from memorizing.errors import InputError
 
@@ -94,15 +95,10 @@ class LosslessSentencePieces(seqio.Vocabulary):
 
 @functools.lru_cache(maxsize=4)
 def _load(path: Path) -> SentencePieceVocabulary:
-    if path.is_dir():
-        vocabulary = PreparedTokens(path).vocabulary
-        if not isinstance(vocabulary, SentencePieceVocabulary):
-            raise InputError(f"{path} has a vocabulary of {vocabulary.kind}: name one of SentencePiece")
-        return vocabulary
-    try:
-        return SentencePieceVocabulary(path.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"{path} is no prepared folder and no SentencePiece model: {error}") from error
+    vocabulary = given_vocabulary(path, "the vocabulary of the SentencePiece tasks")
+    if not isinstance(vocabulary, SentencePieceVocabulary):
+        raise InputError(f"{path} has a vocabulary of {vocabulary.kind}: name one of SentencePiece")
+    return vocabulary
 
 
 def _to_targets(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -162,8 +158,9 @@ def find(name: str, modules: Sequence[str]) -> seqio.Task | seqio.Mixture:
     for module in modules:
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise InputError(f"Prepare.task_modules names {module!r}: {error}") from error
+        except Exception as error:  # the module's own, whatever it is
+            what = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise InputError(f"Prepare.task_modules names {module!r}, which cannot be imported: {what}") from error
     names = [*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:12]
@@ -176,6 +173,12 @@ def find(name: str, modules: Sequence[str]) -> seqio.Task | seqio.Mixture:
         raise InputError(
             f"Prepare.task = {name!r} has the features {', '.join(task.output_features)}, but no `targets`, from which "
             "documents are read"
+        )
+    feature = task.output_features["targets"]
+    if feature.rank != 1 or not tf.as_dtype(feature.dtype).is_integer:
+        raise InputError(
+            f"Prepare.task = {name!r} has the feature `targets` of rank {feature.rank} and type "
+            f"{tf.as_dtype(feature.dtype).name}: a document is one row of whole numbers, rank 1 and int32"
         )
     return task
 
@@ -192,31 +195,104 @@ def vocabulary_of(task: seqio.Task | seqio.Mixture) -> Vocabulary:
     return IdVocabulary(vocabulary.vocab_size)
 
 
-def pieces(task: seqio.Task | seqio.Mixture) -> dict[Split, list[tuple[Split, int, int]]]:
-    """Each file of a task's source on its own; of a mixture, which cannot be divided, the whole split.
+class Piece(NamedTuple):
+    """One of `count` shards of a task's split; the task is one of the mixture's, if it is a mixture."""
+
+    task: str
+    split: Split
+    number: int
+    count: int
+
+
+def pieces(task: seqio.Task | seqio.Mixture) -> dict[Split, list[Piece]]:
+    """Each file of a task's source on its own; of a mixture those of each of its tasks, one after another.
+
+    So every document of a mixture is there once, and its rates do not count: seqio itself would end a mixture with
+    the first of its tasks that ends.
 
     Raises:
         InputError: when it has no train split.
     """
-    found: dict[Split, list[tuple[Split, int, int]]] = {}
-    for split in (split for split in SPLITS if split in task.splits):
-        count = len(task.source.list_shards(split)) if isinstance(task, seqio.Task) else 1
-        found[split] = [(split, number, count) for number in range(count)]
+    found: dict[Split, list[Piece]] = {}
+    for split in SPLITS:
+        for its in members(task):
+            if split in splits_of(its):
+                with _of_source(its):
+                    count = len(its.source.list_shards(split))
+                found.setdefault(split, []).extend(Piece(its.name, split, number, count) for number in range(count))
     if "train" not in found:
-        raise InputError(f"Prepare.task = {task.name!r} has the splits {', '.join(task.splits)}, but no train split")
+        known = sorted({split for its in members(task) for split in splits_of(its)})
+        raise InputError(f"Prepare.task = {task.name!r} has the splits {', '.join(known)}, but no train split")
     return found
 
 
-def read(task: seqio.Task | seqio.Mixture, piece: tuple[Split, int, int], seed: int) -> Iterator[Document | Problem]:
-    """Its examples in order, each a document."""
-    split, number, count = piece
-    shard = seqio.ShardInfo(number, count) if count > 1 else None
-    dataset = task.get_dataset(None, split=split, shuffle=False, seed=seed, shard_info=shard, num_epochs=1)
+def splits_of(task: seqio.Task) -> Sequence[str]:
+    """The splits of a task's source.
+
+    Raises:
+        InputError: when it has none, as a dataset of TFDS that was never built.
+    """
+    with _of_source(task):
+        return tuple(task.splits)
+
+
+@contextlib.contextmanager
+def _of_source(task: seqio.Task) -> Iterator[None]:
+    """What a source, a preprocessor or seqio's own checks say is wrong, as an InputError that names the task."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, LookupError, AssertionError, OSError, RuntimeError, tf.errors.OpError) as error:
+        remedy = "see its source and preprocessors"
+        if isinstance(task.source, seqio.TfdsDataSource):
+            remedy = (
+                f"its dataset {task.source.tfds_dataset.name} must be in --data_dir, or where TFDS_DATA_DIR says; "
+                "`memorizing prepare --data_dir` puts those of our corpora there"
+            )
+        raise InputError(
+            f"the seqio task {task.name!r} cannot be read ({type(error).__name__}: {str(error)[:500]}): {remedy}"
+        ) from error
+
+
+def members(task: seqio.Task | seqio.Mixture) -> list[seqio.Task]:
+    """The tasks of a mixture, by name, or the task itself."""
+    return [task] if isinstance(task, seqio.Task) else list(task.tasks)
+
+
+def state(task: seqio.Task | seqio.Mixture) -> str:
+    """Of the files it reads, where its source says which: other sizes or times of change give another."""
+    shards = [file for its in members(task) for split in splits_of(its) for file in its.source.list_shards(split)]
+    return state_of(Path(), [Path(os.fspath(shard)) for shard in shards])
+
+
+def read(task: seqio.Task | seqio.Mixture, piece: Piece, seed: int) -> Iterator[Document | Problem]:
+    """Its examples in order, each a document.
+
+    Raises:
+        InputError: when they cannot be read, or have ids that the vocabulary has not.
+    """
+    own = next(its for its in members(task) if its.name == piece.task)
+    shard = seqio.ShardInfo(piece.number, piece.count) if piece.count > 1 else None
     vocabulary = vocabulary_of(task)
-    for place, example in enumerate(dataset.as_numpy_iterator()):
-        tokens = np.asarray(example["targets"], np.int32)
-        id, title, licence, text = (
-            example[name].decode("utf-8") if isinstance(example.get(name), bytes) else ""
-            for name in ("document_id", "title", "licence", "targets_pretokenized")
+    place = f"{piece.split}-{piece.number}" if own is task else f"{own.name}-{piece.split}-{piece.number}"
+    with _of_source(own):
+        dataset = own.get_dataset(None, split=piece.split, shuffle=False, seed=seed, shard_info=shard, num_epochs=1)
+        for number, example in enumerate(dataset.as_numpy_iterator()):
+            yield _document(own.name, f"{place}-{number}", example, vocabulary)
+
+
+def _document(task: str, place: str, example: Mapping[str, Any], vocabulary: Vocabulary) -> Document:
+    tokens = np.asarray(example["targets"])
+    unknown = tokens[(tokens < 0) | (tokens >= vocabulary.size)]
+    if len(unknown):
+        raise InputError(
+            f"the seqio task {task!r} has an example ({place}) whose `targets` hold the id {unknown[0]}, but its "
+            f"vocabulary has the ids 0 to {vocabulary.size - 1}: give the feature the vocabulary that its ids are of"
         )
-        yield Document(id or f"{split}-{number}-{place}", title, text or vocabulary.decode(tokens), licence, tokens)
+    id, title, licence, text = (
+        example[name].decode("utf-8") if isinstance(example.get(name), bytes) else ""
+        for name in ("document_id", "title", "licence", "targets_pretokenized")
+    )
+    tokens = tokens.astype(np.int32)
+    return Document(id or place, title, text or vocabulary.decode(tokens), licence, tokens)

@@ -2,6 +2,7 @@
 
 FOLDER/manifest.json         format, vocabulary, digests, counts, lengths, settings
 FOLDER/notes.txt             what was left out or odd in the raw files, and why, a line each
+FOLDER/origin.json           where the raw files lay, and a digest of their sizes and times: whether tokens are of these
 FOLDER/vocabulary.model      the SentencePiece model, if that is the vocabulary
 FOLDER/SPLIT/tokens          TensorStore (zarr3) array of all documents' tokens, one after another
 FOLDER/SPLIT/ends            ... of where each document ends in it
@@ -13,7 +14,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +22,14 @@ import numpy as np
 import tensorstore
 from jaxtyping import Int
 
-from memorizing.data.vocabulary import Vocabulary, load_vocabulary
+from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary
 from memorizing.errors import InputError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 NOTES = "notes.txt"
+ORIGIN = "origin.json"
+"""Beside the manifest, which is the same wherever and whenever the raw files were put."""
 CHECKED_WHOLE = 1 << 28
 """Splits of up to so many tokens are read and compared with their digest before use, in a second or so; of larger ones
 each chunk has a checksum of its own, which is compared when it is read."""
@@ -51,6 +54,7 @@ class SplitCounts:
     Attributes:
         lengths: of documents in tokens: how many have at least so many and less than twice as many, by powers of two.
         sha256: of lengths and tokens of all documents, in order.
+        documents_sha256: of what is known about them: `documents.jsonl`, then the sizes of their texts.
     """
 
     documents: int
@@ -58,6 +62,20 @@ class SplitCounts:
     bytes: int
     lengths: dict[str, int]
     sha256: str
+    documents_sha256: str
+
+
+_MANIFEST = {
+    "source": str,
+    "vocabulary": {"kind": str, "size": int, "sha256": str},
+    "splits": {"train": dict},
+    "left_out": list,
+    "left_out_counts": dict,
+    "notes": int,
+    "settings": dict,
+}
+_SPLIT = {"documents": int, "tokens": int, "bytes": int, "lengths": dict, "sha256": str, "documents_sha256": str}
+"""What readers rely on, and of each split."""
 
 
 class TokenSplit:
@@ -87,6 +105,14 @@ class TokenSplit:
     def documents(self) -> list[dict[str, str]]:
         """What is known about the documents, in order: `id`, `title`, `licence`."""
         return [json.loads(line) for line in (self.folder / "documents.jsonl").read_text().splitlines()]
+
+    def documents_sha256(self) -> str:
+        """The digest of what is on disk, as `SplitCounts` has it."""
+        path = self.folder / "documents.jsonl"
+        with _damage_named(path), path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256")
+        digest.update(self.bytes.astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def names(self) -> list[str]:
         """The documents' names, in order."""
@@ -126,7 +152,11 @@ class PreparedTokens:
                 f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}; prepare it "
                 "again"
             )
-
+        faults = _faults(self.manifest, _MANIFEST)
+        for name in () if faults else self.manifest["splits"]:
+            faults += _faults(self.manifest, {"splits": {name: _SPLIT}})
+        if faults:
+            raise InputError(f"{path} is damaged: without {', '.join(faults)}; prepare {folder} again")
         self.vocabulary_size: int = self.manifest["vocabulary"]["size"]
         self.vocabulary = load_vocabulary(self.manifest["vocabulary"]["kind"], folder, self.vocabulary_size)
         self._refuse("vocabulary", self.manifest["vocabulary"]["sha256"], fingerprint(self.vocabulary))
@@ -153,6 +183,11 @@ class PreparedTokens:
             self._refuse(name, f"{expected['documents']:,} documents with {expected['tokens']:,} tokens", found)
         if split.missing_chunks():  # which would be read as zeros
             self._refuse(f"{name} split", "whole", "without some of its files")
+        known = f"{name} split's documents.jsonl or bytes"
+        if (counts := (len(split.bytes), int(split.bytes.sum()))) != (expected["documents"], expected["bytes"]):
+            found = "{:,} documents of {:,} bytes".format(*counts)
+            self._refuse(known, f"{expected['documents']:,} documents of {expected['bytes']:,} bytes", found)
+        self._refuse(known, expected["documents_sha256"], split.documents_sha256())
         if expected["tokens"] <= CHECKED_WHOLE:
             self.check(name, split)
         return split
@@ -173,11 +208,43 @@ class PreparedTokens:
             )
 
 
+def _faults(manifest: Any, shape: Mapping[str, Any], place: str = "") -> list[str]:
+    """Names that `shape` has and the manifest has not, or has otherwise."""
+    faults = []
+    for name, kind in shape.items():
+        value = manifest.get(name)
+        if isinstance(kind, dict) and isinstance(value, dict):
+            faults += _faults(value, kind, f"{place}{name}.")
+        elif isinstance(kind, dict) or not isinstance(value, kind):
+            faults.append(place + name)
+    return faults
+
+
+def given_vocabulary(path: Path, setting: str) -> Vocabulary:
+    """The vocabulary of a prepared folder, or of a SentencePiece model made elsewhere.
+
+    Raises:
+        InputError: naming the `setting` that gave it, when it is neither, or would not give back every text.
+    """
+    try:
+        vocabulary = PreparedTokens(path).vocabulary if path.is_dir() else SentencePieceVocabulary(path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"{setting} = {str(path)!r} is no prepared folder and no SentencePiece model: {error}"
+        ) from error
+    if isinstance(vocabulary, SentencePieceVocabulary) and (lost := vocabulary.loses()):
+        raise InputError(
+            f"{setting} = {str(path)!r} does not give back the text that it encodes; it loses {', '.join(lost)}: take "
+            "one that `memorizing prepare` trained (no normalization, byte fallback, ids 0, 1, 2 for pad, end, unknown)"
+        )
+    return vocabulary
+
+
 @contextlib.contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise InputError(
             f"{path} is missing or damaged: {error}; prepare it again, or copy it again from where it is whole"
         ) from error
@@ -199,8 +266,8 @@ def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> Sp
     folder.mkdir(parents=True)
     tokens, pending, waiting = _Appended(folder / "tokens", dtype), [], 0
     ends, sizes = [], []
-    total, digest, lengths = 0, hashlib.sha256(), {}
-    with (folder / "documents.jsonl").open("w") as lines:
+    total, digest, known_digest, lengths = 0, hashlib.sha256(), hashlib.sha256(), {}
+    with (folder / "documents.jsonl").open("wb") as lines:
         for document in documents:
             encoded = document.tokens.astype(dtype)
             digest.update(np.int64(len(encoded)).tobytes() + encoded.tobytes())
@@ -208,7 +275,9 @@ def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> Sp
             ends.append(total)
             sizes.append(document.bytes)
             known = {"id": document.id, "title": document.title, "licence": document.licence}
-            lines.write(json.dumps(known) + "\n")
+            line = json.dumps(known).encode() + b"\n"
+            lines.write(line)
+            known_digest.update(line)
             power = max(len(encoded), 1).bit_length() - 1
             lengths[power] = lengths.get(power, 0) + 1
             pending.append(encoded)
@@ -221,8 +290,9 @@ def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> Sp
     tokens.write(np.concatenate(pending) if pending else np.zeros(0, dtype))
     _Appended(folder / "ends", np.int64).write(np.asarray(ends, np.int64))
     _Appended(folder / "bytes", np.int64).write(np.asarray(sizes, np.int64))
+    known_digest.update(np.asarray(sizes, "<i8").tobytes())
     histogram = {str(1 << power): lengths[power] for power in sorted(lengths)}
-    return SplitCounts(len(ends), total, sum(sizes), histogram, digest.hexdigest())
+    return SplitCounts(len(ends), total, sum(sizes), histogram, digest.hexdigest(), known_digest.hexdigest())
 
 
 class _Appended:

@@ -25,6 +25,22 @@ _LONG = 1 << 14
 """Characters of a line to train on."""
 
 
+_AWKWARD = {
+    "line ends": "\n",
+    "empty lines": "\n\n",
+    "carriage returns": "\r\n",
+    "tabs": "\t",
+    "spaces": " ",
+    "double spaces": "  ",
+    "spaces at the start of a line": "\n    ",
+    "accented letters": "É",
+    "ligatures": "ﬁ",
+    "wide letters": "Ａ",
+    "Chinese characters": "日本",
+    "rare characters": "\U0001f71b",
+}
+
+
 @runtime_checkable
 class Vocabulary(Protocol):
     """A reversible map between text and token ids below `size`."""
@@ -68,6 +84,18 @@ class SentencePieceVocabulary:
         self._pieces = self._processor.get_piece_size()
         self.size = max(size, self._pieces)
         self._space_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
+
+    def loses(self) -> list[str]:
+        """Of what texts have, what `decode` would not give back as it was: empty for a model trained here.
+
+        SentencePiece's own defaults normalize, know no bytes, and put pieces where Ids 0, 1, 2 are here.
+        """
+        processor = self._processor
+        lost = [name for name, text in _AWKWARD.items() if self.decode(self.encode(f"a{text}b")) != f"a{text}b"]
+        for id in range(min(_SPECIAL, self._pieces)):
+            if not (processor.is_control(id) or processor.is_unknown(id) or processor.is_unused(id)):
+                lost.append(f"its piece {processor.id_to_piece(id)!r}, whose id {id} is one of pad, end and unknown")
+        return lost
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
         """On one thread; others can encode other texts at the same time, since Python's lock is free meanwhile."""

@@ -25,6 +25,8 @@ class ModelSettings:
             within minutes to continue what it finds again.
         dropout: rate on what each sub-layer adds, in training.
         dtype: of activations; parameters, norms, softmax and loss are float32.
+        scan_layers: compile layers that follow each other without a memory as one, repeated: programs of deep models
+            then compile several times faster. Their weights are put side by side for that at each step, a small cost.
         remat: recompute activations in the backward pass, layer by layer, to save memory.
     """
 
@@ -46,6 +48,7 @@ class ModelSettings:
     dropout: float = 0.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: bool = False
+    scan_layers: bool = False
 
     def __post_init__(self):
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):

@@ -133,26 +133,61 @@ class Transformer(nnx.Module):
         biases = [bias(tokens, window) for bias in self.biases]
         x_BNE = self.embedding.read(batch.inputs_BN, jnp.dtype(self.settings.dtype))
         caches, banks = [], []
-        for index, layer in enumerate(self.layers):
-            bias_HNJ = biases[index % len(biases)] if biases else None
-            bank = waiting.pop(0) if waiting and layer.attention.has_memory else None
-            drop = _dropout(self.settings.dropout, dropout_rng, index)
-            graph, parameters = nnx.split(layer)
+        for run in self._runs():
+            first = self.layers[run[0]]
+            bank = waiting.pop(0) if waiting and first.attention.has_memory else None
+            graph, _ = nnx.split(first)
 
-            def apply(parameters, x_BNE, bias_HNJ, cache, cached_B, bank, graph=graph, drop=drop):
+            def apply(parameters, x_BNE, bias_HNJ, cache, bank, index, graph=graph):
                 module = nnx.merge(graph, parameters)
+                drop = _dropout(self.settings.dropout, dropout_rng, index)
                 return module(x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
-            x_BNE, cache, bank = apply(parameters, x_BNE, bias_HNJ, carry.caches[index], cached_B, bank)
-            caches.append(cache)
-            banks += [bank] if bank is not None else []
+            each = [(self._parameters(index), _nth(biases, index), carry.caches[index], index) for index in run]
+            if len(run) == 1:
+                parameters, bias_HNJ, cache, index = each[0]
+                x_BNE, cache, bank = apply(parameters, x_BNE, bias_HNJ, cache, bank, index)
+                caches.append(cache)
+                banks += [bank] if bank is not None else []
+                continue
+
+            def step(x_BNE, inputs, apply=apply):
+                parameters, bias_HNJ, cache, index = inputs
+                x_BNE, cache, _ = apply(parameters, x_BNE, bias_HNJ, cache, None, index)
+                return x_BNE, cache
+
+            x_BNE, stacked = jax.lax.scan(step, x_BNE, jax.tree.map(lambda *parts: jnp.stack(parts), *each))
+            caches += [jax.tree.map(lambda leaf, place=place: leaf[place], stacked) for place in range(len(run))]
         logits_BNV = self.embedding.logits(self.final_norm(x_BNE))
         return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), tuple(banks))
 
+    def _runs(self) -> list[list[int]]:
+        """Layers by index, those that `scan_layers` compiles as one together: neighbours without a memory."""
+        runs: list[list[int]] = []
+        for index in range(self.settings.layers):
+            alone = not self.settings.scan_layers or self.layers[index].attention.has_memory
+            if alone or not runs or self.layers[runs[-1][-1]].attention.has_memory:
+                runs.append([])
+            runs[-1].append(index)
+        return runs
 
-def _dropout(rate: float, rng: jax.Array | None, layer: int):
+    def _parameters(self, index: int) -> Any:
+        """Of a layer; matrices in the dtype of activations already where layers are to be stacked."""
+        _, parameters = nnx.split(self.layers[index])
+        if not self.settings.scan_layers:
+            return parameters
+        dtype = jnp.dtype(self.settings.dtype)
+        return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, parameters)
+
+
+def _nth(biases: list[jax.Array], index: int) -> jax.Array | None:
+    """A layer's own bias, or the one that all share, or none."""
+    return biases[index % len(biases)] if biases else None
+
+
+def _dropout(rate: float, rng: jax.Array | None, layer: int | jax.Array):
     """A function that drops features at `rate` and scales up the rest; `place` tells calls within a layer apart."""
 
     def drop(x, place: int):

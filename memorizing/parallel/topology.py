@@ -26,7 +26,7 @@ class Chip:
 
     name: str
     flops: float
-    memory: float
+    memory: int
     memory_bandwidth: float
     network_bandwidth: float
 
@@ -38,9 +38,9 @@ CHIPS = {
     "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9 / 2),
     "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 448e9 / 2),
     # NVIDIA's data sheets of the SXM modules; NVLink.
-    "A100": Chip("A100", 312e12, 80e9, 2039e9, 600e9 / 2),
-    "H100": Chip("H100", 989e12, 80e9, 3350e9, 900e9 / 2),
-    "H200": Chip("H200", 989e12, 141e9, 4800e9, 900e9 / 2),
+    "A100": Chip("A100", 312e12, 80 * 10**9, 2039e9, 600e9 / 2),
+    "H100": Chip("H100", 989e12, 80 * 10**9, 3350e9, 900e9 / 2),
+    "H200": Chip("H200", 989e12, 141 * 10**9, 4800e9, 900e9 / 2),
 }
 
 

@@ -96,6 +96,9 @@ class Arxiv:
                 )
         return items
 
+    def metadata_files(self, raw: Path) -> tuple[Path, ...]:
+        return (Path(self.metadata),) if self.metadata else ()
+
     def read(self, item: Item) -> Iterator[Reading]:
         yield self._read(item)
 

@@ -26,7 +26,7 @@ from memorizing.data.corpora.source import (
     left_out,
     noted,
 )
-from memorizing.data.documents import Split
+from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
 
 METADATA = "metadata.csv"
@@ -81,6 +81,9 @@ class Pg19:
                 note = f"{len(missing)} books that it lists have no file here: {', '.join(missing[:5])}{more}"
                 items.append(Item(METADATA, None, str(metadata), note=note))
         return items
+
+    def metadata_files(self, raw: Path) -> tuple[Path, ...]:
+        return tuple(folder / METADATA for folder in (raw, *(raw / split for split in SPLITS)))
 
     def read(self, item: Item) -> Iterator[Reading]:
         if item.note:

@@ -65,6 +65,15 @@ class Corpus(Protocol):
         ...
 
 
+@runtime_checkable
+class HasMetadata(Protocol):
+    """A corpus whose documents also depend on files that belong to no item: titles, say."""
+
+    def metadata_files(self, raw: Path) -> tuple[Path, ...]:
+        """These files, those that may be there as well: when one of them changes, documents are read again."""
+        ...
+
+
 def documents(items: list[Item]) -> list[Item]:
     """Those of the items that are no notes."""
     return [item for item in items if not item.note]
