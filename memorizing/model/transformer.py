@@ -24,7 +24,7 @@ from memorizing.model.layers import Embedding, FeedForward, RMSNorm
 from memorizing.model.memory_attention import RETRIEVED
 from memorizing.model.positions import RelativeBias
 from memorizing.model.settings import ModelSettings
-from memorizing.parallel.mesh import MeshSettings, check_sizes, make_mesh
+from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, check_sizes, constrain_tree, make_mesh
 from memorizing.shapes import Batch
 
 type Parameters = dict[str, Any]
@@ -139,7 +139,8 @@ class Transformer(nnx.Module):
             graph, _ = nnx.split(first)
 
             def apply(parameters, x_BNE, bias_HNJ, cache, bank, index, graph=graph):
-                module = nnx.merge(graph, parameters)
+                # So that gradients are summed over devices into the parts that each one keeps, not whole on all.
+                module = nnx.merge(graph, constrain_tree(parameters, PARAMETER_RULES))
                 drop = _dropout(self.settings.dropout, dropout_rng, index)
                 return module(x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
 
@@ -175,7 +176,7 @@ class Transformer(nnx.Module):
 
     def _parameters(self, index: int) -> Any:
         """Of a layer; matrices in the dtype of activations already where layers are to be stacked."""
-        _, parameters = nnx.split(self.layers[index])
+        parameters = nnx.to_pure_dict(nnx.split(self.layers[index])[1])
         if not self.settings.scan_layers:
             return parameters
         dtype = jnp.dtype(self.settings.dtype)
