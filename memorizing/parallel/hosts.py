@@ -44,6 +44,10 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             warnings.simplefilter("ignore")  # on Kubernetes, that JAX would need another package to look further
             try:
                 jax.distributed.initialize(**timeouts)
+            except RuntimeError as error:
+                # A command called by a program that uses JAX already: it has joined others before, or stays alone.
+                if "before any JAX calls" not in str(error):
+                    raise
             except ValueError as error:
                 if "coordinator_address should be defined" not in str(error):
                     raise
