@@ -54,8 +54,8 @@ def memorizing(*arguments: str, cwd: Path | None = None, **variables: str) -> su
     )
 
 
-def finish(process: subprocess.Popen, status: int = 0) -> str:
-    output, _ = process.communicate(timeout=300)
+def finish(process: subprocess.Popen, status: int = 0, timeout: float = 300) -> str:
+    output, _ = process.communicate(timeout=timeout)
     assert process.returncode == status, output
     return output
 

@@ -1,0 +1,138 @@
+"""`memorizing plan` as its user runs it: what it says is what the state takes; each shipped pod holds its settings."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from memorizing.config import load
+from memorizing.model.transformer import open_mesh
+from memorizing.parallel.mesh import MeshSettings
+from memorizing.training.flops import training_flops_per_token
+from memorizing.training.loop import StateMaker
+from tests.integration.test_resume import ROOT, finish, memorizing
+
+GIN = """
+include '{root}/configs/base.gin'
+include '{root}/configs/sizes/tiny.gin'
+MEMORY_SIZE = 256
+SEGMENT_LENGTH = 32
+BATCH_SIZE = 8
+VOCABULARY_SIZE = 512
+"""
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: ACCELERATOR=tpu bash launch/setup.sh"
+)
+
+
+@pytest.fixture
+def settings(tmp_path) -> Path:
+    (tmp_path / "run.gin").write_text(GIN.format(root=ROOT))
+    return tmp_path / "run.gin"
+
+
+def planned(settings: Path, *arguments: str, status: int = 0, devices: int = 4) -> tuple[str, dict]:
+    file = settings.parent / "plan.json"
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = memorizing("plan", f"--gin_file={settings}", f"--json={file}", *arguments, XLA_FLAGS=flags)
+    output = finish(command, status)
+    return output, json.loads(file.read_text()) if file.exists() else {}
+
+
+def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
+    output, figures = planned(settings, "--gin_param", "Mesh.memory = 2")
+    it, _ = load([str(settings)], ["Mesh.memory = 2"])
+    mesh = open_mesh(
+        MeshSettings(data=2, memory=2), it.model, it.memory, it.batch.segment_length, it.batch.rows,
+        devices=jax.devices()[:4],
+    )  # fmt: skip
+    state = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh).state()
+    first = jax.devices()[0]
+
+    def held(tree) -> int:
+        shards = [shard for leaf in jax.tree.leaves(tree) for shard in leaf.addressable_shards]
+        return sum(shard.data.nbytes for shard in shards if shard.device == first)
+
+    assert figures["bytes_per_device"]["parameters"] == held(state.parameters)
+    assert figures["bytes_per_device"]["optimizer"] == held(state.optimizer)
+    assert figures["bytes_per_device"]["memory"] == held(state.carry.banks)
+    assert figures["bytes_per_device"]["xl_caches"] == held(state.carry.caches)
+    assert figures["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+    flops = training_flops_per_token(it.model, it.memory, it.batch.segment_length)
+    assert figures["flops_per_device"] == pytest.approx(flops * it.batch.rows * it.batch.segment_length / 4)
+    assert figures["mesh"] == {"data": 2, "model": 1, "memory": 2}
+    assert figures["fits"] is None  # nothing is known of CPUs
+    assert "all-gather over 4" in output and "4 x cpu" in output
+
+
+@needs_libtpu
+def test_what_does_not_fit_is_said_with_the_settings_to_change(settings):
+    fits, figures = planned(settings, "--topology=v5e:2x2")
+    assert figures["fits"] and "  fits" in fits and figures["tokens_per_second"] > 0
+    assert figures["bytes_per_device"]["total"] < 16 * 2**30
+    output, figures = planned(settings, "--topology=v5e:2x2", "--gin_param", "MEMORY_SIZE = 4_194_304", status=2)
+    assert figures["fits"] is False and "DOES NOT FIT" in output
+    assert "this does not fit v5e:2x2: needs" in output
+    assert "a smaller MEMORY_SIZE (4194304)" in output and "BATCH_SIZE = 8" in output
+
+
+@pytest.mark.parametrize(
+    ("topology", "words"),
+    [
+        ("v5p", "--topology=v5p: must be VERSION:SHAPE, such as v4:2x2x4"),
+        ("v9:2x2", "versions: v4, v5e, v5p, v6e"),
+        ("h100:8x8", "or `local`"),
+    ],
+)
+def test_unknown_topologies_are_refused(settings, topology, words):
+    output, _ = planned(settings, f"--topology={topology}", status=2)
+    assert words in output
+
+
+@needs_libtpu
+def test_shapes_that_a_version_does_not_have_are_refused(settings):
+    output, _ = planned(settings, "--topology=v5e:3x5", status=2)
+    assert output.splitlines()[-1].startswith("memorizing plan: error: --topology=v5e:3x5:")
+    output, _ = planned(settings, "--topology=v5e:4x4", status=2)
+    assert "BATCH_SIZE" in output or "Batch.rows = 8 does not divide over Mesh.data = 16: use 16" in output
+
+
+PODS = sorted(
+    (match[1], file.relative_to(ROOT).as_posix())
+    for file in (ROOT / "configs").rglob("*.gin")
+    if (match := re.search(r"^# Pod: +(\S+)", file.read_text(), re.MULTILINE))
+)
+
+
+def programs() -> dict[str, tuple[str, list[str]]]:
+    """The files, of those that make the same program only the first, with their pods."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for pod, file in PODS:
+        it, _ = load([str(ROOT / file)], [])
+        training = (it.training.update, it.training.seed)
+        key = repr((pod, it.model, it.memory, it.batch, it.optimizer, training, it.mesh))
+        found.setdefault(key, (pod, []))[1].append(file)
+    return found
+
+
+def test_every_corpus_and_pod_has_its_pod():
+    named = {file for _, file in PODS}
+    corpora = {f"configs/{name}.gin" for name in ("pg19", "arxiv", "github", "isabelle", "c4")}
+    pods = {file.relative_to(ROOT).as_posix() for file in (ROOT / "configs" / "pods").glob("*.gin")}
+    assert corpora | pods <= named and len(pods) >= 4
+    assert len(programs()) >= 5
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("pod", "files"), programs().values(), ids=[files[0] for _, files in programs().values()])
+def test_shipped_settings_fit_their_pods(pod, files, tmp_path):
+    output = finish(
+        memorizing("plan", f"--gin_file={ROOT / files[0]}", f"--topology={pod}", f"--json={tmp_path / 'plan.json'}"),
+        timeout=900,
+    )
+    figures = json.loads((tmp_path / "plan.json").read_text())
+    assert figures["fits"], output
+    assert figures["memory_size"] == 0 or figures["bytes_per_device"]["memory"] > 0
