@@ -3,6 +3,7 @@
     B rows (documents read side by side)      N tokens of a segment        W XL cache length
     M memory slots    H heads    D head size  E embedding size             K retrieved neighbours
     S segments scanned in one call            V vocabulary                 L layers
+    P parts of the rows, on devices of their own
 
 A tensor's name ends in its letters (`keys_BHMD`); einsum strings and annotations use the same ones.
 """

@@ -94,7 +94,7 @@ def test_a_memory_layer_is_its_formula(window):
 
     x = normal(ROWS, TOKENS, EMBEDDING)
     out, new_cache, new_bank = layer(
-        jnp.asarray(x), jnp.asarray(bias), cache, jnp.asarray(cached), bank, make_search(MEMORY), NEIGHBOURS
+        jnp.asarray(x), jnp.asarray(bias)[None], cache, jnp.asarray(cached), bank, make_search(MEMORY), NEIGHBOURS
     )
     expected = written_out(layer, x.astype(np.float64), bias, jax.tree.map(np.asarray, cache), cached, memory)
     np.testing.assert_allclose(out, expected, rtol=2e-4, atol=2e-5)
@@ -107,7 +107,7 @@ def test_a_memory_layer_is_its_formula(window):
 def test_relative_bias_looks_up_the_bucket_of_each_distance():
     bias = RelativeBias(8, 32, heads=1)
     bias.table_UH[...] = jnp.arange(8.0)[:, None]
-    looked_up = np.asarray(bias(tokens=3, cached=3))[0]
+    looked_up = np.asarray(bias(tokens=3, cached=3))[0, 0]
     for query in range(3):
         for key in range(6):
             assert looked_up[query, key] == buckets(np.asarray(3 + query - key), 8, 32)

@@ -70,11 +70,22 @@ HloModule jit_f
   %limit = s32[] constant(11)
   ROOT %less = pred[] compare(%i, %limit), direction=LT
 }
+%starts (p: bf16[4,8]) -> (bf16[4,8], bf16[8,8]) {
+  %g = bf16[8,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8]
+  ROOT %c = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+%ends (p: (bf16[4,8], bf16[8,8])) -> bf16[8,8] {
+  %g2 = bf16[8,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8]
+  ROOT %c2 = bf16[8,8]{1,0} custom-call(%g2), custom_call_target="AsyncCollectiveDone"
+}
 ENTRY %main (x: bf16[16,8]) -> bf16[16,8] {
   %loop = (s32[], bf16[16,8]{1,0}) while(%t), condition=%condition.1, body=%body.1
+  %s = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) fusion(%a), kind=kCustom, calls=%starts
+  %b = bf16[8,8]{1,0} fusion(%s), kind=kCustom, calls=%ends
   %move = f32[4,2]{1,0} collective-permute(%z), source_target_pairs={{0,1},{1,0}}
 }
 """
-    gathered, moved = collectives(text)
+    gathered, beside, moved = collectives(text)
     assert gathered == Collective("all-gather", (("bf16", (16, 8)),), 2, 11, 16 * 8 * 2 // 2)
+    assert beside == Collective("all-gather", (("bf16", (8, 8)),), 2, 1, 8 * 8 * 2 // 2)  # once, though written twice
     assert (moved.kind, moved.times, moved.sent) == ("collective-permute", 1, 4 * 2 * 4)

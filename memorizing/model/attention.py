@@ -69,7 +69,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_BNE: Float[jax.Array, "B N E"],
-        bias_HNJ: Float[jax.Array, "H N J"] | None,
+        bias_PHNJ: Float[jax.Array, "P H N J"] | None,
         cache: Cache,
         cached_B: Bool[jax.Array, "B"],
         bank: Bank | None,
@@ -99,7 +99,7 @@ class Attention(nnx.Module):
             jnp.concatenate([constrain(cached, "BH_D").astype(dtype), new], axis=2)
             for cached, new in ((cache.keys_BHWD, key), (cache.values_BHWD, value))
         )
-        out = self._local(query, keys_BHJD, values_BHJD, bias_HNJ, cached_B)
+        out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cached_B)
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
             remote, row_has_memory_B = attend_to_memory(query, bank, search, neighbours)
@@ -114,14 +114,15 @@ class Attention(nnx.Module):
         cache = jax.tree.map(lambda new, old: new.astype(old.dtype), kept, cache)
         return constrain(jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), "BNE"), cache, bank
 
-    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_HNJ, cached_B):
+    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached_B):
         tokens = query_BHND.shape[2]
         cached = keys_BHJD.shape[2] - tokens
         if self.rotary:
             query_BHND, keys_BHJD = rotate(query_BHND, cached), rotate(keys_BHJD, 0)
         scores_BHNJ = jnp.einsum("BHND,BHJD->BHNJ", query_BHND, keys_BHJD, preferred_element_type=jnp.float32)
-        if bias_HNJ is not None:
-            scores_BHNJ = scores_BHNJ + bias_HNJ
+        if bias_PHNJ is not None:
+            of_parts = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
+            scores_BHNJ = (of_parts + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
         visible_BNJ = local_mask(tokens, cached, cached_B)
         weights_BHNJ = jax.nn.softmax(jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf), axis=-1)
         return jnp.einsum("BHNJ,BHJD->BHND", weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)

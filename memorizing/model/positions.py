@@ -10,6 +10,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
+from memorizing.parallel.mesh import constrain, row_parts
+
 
 def distances(tokens: int, cached: int) -> Int[np.ndarray, "N J"]:
     """How far key `j` of `J = W + N` lies before query `i`; negative for the future."""
@@ -35,9 +37,15 @@ class RelativeBias(nnx.Module):
         self.max_distance = max_distance
         self.table_UH = nnx.Param(jnp.zeros((count, heads), jnp.float32))
 
-    def __call__(self, tokens: int, cached: int) -> Float[jax.Array, "H N J"]:
+    def __call__(self, tokens: int, cached: int) -> Float[jax.Array, "P H N J"]:
+        """One for each of the `P` parts into which devices split the rows (see `row_parts`), all equal.
+
+        So each device sums the gradient of its own rows down to a table, and only tables are summed over devices.
+        """
         bucket_NJ = buckets(distances(tokens, cached), self.table_UH.shape[0], self.max_distance)
-        return jnp.moveaxis(self.table_UH[...][bucket_NJ], -1, 0)
+        table_UH = self.table_UH[...]
+        table_BUH = constrain(jnp.broadcast_to(table_UH, (row_parts(), *table_UH.shape)), "BUH")
+        return jnp.moveaxis(table_BUH[:, bucket_NJ], -1, 1)
 
 
 def rotate(x_BHJD: Float[jax.Array, "B H J D"], first_position: int) -> Float[jax.Array, "B H J D"]:

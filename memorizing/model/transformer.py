@@ -96,9 +96,9 @@ class Layer(nnx.Module):
         self.feed_forward_norm = RMSNorm(settings.embedding_size)
         self.feed_forward = FeedForward(settings.embedding_size, settings.feed_forward_size, rngs)
 
-    def __call__(self, x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, neighbours):
+    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, neighbours):
         added, cache, bank = self.attention(
-            self.attention_norm(x_BNE), bias_HNJ, cache, cached_B, bank, search, neighbours
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, neighbours
         )
         x_BNE = x_BNE + drop(added, 0)
         x_BNE = x_BNE + drop(self.feed_forward(self.feed_forward_norm(x_BNE)), 1)
@@ -131,6 +131,7 @@ class Transformer(nnx.Module):
         waiting = [clear(bank, batch.starts_document_B) for bank in carry.banks]
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
         biases = [bias(tokens, window) for bias in self.biases]
+        shared = biases[0] if len(biases) == 1 else None  # else one for each layer, or none
         x_BNE = self.embedding.read(batch.inputs_BN, jnp.dtype(self.settings.dtype))
         caches, banks = [], []
         for run in self._runs():
@@ -138,25 +139,29 @@ class Transformer(nnx.Module):
             bank = waiting.pop(0) if waiting and first.attention.has_memory else None
             graph, _ = nnx.split(first)
 
-            def apply(parameters, x_BNE, bias_HNJ, cache, bank, index, graph=graph):
+            def apply(parameters, x_BNE, bias_PHNJ, cache, bank, index, graph=graph):
                 # So that gradients are summed over devices into the parts that each one keeps, not whole on all.
                 module = nnx.merge(graph, constrain_tree(parameters, PARAMETER_RULES))
                 drop = _dropout(self.settings.dropout, dropout_rng, index)
-                return module(x_BNE, bias_HNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
+                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
-            each = [(self._parameters(index), _nth(biases, index), carry.caches[index], index) for index in run]
+            own = [biases[index] if len(biases) > 1 else None for index in run]
+            each = [
+                (self._parameters(index), bias, carry.caches[index], index)
+                for index, bias in zip(run, own, strict=True)
+            ]
             if len(run) == 1:
-                parameters, bias_HNJ, cache, index = each[0]
-                x_BNE, cache, bank = apply(parameters, x_BNE, bias_HNJ, cache, bank, index)
+                parameters, bias, cache, index = each[0]
+                x_BNE, cache, bank = apply(parameters, x_BNE, shared if bias is None else bias, cache, bank, index)
                 caches.append(cache)
                 banks += [bank] if bank is not None else []
                 continue
 
             def step(x_BNE, inputs, apply=apply):
-                parameters, bias_HNJ, cache, index = inputs
-                x_BNE, cache, _ = apply(parameters, x_BNE, bias_HNJ, cache, None, index)
+                parameters, bias, cache, index = inputs
+                x_BNE, cache, _ = apply(parameters, x_BNE, shared if bias is None else bias, cache, None, index)
                 return x_BNE, cache
 
             x_BNE, stacked = jax.lax.scan(step, x_BNE, jax.tree.map(lambda *parts: jnp.stack(parts), *each))
@@ -181,11 +186,6 @@ class Transformer(nnx.Module):
             return parameters
         dtype = jnp.dtype(self.settings.dtype)
         return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, parameters)
-
-
-def _nth(biases: list[jax.Array], index: int) -> jax.Array | None:
-    """A layer's own bias, or the one that all share, or none."""
-    return biases[index % len(biases)] if biases else None
 
 
 def _dropout(rate: float, rng: jax.Array | None, layer: int | jax.Array):

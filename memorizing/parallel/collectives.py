@@ -16,6 +16,7 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
@@ -48,18 +49,26 @@ def collectives(hlo: str) -> list[Collective]:
     bodies, entry = _computations(hlo)
     found: list[Collective] = []
 
-    def visit(name: str, times: int) -> None:
+    fused: set[str] = set()
+
+    def visit(name: str, times: int, in_fusion: bool = False) -> None:
         for line in bodies.get(name, ()):
             match = _INSTRUCTION.match(line)
             if not match:
                 continue
             kind = match[2].removesuffix("-start")
             if kind in KINDS:
+                # One that runs beside other work is written down in the fusion that starts it, in those that it runs
+                # beside, and in the one that ends it, each time with the same number.
+                if in_fusion and (channel := _CHANNEL.search(line)):
+                    if channel[1] in fused:
+                        continue
+                    fused.add(channel[1])
                 found.append(_collective(kind, match[1], line, match[2].endswith("-start"), times))
                 continue
             trips = _trips(line, bodies) if match[2] == "while" else 1
             for called in _called(line):
-                visit(called, times * trips)
+                visit(called, times * trips, match[2] == "fusion")
 
     visit(entry, 1)
     return found

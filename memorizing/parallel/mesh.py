@@ -145,6 +145,12 @@ def current_mesh() -> AbstractMesh | None:
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def row_parts() -> int:
+    """Into how many parts the current mesh splits the rows."""
+    mesh = current_mesh()
+    return 1 if mesh is None else mesh.shape[str(RULES["B"])]
+
+
 def constrain(x: jax.Array, letters: str) -> jax.Array:
     """Tells the compiler how an activation of these letters is split over the current mesh."""
     return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(letters))
