@@ -203,9 +203,9 @@ def test_remat_changes_nothing():
 def test_layers_compiled_as_one_change_nothing(shared, remat, positions):
     """With dropout: each layer still drops its own features."""
     model = dataclasses.replace(
-        MODEL, layers=6, memory_layers=(3,), position_bias_shared=shared, remat=remat, positions=positions, dropout=0.2
+        MODEL, layers=5, memory_layers=(3,), position_bias_shared=shared, remat=remat, positions=positions, dropout=0.2
     )
-    batches = as_segments([document(11, 3)])
+    batches = as_segments([document(11, 2)])
     found = []
     for scan_layers in (False, True):
         graph, parameters = create_model(dataclasses.replace(model, scan_layers=scan_layers), MEMORY, seed=0)

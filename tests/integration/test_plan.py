@@ -126,6 +126,7 @@ def test_every_corpus_and_pod_has_its_pod():
     assert len(programs()) >= 5
 
 
+@pytest.mark.pods
 @needs_libtpu
 @pytest.mark.parametrize(("pod", "files"), programs().values(), ids=[files[0] for _, files in programs().values()])
 def test_shipped_settings_fit_their_pods(pod, files, tmp_path):
