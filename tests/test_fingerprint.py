@@ -47,12 +47,11 @@ def test_it_is_the_same_however_the_array_is_split(axes):
 
 
 def test_changes_change_it():
-    """A flipped bit in any word; and two of one kind, or words that change places, which cancel each other in a plain sum."""
+    """A flipped bit in any word; and two of a kind, or words that change places, which cancel out in plain sums."""
     words, moments = random_words(40), np.random.default_rng(1)
     changed = [
-        words ^ np.where(np.arange(40) == place, 1 << bit, 0).astype(np.uint32)
-        for place in range(40)
-        for bit in range(32)
+        words ^ np.where(np.arange(40) == place, 1 << int(bit), 0).astype(np.uint32)
+        for place, bit in enumerate(moments.integers(0, 32, 40))
     ]
     signs, swapped = words.copy(), words.copy()
     signs[[3, 30]] ^= np.uint32(1 << 31)

@@ -205,7 +205,7 @@ def assert_told(output: str, what: str, run: Path) -> None:
     kept = ", ".join(map(str, steps_saved(run)))
     for part in (f"Checkpoints of steps {kept} are there", "make room", "repeat the command"):
         assert part in told
-    assert "Traceback" not in output
+    assert "ERROR" not in output  # not what orbax logs of it, hundreds of lines
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
@@ -246,52 +246,59 @@ def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(place, undist
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_metrics_that_cannot_be_written_end_the_run_naming_the_folder(place, tmp_path):
+def test_metrics_that_cannot_be_written_end_the_run_naming_the_folder(place, nearly, tmp_path):
     """The disk was full when it came to them, not while saving."""
     run = tmp_path / "run"
-    finish(start(place, run, steps=40))
+    shutil.copytree(nearly, run)
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl.unfinished").symlink_to("/dev/full")  # which is renamed to metrics.jsonl
     assert_told(finish(start(place, run), status=1), "metrics", run)
-    assert steps_saved(run) == [20, 40]
+    assert steps_saved(run) == [360, 380]
 
 
 @pytest.fixture(scope="module")
 def remembering(place) -> Path:
     """A run of 80 steps whose memory of 128 tokens is full, and begins at its slot 32."""
-    finish(start(place, place / "remembering", "--gin_param", "MEMORY_SIZE = 128", steps=80))
-    assert saved(place / "remembering", 80)["memory"][0]["cursor"] == 32
-    return place / "remembering"
+    run = place / "remembering"
+    finish(start(place, run, "--gin_param", "MEMORY_SIZE = 128", steps=80))
+    assert bank(run, 80)["cursor"] == 32
+    return run
 
 
-def gone_on(place: Path, remembering: Path, run: Path, size: int, *more: str) -> tuple[str, dict, np.ndarray]:
-    """One call more: the output, the bank then, and the keys of before, oldest first."""
+def bank(run: Path, step: int) -> dict[str, np.ndarray]:
+    return saved(run, step)["memory"][0]
+
+
+def oldest_first(bank: dict[str, np.ndarray]) -> np.ndarray:
+    return np.roll(bank["keys_BHMD"], -bank["cursor"], axis=2)
+
+
+def test_a_memory_that_grows_keeps_all_and_one_that_shrinks_the_newest(place, remembering, tmp_path):
+    """Each time a call more is trained, which writes over the oldest slots."""
+    run = tmp_path / "run"
     shutil.copytree(remembering, run)
-    output = finish(start(place, run, "--gin_param", f"MEMORY_SIZE = {size}", *more, steps=84))
-    before = saved(remembering, 80)["memory"][0]["keys_BHMD"]
-    return output, saved(run, 84)["memory"][0], np.roll(before, -32, axis=2)
-
-
-def test_a_memory_that_grows_keeps_all(place, remembering, tmp_path):
-    output, bank, before = gone_on(place, remembering, tmp_path / "run", 256)
+    output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 256", steps=84))
     assert "Memory.size = 256 from here on; the run began with 128" in output
     assert "resuming after step 80, its memory of 128 tokens laid out anew in one of 256\n" in output
-    keys = bank["keys_BHMD"]
-    np.testing.assert_array_equal(keys[:, :, :128], before)
-    assert keys[:, :, 128 : 128 + CALL].any(axis=(1, 3)).all() and not keys[:, :, 128 + CALL :].any()
-    assert bank["cursor"] == 128 + CALL
+    grown = bank(run, 84)
+    keys_BHMD = grown["keys_BHMD"]
+    np.testing.assert_array_equal(keys_BHMD[:, :, :128], oldest_first(bank(remembering, 80)))
+    assert keys_BHMD[:, :, 128:][:, :, :CALL].any(axis=(1, 3)).all() and not keys_BHMD[:, :, 128 + CALL :].any()
+    assert grown["cursor"] == 128 + CALL
 
-
-def test_a_memory_that_shrinks_keeps_the_newest(place, remembering, tmp_path):
-    output, bank, before = gone_on(place, remembering, tmp_path / "run", 64)
-    assert "Memory.size = 64 from here on; the run began with 128" in output
-    assert "resuming after step 80, of its memory of 128 tokens the newest 64 kept\n" in output
-    np.testing.assert_array_equal(bank["keys_BHMD"][:, :, CALL:], before[:, :, -(64 - CALL) :])
-    assert bank["cursor"] == CALL
+    output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 128", steps=88))
+    assert "Memory.size = 128 from here on; the run began with 256" in output
+    assert "resuming after step 84, of its memory of 256 tokens the newest 128 kept\n" in output
+    shrunk = bank(run, 88)
+    np.testing.assert_array_equal(shrunk["keys_BHMD"][:, :, CALL:], oldest_first(grown)[:, :, -(128 - CALL) :])
+    assert shrunk["cursor"] == CALL
 
 
 def test_a_memory_can_be_dropped(place, remembering, tmp_path):
-    output, bank, _ = gone_on(place, remembering, tmp_path / "run", 128, "--drop_memory")
+    run = tmp_path / "run"
+    shutil.copytree(remembering, run)
+    output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--drop_memory", steps=84))
     assert "resuming after step 80, its memory of 128 tokens dropped\n" in output
-    assert bank["keys_BHMD"][:, :, :CALL].any(axis=(1, 3)).all() and not bank["keys_BHMD"][:, :, CALL:].any()
-    assert bank["cursor"] == CALL and (bank["length_B"] <= CALL).all()
+    left = bank(run, 84)
+    assert left["keys_BHMD"][:, :, :CALL].any(axis=(1, 3)).all() and not left["keys_BHMD"][:, :, CALL:].any()
+    assert left["cursor"] == CALL and (left["length_B"] <= CALL).all()
