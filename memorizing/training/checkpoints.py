@@ -77,14 +77,18 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int | None = None, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs as an error it raises as well
         self._folder = (workdir / CHECKPOINTS).absolute()
-        options = ocp.CheckpointManagerOptions(read_only=True)
+        # Each process reads by itself. Else those that could read would wait for one that could not, which waits here.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
+        )
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        self._reader = self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
         if keep is not None:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
             )
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "progress", "memory")}
-        handlers |= {FINGERPRINTS: ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""
@@ -154,7 +158,7 @@ class Checkpoints:
         def read() -> int:
             if "memory" not in self._written(step):
                 return 0
-            leaves = jax.tree.leaves_with_path(self._manager.item_metadata(step)["memory"])
+            leaves = jax.tree.leaves_with_path(self._reader.item_metadata(step)["memory"])
             named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
             return named["keys_BHMD"].shape[2]
 
@@ -181,7 +185,7 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(item)))
             for name, item in items.items()
         }
-        restored = self._attempt(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**restores)))
+        restored = self._attempt(step, lambda: self._reader.restore(step, args=ocp.args.Composite(**restores)))
 
         def fill(like: Any, leaf: Any) -> Any:
             return jnp.zeros(like.shape, like.dtype, device=like.sharding) if leaf is None else leaf
@@ -194,7 +198,7 @@ class Checkpoints:
     def _written(self, step: int) -> dict[str, dict[str, int]]:
         """Fingerprints of what was saved at `step`, by item."""
         args = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
-        return self._manager.restore(step, args=args)[FINGERPRINTS]
+        return self._reader.restore(step, args=args)[FINGERPRINTS]
 
     def _compare(self, found: dict[str, dict[str, int]], written: dict[str, dict[str, int]]) -> None:
         for item, arrays in found.items():
@@ -243,6 +247,12 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
+            self._reader.close()
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "progress", "memory")}
+    return {**arrays, FINGERPRINTS: ocp.JsonCheckpointHandler()}
 
 
 def resized(bank: Bank, like: Bank, where: Bank) -> Bank:
