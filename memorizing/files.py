@@ -13,11 +13,31 @@ LOCK = "lock"
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes `text` under another name beside `path`, then renames; makes the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    """Writes `text` under another name beside `path`, then renames; makes the folder if need be.
+
+    Raises:
+        OSError: see `writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished.write_text(text)
+        os.replace(unfinished, path)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where `path`, a file or a folder, is written to: of a full disk Python says neither which nor what to do.
+
+    Raises:
+        OSError: naming it, and the way out.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"{path} could not be written to ({error.strerror}): make room or mend the disk, and repeat the command"
+        ) from error
 
 
 @contextmanager

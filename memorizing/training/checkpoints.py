@@ -2,9 +2,11 @@
 
 A save is written under another name and renamed when complete, so a kill at any moment leaves the one before intact.
 Every process writes what its devices hold; a checkpoint can be restored by other processes, onto another mesh, and with
-a memory of another size. One that cannot be read is named and set aside, and the one before it is used.
+a memory of another size. One that cannot be read, or does not hold what was saved (see `fingerprint`), is named and set
+aside, and the one before it is used.
 
     WORKDIR/checkpoints/STEP/     parameters/    progress/ (optimizer, step, XL caches)    memory/ (banks, if any)
+                                  fingerprints/ (of every array)
 """
 
 import functools
@@ -22,6 +24,7 @@ from memorizing.memory.bank import Bank, resize
 from memorizing.model.transformer import Parameters
 from memorizing.parallel.hosts import all_agree, is_first, wait
 from memorizing.parallel.mesh import shardings
+from memorizing.training.fingerprint import fingerprints
 from memorizing.training.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -30,9 +33,22 @@ CHECKPOINTS = "checkpoints"
 DAMAGED = ".damaged"
 """What the name of a checkpoint that cannot be read ends in, once it is set aside."""
 
+FINGERPRINTS = "fingerprints"
+"""Item of a checkpoint: the fingerprints of the others' arrays."""
+
 
 class SaveFailed(RuntimeError):
-    """A checkpoint could not be written; those before it are intact."""
+    """A checkpoint or metrics could not be written; checkpoints before that are intact."""
+
+
+def save_failed(what: str, folder: Path, error: Exception) -> SaveFailed:
+    """Names what could not be written and where (a workdir, or its folder of checkpoints), and what is kept."""
+    steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
+    kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
+    return SaveFailed(
+        f"{what} could not be written to {folder} ({error}). {kept}: make room or mend the disk, and repeat the "
+        "command to go on from the newest, or else from the start"
+    )
 
 
 class Unreadable(RuntimeError):
@@ -41,7 +57,12 @@ class Unreadable(RuntimeError):
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved anything; a folder of a save that was cut short has more than a number for a name."""
-    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+    return bool(steps_on_disk(workdir / CHECKPOINTS))
+
+
+def steps_on_disk(folder: Path) -> list[int]:
+    """The steps of the finished checkpoints in a folder of them, from the oldest."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
 class Checkpoints:
@@ -54,15 +75,20 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int | None = None, keep_every: int = 0):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs as an error it raises as well
         self._folder = (workdir / CHECKPOINTS).absolute()
-        options = ocp.CheckpointManagerOptions(read_only=True)
+        # Each process reads by itself. Else those that could read would wait for one that could not, which waits here.
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
+        )
+        options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+        self._reader = self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
         if keep is not None:
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
             )
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "progress", "memory")}
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+            self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""
@@ -81,7 +107,8 @@ class Checkpoints:
         banks = state.carry.banks
         rest = state._replace(parameters={}, carry=state.carry._replace(banks=()))
         items = {"parameters": state.parameters, "progress": rest} | ({"memory": banks} if banks else {})
-        saves = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
+        saves: dict[str, Any] = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
+        saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
     def finish(self) -> None:
@@ -96,10 +123,7 @@ class Checkpoints:
         try:
             write()
         except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
-            raise SaveFailed(
-                f"a checkpoint could not be written to {self._folder} ({error}). Those before it are intact: make room "
-                "or mend the disk, and repeat the command to go on from there"
-            ) from error
+            raise save_failed("a checkpoint", self._folder, error) from error
 
     def restore(self, step: int, like: TrainState, mesh: Mesh, drop_memory: bool = False) -> TrainState:
         """The state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or not).
@@ -124,15 +148,27 @@ class Checkpoints:
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
 
+    def memory_size(self, step: int) -> int:
+        """How many slots the memory saved at `step` has; 0 if none was saved.
+
+        Raises:
+            Unreadable: when any process could not read it.
+        """
+
+        def read() -> int:
+            if "memory" not in self._written(step):
+                return 0
+            leaves = jax.tree.leaves_with_path(self._reader.item_metadata(step)["memory"])
+            named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
+            return named["keys_BHMD"].shape[2]
+
+        return self._attempt(step, read)
+
     def _saved_banks(self, step: int, like: tuple[Bank, ...]) -> tuple[Bank, ...]:
         """Shapes of the banks that were saved, placed as those of `like`; none if none were."""
-        if not like or not (self._folder / str(step) / "memory").exists():
+        slots = self.memory_size(step) if like else 0
+        if not slots:
             return ()
-        metadata = self._attempt(step, lambda: self._manager.item_metadata(step)["memory"])
-        named = {
-            jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in jax.tree.leaves_with_path(metadata)
-        }
-        slots = named["keys_BHMD"].shape[2]
 
         def as_saved(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             shape = (*leaf.shape[:2], slots, *leaf.shape[3:]) if len(leaf.shape) == 4 else leaf.shape
@@ -149,12 +185,28 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, _without_empty(item)))
             for name, item in items.items()
         }
-        restored = self._attempt(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**restores)))
+        restored = self._attempt(step, lambda: self._reader.restore(step, args=ocp.args.Composite(**restores)))
 
         def fill(like: Any, leaf: Any) -> Any:
             return jnp.zeros(like.shape, like.dtype, device=like.sharding) if leaf is None else leaf
 
-        return {name: jax.tree.map(fill, item, restored[name]) for name, item in items.items()}
+        filled = {name: jax.tree.map(fill, item, restored[name]) for name, item in items.items()}
+        found = {name: fingerprints(item) for name, item in filled.items()}  # by all, so not within an attempt
+        self._attempt(step, lambda: self._compare(found, self._written(step)))
+        return filled
+
+    def _written(self, step: int) -> dict[str, dict[str, int]]:
+        """Fingerprints of what was saved at `step`, by item."""
+        args = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
+        return self._reader.restore(step, args=args)[FINGERPRINTS]
+
+    def _compare(self, found: dict[str, dict[str, int]], written: dict[str, dict[str, int]]) -> None:
+        for item, arrays in found.items():
+            changed = [name for name in arrays if arrays[name] != written[item][name]]
+            if changed:
+                raise ValueError(
+                    f"{len(changed)} of {len(arrays)} arrays in {item} are not what was written, such as {changed[0]}"
+                )
 
     def _attempt[T](self, step: int, read: Callable[[], T]) -> T:
         """What was read, if every process could read it."""
@@ -195,6 +247,12 @@ class Checkpoints:
                 raise
         finally:
             self._manager.close()
+            self._reader.close()
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "progress", "memory")}
+    return {**arrays, FINGERPRINTS: ocp.JsonCheckpointHandler()}
 
 
 def resized(bank: Bank, like: Bank, where: Bank) -> Bank:

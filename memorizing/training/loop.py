@@ -112,7 +112,8 @@ def train(
     Raises:
         InputError: when the data or the devices do not fit the settings.
         NonFiniteLoss: naming the step, and what to try; earlier checkpoints are intact.
-        SaveFailed: when a checkpoint could not be written; earlier ones are intact.
+        SaveFailed: when a checkpoint or metrics could not be written; earlier checkpoints are intact.
+        Unreadable: see `resume`.
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
     tokens = open_tokens(training.data, model)
@@ -214,16 +215,32 @@ def resume(
         like = make.like(step)
         try:
             state = checkpoints.restore(step, like, make.mesh, drop_memory)
+            before = checkpoints.memory_size(step)
         except Unreadable as error:
             if len(checkpoints.steps()) == 1:
-                raise
+                raise Unreadable(
+                    f"{error}, and there is none before it: mend it, or train anew in another --workdir"
+                ) from error
             aside = checkpoints.set_aside(step)
             say(f"{error}: it is now {aside.name}, and the one before it is used")
             continue
-        dropped = ", its memory dropped" if drop_memory and like.carry.banks else ""
-        say(f"resuming after step {step}{dropped}")
+        now = like.carry.banks[0].keys_BHMD.shape[2] if like.carry.banks else 0
+        say(f"resuming after step {step}{_memory_kept(before, now, drop_memory)}")
         return step, state
     return 0, make.state()
+
+
+def _memory_kept(before: int, now: int, dropped: bool) -> str:
+    """What becomes of a saved memory of `before` slots in one of `now`; nothing is said where all is as it was."""
+    if before and (dropped or not now):
+        return f", its memory of {before:,} tokens dropped"
+    if not before and now:
+        return f", with an empty memory of {now:,} tokens: none was saved"
+    if before < now:
+        return f", its memory of {before:,} tokens laid out anew in one of {now:,}"
+    if before > now:
+        return f", of its memory of {before:,} tokens the newest {now:,} kept"
+    return ""
 
 
 def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:

@@ -1,24 +1,22 @@
 """What a run reports: a line per logged step in `metrics.jsonl`, the same to TensorBoard, and a progress bar."""
 
-# ruff: noqa: E402
-
 import json
 import math
+import os
+import socket
 import sys
 import time
-import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# TensorBoard's writer takes its own file access when it finds this module; else it would load all of TensorFlow, if
-# that is installed, for seconds and half a gigabyte.
-sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("tensorboard.compat.notf"))
-
 from tensorboard.compat.proto import event_pb2, summary_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from memorizing.files import write_whole
+from memorizing.training.checkpoints import save_failed
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -27,33 +25,54 @@ class MetricsWriter:
     """Appends scalars by step to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`.
 
     Lines after `resumed_step` are removed first: a run that was killed after its last checkpoint repeats these steps.
+
+    Both are written at once, by this thread: what went wrong is known where it did.
+
+    Raises:
+        SaveFailed: when the workdir cannot be written to; so do `write` and `close`.
     """
 
     def __init__(self, workdir: Path, resumed_step: int):
-        path = workdir / METRICS_FILE
+        self._workdir, path, folder = workdir, workdir / METRICS_FILE, workdir / "tensorboard"
         kept = [line for line in read_lines(path) if line["step"] <= resumed_step]
-        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        with self._writing():
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = path.open("a")
+            folder.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{socket.gethostname()}.{os.getpid()}"
+            self._events = RecordWriter((folder / name).open("ab"))
+        self._add(file_version="brain.Event:2")
         # On such a start TensorBoard forgets what an earlier writer told of these steps.
         started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # type: ignore[missing-attribute]
         self._add(step=resumed_step + 1, session_log=started)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One value a name; `gates/layer_9/head_0` and the like group in TensorBoard."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with self._writing():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         summary = summary_pb2.Summary()  # type: ignore[missing-attribute]  # generated at import
         for name, value in values.items():
             summary.value.add(tag=name, simple_value=value)
         self._add(step=step, summary=summary)
 
     def _add(self, **event: Any) -> None:
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), **event))  # type: ignore[missing-attribute]
+        record = event_pb2.Event(wall_time=time.time(), **event)  # type: ignore[missing-attribute]
+        with self._writing():
+            self._events.write(record.SerializeToString())
+            self._events.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise save_failed("metrics", self._workdir, error) from error
 
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        with self._writing():
+            self._file.close()
+            self._events.close()
 
 
 def read_lines(path: Path) -> list[dict]:
