@@ -1,6 +1,7 @@
 """Checkpoints of a whole `TrainState`, saved by orbax in the background while training goes on.
 
-A save is written under another name and renamed when complete, so a kill at any moment leaves the one before intact.
+A save is written under another name and renamed when complete (in an object store, a file in it says that it is), so a
+kill at any moment leaves the one before intact.
 Every process writes what its devices hold; a checkpoint can be restored by other processes, onto another mesh, and with
 a memory of another size. One that cannot be read is named and set aside, and the one before it is used.
 
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank, resize
 from memorizing.model.transformer import Parameters
 from memorizing.parallel.hosts import all_agree, is_first, wait
@@ -39,9 +41,10 @@ class Unreadable(RuntimeError):
     """A checkpoint could not be read, by this process or by another one."""
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has saved anything; a folder of a save that was cut short has more than a number for a name."""
-    return any(path.name.isdigit() for path in (workdir / CHECKPOINTS).glob("*"))
+def has_checkpoint(workdir: AnyPath) -> bool:
+    """Whether a run has saved anything; what a save that was cut short leaves does not count."""
+    paths = (workdir / CHECKPOINTS).glob("*")
+    return any(path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path) for path in paths)
 
 
 class Checkpoints:
@@ -53,9 +56,11 @@ class Checkpoints:
         keep_every: those at multiples of so many steps stay as well; 0 for none.
     """
 
-    def __init__(self, workdir: Path, keep: int | None = None, keep_every: int = 0):
+    def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._folder = (workdir / CHECKPOINTS).absolute()
+        self._folder = workdir / CHECKPOINTS
+        if isinstance(self._folder, Path):
+            self._folder = self._folder.absolute()
         options = ocp.CheckpointManagerOptions(read_only=True)
         if keep is not None:
             options = ocp.CheckpointManagerOptions(
@@ -95,7 +100,7 @@ class Checkpoints:
     def _checked(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
+        except Exception as error:  # disks, tensorstore and object stores have each their own
             raise SaveFailed(
                 f"a checkpoint could not be written to {self._folder} ({error}). Those before it are intact: make room "
                 "or mend the disk, and repeat the command to go on from there"
@@ -168,7 +173,7 @@ class Checkpoints:
             raise Unreadable(f"the checkpoint of step {step} in {self._folder} cannot be read ({what})") from problem
         return result  # type: ignore[bad-return]
 
-    def set_aside(self, step: int) -> Path:
+    def set_aside(self, step: int) -> AnyPath:
         """Renames the checkpoint of `step`, so that it counts no more and is not lost; gives its new name."""
         path = self._folder / str(step)
         aside = next(

@@ -5,6 +5,7 @@
 import json
 import math
 import sys
+import tempfile
 import time
 import types
 from pathlib import Path
@@ -18,7 +19,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-from memorizing.files import write_whole
+from memorizing.files import AnyPath, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -27,14 +28,22 @@ class MetricsWriter:
     """Appends scalars by step to `WORKDIR/metrics.jsonl` and `WORKDIR/tensorboard`.
 
     Lines after `resumed_step` are removed first: a run that was killed after its last checkpoint repeats these steps.
+    Where the workdir is in an object store, to which nothing can be appended, both lie in a temporary folder, and get
+    into the workdir by `save`.
     """
 
-    def __init__(self, workdir: Path, resumed_step: int):
-        path = workdir / METRICS_FILE
-        kept = [line for line in read_lines(path) if line["step"] <= resumed_step]
+    def __init__(self, workdir: AnyPath, resumed_step: int):
+        self._workdir, self._temporary = workdir, None
+        if isinstance(workdir, Path):
+            self._folder = workdir
+        else:
+            self._temporary = tempfile.TemporaryDirectory(prefix="memorizing-")
+            self._folder = Path(self._temporary.name)
+        kept = [line for line in read_lines(workdir / METRICS_FILE) if line["step"] <= resumed_step]
+        path = self._folder / METRICS_FILE
         write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        self._events = EventFileWriter(str(self._folder / "tensorboard"))
         # On such a start TensorBoard forgets what an earlier writer told of these steps.
         started = event_pb2.SessionLog(status=event_pb2.SessionLog.START)  # type: ignore[missing-attribute]
         self._add(step=resumed_step + 1, session_log=started)
@@ -51,12 +60,30 @@ class MetricsWriter:
     def _add(self, **event: Any) -> None:
         self._events.add_event(event_pb2.Event(wall_time=time.time(), **event))  # type: ignore[missing-attribute]
 
+    def save(self) -> None:
+        """Before a checkpoint: what was written so far is in the workdir from here on.
+
+        Raises:
+            OSError: when it could not be written there.
+        """
+        if self._temporary is None:
+            return
+        self._events.flush()
+        for path in self._folder.rglob("*"):
+            if path.is_file():
+                write_whole(self._workdir / path.relative_to(self._folder), path.read_bytes())
+
     def close(self) -> None:
-        self._file.close()
-        self._events.close()
+        try:
+            self.save()
+        finally:
+            self._file.close()
+            self._events.close()
+            if self._temporary is not None:
+                self._temporary.cleanup()
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: AnyPath) -> list[dict]:
     """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
