@@ -29,7 +29,7 @@ def run_folder(option: str, text: str) -> AnyPath:
     Raises:
         InputError: naming `option`, when `text` is the address of something else, or the bucket cannot be reached.
     """
-    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:(/|$)", text):
+    if not re.match(r"(gs|s3):|[A-Za-z][A-Za-z0-9+.-]*:/", text):
         return Path(text)
     address = re.fullmatch(r"(gs://[^/]+)/+[^/].*", text)
     if address is None:
@@ -40,8 +40,8 @@ def run_folder(option: str, text: str) -> AnyPath:
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(
-            f"{option}={text}: needs the package gcsfs, which is not installed: bash launch/setup.sh, or "
-            "pip install 'memorizing[gcs]'"
+            f"{option}={text}: needs the extra `gcs`, which is not installed: bash launch/setup.sh, or "
+            "pip install gcsfs google-cloud-storage"
         )
     # Read by etils: TensorFlow, where it is installed, would take seconds and its own credentials.
     os.environ["EPATH_USE_TF"] = "false"
