@@ -113,6 +113,7 @@ def train(
         InputError: when the data or the devices do not fit the settings.
         NonFiniteLoss: naming the step, and what to try; earlier checkpoints are intact.
         SaveFailed: when a checkpoint could not be written; earlier ones are intact.
+        OSError: when metrics could not be; earlier checkpoints are intact.
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
     tokens = open_tokens(training.data, model)
