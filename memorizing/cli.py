@@ -120,9 +120,8 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "Train a model, or go on with a run that was interrupted.")
     train.add_argument(
-        "--workdir", type=Path, metavar="DIR", required=True, help="the run: settings, checkpoints, metrics"
+        "--workdir", metavar="DIR", required=True, help="the run: settings, checkpoints, metrics; or gs://BUCKET/RUN"
     )
-
     train.add_argument(
         "--drop_memory", action="store_true", help="go on with an empty memory instead of the one that was saved"
     )
@@ -135,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", type=Path, metavar="FILE", help="to write the figures to")
 
     evaluate = command("evaluate", _evaluate, "Perplexity of a run's newest checkpoint over whole held-out documents.")
-    evaluate.add_argument("--workdir", type=Path, metavar="DIR", required=True, help="of the run")
+    evaluate.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
     evaluate.add_argument(
         "--memory_size", type=_sizes, metavar="M[,M...]", help="sizes to evaluate at; default: that of training"
     )
@@ -143,8 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--name", default="", help="of the JSON file; default: SPLIT-memory-M")
 
     compare = command("compare", _compare, "Set a run without memory beside a run with memory: table, JSON, picture.")
-    compare.add_argument("--without", type=Path, metavar="WORKDIR", required=True, help="run trained without memory")
-    compare.add_argument("--with", type=Path, metavar="WORKDIR", required=True, dest="with_", help="run with memory")
+    compare.add_argument("--without", metavar="WORKDIR", required=True, help="run trained without memory")
+    compare.add_argument("--with", metavar="WORKDIR", required=True, dest="with_", help="run with memory")
     compare.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for results.json and .png")
     return parser
 
@@ -165,20 +164,20 @@ def _inspect_data(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from memorizing.config import open_workdir, write_config
+    from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.loop import check_data, open_tokens, train
 
+    workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
-    if options.workdir.exists() and not options.workdir.is_dir():
-        raise InputError(f"--workdir={options.workdir} is a file: name a folder")
-    it, text = open_workdir(options.workdir, options.gin_file, options.gin_param, hosts.say)
-    check_data(options.workdir, open_tokens(it.training.data, it.model), train=True)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file: name a folder")
+    it, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
+    check_data(workdir, open_tokens(it.training.data, it.model), train=True)
     open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
-    write_config(options.workdir, text)  # only now: settings that cannot be used replace none that can
-    train(
-        it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, options.workdir, options.drop_memory
-    )  # fmt: skip
+    write_config(workdir, text)  # only now: settings that cannot be used replace none that can
+    train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.drop_memory)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -194,26 +193,26 @@ def _plan(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.evaluate import at_memory_size, evaluate, restore
+    from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.loop import check_data, open_tokens
 
+    workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
-    it = load_trained(options.workdir, options.gin_file, options.gin_param)
+    it = load_trained(workdir, options.gin_file, options.gin_param)
     sizes = options.memory_size or [it.memory.size]
     # As settings of the whole run, so that they are checked against the others before any is evaluated.
     memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
     if options.name and len(sizes) > 1:
         raise InputError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
     tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
-    check_data(options.workdir, tokens, train=False)
+    check_data(workdir, tokens, train=False)
     segment, rows = it.batch.segment_length, it.evaluation.rows
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
-    parameters, step = restore(options.workdir, it.model, meshes[0])
+    parameters, step = restore(workdir, it.model, meshes[0])
     for memory, mesh in zip(memories, meshes, strict=True):
-        evaluate(
-            it.model, memory, segment, it.evaluation, parameters, step, tokens, options.workdir, mesh, options.name
-        )  # fmt: skip
+        evaluate(it.model, memory, segment, it.evaluation, parameters, step, tokens, workdir, mesh, options.name)
 
 
 def _sizes(text: str) -> list[int]:
@@ -226,9 +225,11 @@ def _sizes(text: str) -> list[int]:
 def _compare(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.compare import compare
+    from memorizing.files import run_folder
 
-    split = load_trained(options.with_, options.gin_file, options.gin_param).evaluation.split
-    compare(options.without, options.with_, split, options.out)
+    without_memory, with_memory = run_folder("--without", options.without), run_folder("--with", options.with_)
+    split = load_trained(with_memory, options.gin_file, options.gin_param).evaluation.split
+    compare(without_memory, with_memory, split, options.out)
 
 
 if __name__ == "__main__":

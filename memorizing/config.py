@@ -28,7 +28,7 @@ from memorizing.data.recall import RecallSettings
 from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
-from memorizing.files import write_whole
+from memorizing.files import AnyPath, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
@@ -109,7 +109,7 @@ for _name, _class in SECTIONS.items():
     gin.external_configurable(_class, name=_name)
 
 
-def load(files: Sequence[str | Path], bindings: Sequence[str]) -> tuple[Experiment, str]:
+def load(files: Sequence[str | AnyPath], bindings: Sequence[str]) -> tuple[Experiment, str]:
     """Settings from gin files, then bindings (`'MEMORY_SIZE = 8192'`), later ones winning; and the whole as a gin file.
 
     That text holds every setting, defaults included, and the macros: it makes the same `Experiment` again.
@@ -119,13 +119,12 @@ def load(files: Sequence[str | Path], bindings: Sequence[str]) -> tuple[Experime
     """
     gin.clear_config()
     for file in files:
-        if not Path(file).is_file():
+        if isinstance(file, str | Path) and not Path(file).is_file():
             raise ConfigError(f"--gin_file={file}: no such file")
     mentioned = _mentions("\n".join(bindings))
     try:
         for file in files:
-            with contextlib.chdir(Path(file).parent):  # what it includes is named from its own folder
-                mentioned |= _mentioned(gin.parse_config_file(Path(file).name))
+            mentioned |= _parse(file)
         gin.parse_config(list(bindings))
         bound = {name: gin.get_bindings(name) for name in SECTIONS}
     except RecursionError as error:
@@ -205,6 +204,16 @@ def _mentioned(parsed: Any) -> set[str]:
     return _mentions(Path(parsed.filename).read_text()).union(*map(_mentioned, parsed.includes))
 
 
+def _parse(file: str | AnyPath) -> set[str]:
+    """Reads a gin file; gives the macros that it refers to."""
+    if not isinstance(file, str | Path):  # a run's own in an object store, which includes no others
+        text = file.read_text()
+        gin.parse_config(text)
+        return _mentions(text)
+    with contextlib.chdir(Path(file).parent):  # what it includes is named from its own folder
+        return _mentioned(gin.parse_config_file(Path(file).name))
+
+
 def _refuse_unused_macros(mentioned: set[str]) -> None:
     """Only of macros that no setting ever referred to: `Memory.size = 512` may leave base.gin's macro unused."""
     scoped = re.search(r"^(?:\w+/)+(\w+\.\w+) = ", gin.config_str(), flags=re.MULTILINE)
@@ -262,7 +271,7 @@ MAY_CHANGE = {
 
 
 def open_workdir(
-    workdir: Path, files: Sequence[str | Path], bindings: Sequence[str], say: Callable[[str], None] = print
+    workdir: AnyPath, files: Sequence[str | Path], bindings: Sequence[str], say: Callable[[str], None] = print
 ) -> tuple[Experiment, str]:
     """The settings of a run that is to start or to go on in `workdir`, and the text for its `config.gin`.
 
@@ -298,7 +307,7 @@ def open_workdir(
     return experiment, _with_absolute_data(text, experiment)
 
 
-def write_config(workdir: Path, text: str) -> None:
+def write_config(workdir: AnyPath, text: str) -> None:
     """Writes `config.gin`: the first process does, and the others see that it holds what they were given.
 
     Raises:
@@ -333,7 +342,7 @@ def _with_absolute_data(text: str, experiment: Experiment) -> str:
     return text
 
 
-def load_trained(workdir: Path, files: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
+def load_trained(workdir: AnyPath, files: Sequence[str | Path], bindings: Sequence[str]) -> Experiment:
     """The settings of the run in `workdir`, with others given on top.
 
     Raises:

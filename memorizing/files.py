@@ -1,32 +1,85 @@
-"""Writing a small file so that a kill leaves either the old one or the new one; holding a folder against others."""
+"""Writing a small file so that a kill leaves either the old one or the new one; holding a folder against others.
+
+A run may also lie in Google Cloud Storage, which hosts without a common disk share. Objects appear there whole or not
+at all, but nothing can be appended to one, and renaming copies.
+"""
 
 import fcntl
+import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from etils import epath
 
 from memorizing.errors import InputError
 
 LOCK = "lock"
 """The file by which a folder is held."""
 
+AnyPath = Path | epath.Path
+"""On a disk, or (`epath`) in an object store."""
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes `text` under another name beside `path`, then renames; makes the folder if need be.
+
+def run_folder(option: str, text: str) -> AnyPath:
+    """The folder of a run, as named on the command line: on a disk, or gs://BUCKET/RUN.
+
+    Raises:
+        InputError: naming `option`, when `text` is the address of something else, or the bucket cannot be reached.
+    """
+    if not re.match(r"(gs|s3):|[A-Za-z][A-Za-z0-9+.-]*:/", text):
+        return Path(text)
+    address = re.fullmatch(r"(gs://[^/]+)/+[^/].*", text)
+    if address is None:
+        raise InputError(
+            f"{option}={text}: must be a folder, or gs://BUCKET/RUN in Google Cloud Storage. Checkpoints cannot be "
+            "written to other stores (s3://...): with those, name a shared folder, such as one on NFS, EFS or FSx; "
+            "and if the folder is really called so, ./ before it"
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(
+            f"{option}={text}: needs the extra `gcs`, which is not installed: bash launch/setup.sh, or "
+            "pip install gcsfs google-cloud-storage"
+        )
+    # Read by etils: TensorFlow, where it is installed, would take seconds and its own credentials.
+    os.environ["EPATH_USE_TF"] = "false"
+    import fsspec.config
+
+    # What others write, be it other processes or TensorStore in this one, has to be seen at once.
+    fsspec.config.conf["gcs"] = {**fsspec.config.conf.get("gcs", {}), "use_listings_cache": False}
+    problem = "there is no such bucket, or these credentials do not see it"
+    try:
+        if epath.Path(address[1]).exists():
+            return epath.Path(text)
+    except Exception as error:  # of gcsfs, aiohttp, requests or google.auth
+        problem = f"{type(error).__name__}: {error}"
+    raise InputError(
+        f"{option}={text}: {address[1]} cannot be reached ({problem}): create the bucket, or give this machine access, "
+        "for instance with `gcloud auth application-default login`"
+    )
+
+
+def write_whole(path: AnyPath, content: str | bytes) -> None:
+    """Writes under another name beside `path`, then renames; makes the folder if need be. In a store, writes an object.
 
     Raises:
         OSError: see `writing`.
     """
+    data = content.encode() if isinstance(content, str) else content
     with writing(path):
+        if not isinstance(path, Path):
+            path.write_bytes(data)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(text)
+        unfinished.write_bytes(data)
         os.replace(unfinished, path)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: AnyPath) -> Iterator[None]:
     """Where `path`, a file or a folder, is written to: of a full disk Python says neither which nor what to do.
 
     Raises:
@@ -36,8 +89,14 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"{path} could not be written to ({error.strerror}): make room or mend the disk, and repeat the command"
+            f"{path} could not be written to ({error.strerror or error}): make room or mend the disk, and repeat the "
+            "command"
         ) from error
+    except Exception as error:
+        if isinstance(path, Path):
+            raise
+        # Of gcsfs, aiohttp, requests or google.auth.
+        raise OSError(f"{path} could not be written ({type(error).__name__}: {error}); repeat the command") from error
 
 
 @contextmanager

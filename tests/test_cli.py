@@ -6,7 +6,7 @@ import pytest
 
 from memorizing.cli import main
 from memorizing.config import CONFIG_FILE, open_workdir
-from memorizing.files import write_whole
+from memorizing.files import run_folder, write_whole
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.gin"
 
@@ -50,6 +50,31 @@ def test_a_workdir_without_a_run_is_refused(tmp_path, capsys):
         assert main([*command, f"--workdir={tmp_path / 'none'}"]) == 2
         assert str(tmp_path / "none") in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "address", ["gs:/bucket/run", "gs:bucket/run", "gs://bucket", "gs:", "s3://bucket/run", "foo://x"]
+)
+@pytest.mark.parametrize("command", ["train", "evaluate", "compare"])
+def test_addresses_that_cannot_be_used_make_no_folder_of_that_name(command, address, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    option = "--with" if command == "compare" else "--workdir"
+    others = [f"--without={tmp_path}", f"--out={tmp_path}"] if command == "compare" else []
+    assert main([command, f"{option}={address}", *others]) == 2
+    message = capsys.readouterr().err
+    assert f"{option}={address}: must be a folder, or gs://BUCKET/RUN" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_bucket_needs_is_told_when_it_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["train", "--workdir=gs://bucket/run"]) == 2
+    assert "pip install gcsfs google-cloud-storage" in capsys.readouterr().err
+
+
+def test_a_colon_alone_makes_no_address(tmp_path):
+    assert run_folder("--workdir", f"{tmp_path}/gs:/run") == tmp_path / "gs:" / "run"
+    assert run_folder("--workdir", "run:2") == Path("run:2")
 
 
 @pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare"])

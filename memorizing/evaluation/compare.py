@@ -6,9 +6,12 @@ from pathlib import Path
 
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
+from memorizing.files import AnyPath
 
 
-def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say: Callable[[str], None] = print) -> dict:
+def compare(
+    without_memory: AnyPath, with_memory: AnyPath, split: str, out: Path, say: Callable[[str], None] = print
+) -> dict:
     """Gathers the evaluations of two workdirs on the same split into `OUT/results.json` and `OUT/results.png`.
 
     The run without memory counts as it is at memory 0, the other at every size it was evaluated at.
@@ -34,7 +37,7 @@ def compare(without_memory: Path, with_memory: Path, split: str, out: Path, say:
     return results
 
 
-def _evaluations(workdir: Path, split: str) -> list[dict]:
+def _evaluations(workdir: AnyPath, split: str) -> list[dict]:
     found = [json.loads(path.read_text()) for path in (workdir / FOLDER).glob(f"{split}-memory-*.json")]
     if not found:
         raise InputError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -14,7 +13,7 @@ from memorizing.data.recall import question_distances
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
-from memorizing.files import write_whole
+from memorizing.files import AnyPath, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
@@ -33,7 +32,7 @@ def evaluate(
     parameters: Parameters,
     checkpoint_step: int,
     tokens: PreparedTokens,
-    workdir: Path,
+    workdir: AnyPath,
     mesh: Mesh,
     name: str = "",
     say: Callable[[str], None] = say,
@@ -72,7 +71,7 @@ def evaluate(
     return figures
 
 
-def restore(workdir: Path, model: ModelSettings, mesh: Mesh) -> tuple[Parameters, int]:
+def restore(workdir: AnyPath, model: ModelSettings, mesh: Mesh) -> tuple[Parameters, int]:
     """The parameters of the newest checkpoint of a run, placed on the mesh, and its step.
 
     Raises:

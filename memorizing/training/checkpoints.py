@@ -1,6 +1,7 @@
 """Checkpoints of a whole `TrainState`, saved by orbax in the background while training goes on.
 
-A save is written under another name and renamed when complete, so a kill at any moment leaves the one before intact.
+A save is written under another name and renamed when complete (in an object store, a file in it says that it is), so a
+kill at any moment leaves the one before intact.
 Every process writes what its devices hold; a checkpoint can be restored by other processes, onto another mesh, and with
 a memory of another size. One that cannot be read, or does not hold what was saved (see `fingerprint`), is named and set
 aside, and the one before it is used.
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank, resize
 from memorizing.model.transformer import Parameters
 from memorizing.parallel.hosts import all_agree, is_first, wait
@@ -41,7 +43,7 @@ class SaveFailed(RuntimeError):
     """A checkpoint or metrics could not be written; checkpoints before that are intact."""
 
 
-def save_failed(what: str, folder: Path, error: Exception) -> SaveFailed:
+def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
     """Names what could not be written and where (a workdir, or its folder of checkpoints), and what is kept."""
     steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
     kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
@@ -55,14 +57,17 @@ class Unreadable(RuntimeError):
     """A checkpoint could not be read, by this process or by another one."""
 
 
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has saved anything; a folder of a save that was cut short has more than a number for a name."""
+def has_checkpoint(workdir: AnyPath) -> bool:
+    """Whether a run has saved anything; what a save that was cut short leaves does not count."""
     return bool(steps_on_disk(workdir / CHECKPOINTS))
 
 
-def steps_on_disk(folder: Path) -> list[int]:
+def steps_on_disk(folder: AnyPath) -> list[int]:
     """The steps of the finished checkpoints in a folder of them, from the oldest."""
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    paths = folder.glob("*")
+    return sorted(
+        int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
+    )
 
 
 class Checkpoints:
@@ -74,9 +79,11 @@ class Checkpoints:
         keep_every: those at multiples of so many steps stay as well; 0 for none.
     """
 
-    def __init__(self, workdir: Path, keep: int | None = None, keep_every: int = 0):
+    def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0):
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs as an error it raises as well
-        self._folder = (workdir / CHECKPOINTS).absolute()
+        self._folder = workdir / CHECKPOINTS
+        if isinstance(self._folder, Path):
+            self._folder = self._folder.absolute()
         # Each process reads by itself. Else those that could read would wait for one that could not, which waits here.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
@@ -122,7 +129,7 @@ class Checkpoints:
     def _checked(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except (OSError, ValueError, RuntimeError) as error:  # tensorstore's errors are ValueErrors
+        except Exception as error:  # disks, tensorstore and object stores have each their own
             raise save_failed("a checkpoint", self._folder, error) from error
 
     def restore(self, step: int, like: TrainState, mesh: Mesh, drop_memory: bool = False) -> TrainState:
@@ -220,7 +227,7 @@ class Checkpoints:
             raise Unreadable(f"the checkpoint of step {step} in {self._folder} cannot be read ({what})") from problem
         return result  # type: ignore[bad-return]
 
-    def set_aside(self, step: int) -> Path:
+    def set_aside(self, step: int) -> AnyPath:
         """Renames the checkpoint of `step`, so that it counts no more and is not lost; gives its new name."""
         path = self._folder / str(step)
         aside = next(

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from memorizing.data.batches import Ahead, BatchSettings, batches
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.files import write_whole
+from memorizing.files import AnyPath, write_whole
 from memorizing.memory.bank import Bank
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -101,7 +101,7 @@ def train(
     optimizer: OptimizerSettings,
     training: TrainingSettings,
     mesh_settings: MeshSettings,
-    workdir: Path,
+    workdir: AnyPath,
     drop_memory: bool = False,
     say: Callable[[str], None] = say,
 ) -> None:
@@ -147,6 +147,7 @@ def train(
                 ends = signals.asked()
                 if step % training.checkpoint_every == 0 or step >= training.steps or ends:
                     reporter.flush()  # raises when the state is not sound, so that it is not saved
+                    reporter.save()
                     checkpoints.save(step, state)
                 if ends:
                     checkpoints.finish()
@@ -264,13 +265,13 @@ DATA_FILE = "data.json"
 """In a workdir: digests of the vocabulary and of the train split that the run reads."""
 
 
-def record_data(workdir: Path, tokens: PreparedTokens) -> None:
+def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
     """Writes `DATA_FILE`, in the first process."""
     if is_first():
         write_whole(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
 
 
-def check_data(workdir: Path, tokens: PreparedTokens, train: bool) -> None:
+def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
     """Refuses tokens that are not those the run in `workdir` began with; to evaluate, only the vocabulary counts.
 
     The folder may have moved: it is what is in it that has to be the same.
@@ -309,7 +310,7 @@ class _Reporter:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: AnyPath,
         first_step: int,
         model: ModelSettings,
         memory: MemorySettings,
@@ -383,6 +384,11 @@ class _Reporter:
                 "Optimizer.learning_rate, a longer Optimizer.warmup_steps or a smaller Optimizer.clip_norm, or train "
                 "anew with Model.dtype = 'float32'"
             )
+
+    def save(self) -> None:
+        """Sees to it that a run that goes on from here finds its metrics so far."""
+        if self._writer is not None:
+            self._writer.save()
 
     def close(self) -> None:
         self._progress.close()

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from memorizing.files import write_whole
+from memorizing.files import AnyPath, write_whole
 from memorizing.training.checkpoints import save_failed
 
 METRICS_FILE = "metrics.jsonl"
@@ -26,15 +27,22 @@ class MetricsWriter:
 
     Lines after `resumed_step` are removed first: a run that was killed after its last checkpoint repeats these steps.
 
-    Both are written at once, by this thread: what went wrong is known where it did.
+    Both are written at once, by this thread: what went wrong is known where it did. Where the workdir is in an object
+    store, to which nothing can be appended, they lie in a temporary folder, and get into the workdir by `save`.
 
     Raises:
-        SaveFailed: when the workdir cannot be written to; so do `write` and `close`.
+        SaveFailed: when the workdir cannot be written to; so do `write`, `save` and `close`.
     """
 
-    def __init__(self, workdir: Path, resumed_step: int):
-        self._workdir, path, folder = workdir, workdir / METRICS_FILE, workdir / "tensorboard"
-        kept = [line for line in read_lines(path) if line["step"] <= resumed_step]
+    def __init__(self, workdir: AnyPath, resumed_step: int):
+        self._workdir, self._temporary = workdir, None
+        if isinstance(workdir, Path):
+            self._folder = workdir
+        else:
+            self._temporary = tempfile.TemporaryDirectory(prefix="memorizing-")
+            self._folder = Path(self._temporary.name)
+        kept = [line for line in read_lines(workdir / METRICS_FILE) if line["step"] <= resumed_step]
+        path, folder = self._folder / METRICS_FILE, self._folder / "tensorboard"
         with self._writing():
             write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
@@ -69,13 +77,31 @@ class MetricsWriter:
         except OSError as error:
             raise save_failed("metrics", self._workdir, error) from error
 
-    def close(self) -> None:
+    def save(self) -> None:
+        """Before a checkpoint: what was written so far is in the workdir from here on.
+
+        Raises:
+            SaveFailed: when it could not be written there.
+        """
+        if self._temporary is None:
+            return
         with self._writing():
-            self._file.close()
-            self._events.close()
+            for path in self._folder.rglob("*"):
+                if path.is_file():
+                    write_whole(self._workdir / path.relative_to(self._folder), path.read_bytes())
+
+    def close(self) -> None:
+        try:
+            self.save()
+        finally:
+            with self._writing():
+                self._file.close()
+                self._events.close()
+            if self._temporary is not None:
+                self._temporary.cleanup()
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: AnyPath) -> list[dict]:
     """The lines of a `metrics.jsonl`; a last line that a kill cut short is left out."""
     lines = []
     for line in path.read_text().splitlines() if path.exists() else []:
