@@ -65,9 +65,7 @@ def has_checkpoint(workdir: AnyPath) -> bool:
 def steps_on_disk(folder: AnyPath) -> list[int]:
     """The steps of the finished checkpoints in a folder of them, from the oldest."""
     paths = folder.glob("*")
-    return sorted(
-        int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path)
-    )
+    return sorted(int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
 
 
 class Checkpoints:
