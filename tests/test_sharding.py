@@ -158,10 +158,15 @@ def trained(settings: MeshSettings, split: TokenSplit) -> tuple[np.ndarray, floa
     return np.concatenate(losses), summary.figures()["perplexity"]
 
 
+@pytest.fixture(scope="module")
+def on_one_device(split):
+    return trained(ONE, split)
+
+
 @pytest.mark.parametrize("name", MESHES)
-def test_training_and_evaluation_are_the_same_on_every_mesh(name, split):
+def test_training_and_evaluation_are_the_same_on_every_mesh(name, split, on_one_device):
     losses, perplexity = trained(MESHES[name], split)
-    expected, expected_perplexity = trained(ONE, split)
+    expected, expected_perplexity = on_one_device
     assert len(losses) == 20 and losses[-1] < losses[0] - 1
     np.testing.assert_allclose(losses, expected, rtol=2e-4)
     assert math.isclose(perplexity, expected_perplexity, rel_tol=1e-3)

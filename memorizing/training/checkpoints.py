@@ -78,7 +78,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0):
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax logs as an error it raises as well
+        for logger in ("absl", "asyncio"):  # of what orbax logs as errors it raises the first as well
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         self._folder = workdir / CHECKPOINTS
         if isinstance(self._folder, Path):
             self._folder = self._folder.absolute()

@@ -77,7 +77,7 @@ def plan(
     try:
         compiled = compile_call(make, state, batch, training, model)
     except jax.errors.JaxRuntimeError as error:
-        if "memory" not in str(error).lower() or "exceeded" not in str(error).lower():
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         problem = _needed(str(error))
     else:
@@ -191,7 +191,12 @@ def _estimate(
 def _needed(message: str) -> str:
     """What the compiler says of how much too much it is."""
     used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", message)
-    return f"needs {used[1]} of {used[2]} of memory" if used else message.splitlines()[0]
+    if used:
+        return f"needs {used[1]} of {used[2]} of memory"
+    temporaries = re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
+    if temporaries:
+        return f"needs {temporaries[1]} of {temporaries[2]} of memory for temporaries alone"
+    return message.splitlines()[0]
 
 
 def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings, batch: BatchSettings) -> str:

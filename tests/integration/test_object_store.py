@@ -77,13 +77,13 @@ def test_a_run_in_a_bucket_is_killed_goes_on_ends_as_on_a_disk_and_is_evaluated(
 def test_two_processes_write_to_one_bucket(place, store, tmp_path):
     """And one goes on from there, with the same devices."""
     here, copy = tmp_path / "here", tmp_path / "copy"
-    both = test_processes.start(place, "train", "gs://bucket/run", "--gin_param", "NUM_STEPS = 20", devices=2)
+    both = test_processes.start(place, "train", "gs://bucket/run", "--gin_param", "NUM_STEPS = 24", devices=2)
     test_processes.finish_all(both)
     for workdir in ("gs://bucket/run", here):
         (one,) = test_processes.start(place, "train", workdir, "--gin_param", "NUM_STEPS = 40", processes=1, devices=4)
-        assert ("resuming after step 20" in finish(one)) == (workdir != here)
+        assert ("resuming after step 24" in finish(one)) == (workdir != here)
     store.download("run", copy)
-    assert steps_saved(store, "run") == [20, 40]
+    assert steps_saved(store, "run") == [32, 40]
     np.testing.assert_allclose(test_processes.losses(copy), test_processes.losses(here), rtol=2e-4)
 
 

@@ -127,10 +127,10 @@ def test_all_processes_set_a_damaged_checkpoint_aside_and_use_the_one_before_it(
     """Damaged is what the second process wrote."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
-    for path in (run / "checkpoints" / "200").glob("*/ocdbt.process_1/d/*"):
+    for path in (run / "checkpoints" / str(STEPS)).glob("*/ocdbt.process_1/d/*"):
         path.write_bytes(bytes(byte ^ 1 for byte in path.read_bytes()))
-    output = finish_all(start(place, "train", run, "--gin_param", "NUM_STEPS = 220"))[0]
-    assert "it is now 200.damaged, and the one before it is used\n" in output and "resuming after step 180\n" in output
+    output = finish_all(start(place, "train", run, "--gin_param", "NUM_STEPS = 88"))[0]
+    assert "it is now 80.damaged, and the one before it is used\n" in output and "resuming after step 72\n" in output
     jax.tree.map(np.testing.assert_array_equal, saved(run, STEPS), saved(undisturbed, STEPS))
 
 
