@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status, and prints errors that a user can mend without a traceback."""
     options = _parser().parse_args(arguments)
     from memorizing.parallel import hosts
-    from memorizing.training.loop import RUN_ME_AGAIN
+    from memorizing.training.signals import RUN_ME_AGAIN
 
     try:
         options.run(options)
@@ -60,8 +60,9 @@ def _explained(error: Exception) -> tuple[int, str]:
 
     from memorizing.parallel import hosts
     from memorizing.training.checkpoints import SaveFailed, Unreadable
-    from memorizing.training.loop import Interrupted, NonFiniteLoss
+    from memorizing.training.loop import NonFiniteLoss
     from memorizing.training.plan import DoesNotFit
+    from memorizing.training.signals import Interrupted
 
     if isinstance(error, Interrupted):
         return error.exit_status, f"interrupted: {error}"
@@ -163,11 +164,14 @@ def _inspect_data(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from memorizing.training.signals import end_at_sigterm
+
+    end_at_sigterm()
     from memorizing.config import open_workdir, write_config
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
-    from memorizing.training.loop import check_data, open_tokens, train
+    from memorizing.training.loop import check_data, held_run, open_tokens, train
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -176,8 +180,9 @@ def _train(options: argparse.Namespace) -> None:
     it, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
     check_data(workdir, open_tokens(it.training.data, it.model), train=True)
     open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
-    write_config(workdir, text)  # only now: settings that cannot be used replace none that can
-    train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.drop_memory)
+    with held_run(workdir):
+        write_config(workdir, text)  # only now: settings that cannot be used replace none that can
+        train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.drop_memory)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -199,7 +204,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.training.loop import check_data, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
+    from memorizing.training.signals import die_at_sigterm
+
     hosts.start(options.coordinator, options.processes, options.process)
+    die_at_sigterm()
     it = load_trained(workdir, options.gin_file, options.gin_param)
     sizes = options.memory_size or [it.memory.size]
     # As settings of the whole run, so that they are checked against the others before any is evaluated.

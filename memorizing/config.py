@@ -93,6 +93,13 @@ class Experiment:
                     f"of one compiled call: {value // call * call} or {(value // call + 1) * call} would be"
                 )
 
+        kept, every = self.training.checkpoint_kept_every, self.training.checkpoint_every
+        if kept % every:
+            raise ConfigError(
+                f"Training.checkpoint_kept_every = {kept} is not a multiple of Training.checkpoint_every = {every}, so "
+                f"not all of those steps would be saved: use {(kept // every + 1) * every}"
+            )
+
 
 def check_memory_size(size: int, segment_length: int) -> None:
     """Refuses a memory that segments do not fill evenly."""

@@ -59,10 +59,14 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
             "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or none"
         )
     assert coordinator is not None and processes is not None and process is not None
-    if not coordinator.rpartition(":")[2].isdigit() or ":" not in coordinator:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise InputError(f"--coordinator={coordinator}: must be HOST:PORT, such as 10.0.0.1:8476")
+    if processes < 1:
+        raise InputError(f"--processes={processes}: must be at least 1")
     if not 0 <= process < processes:
         raise InputError(f"--process={process}: must be from 0 to {processes - 1}, one less than --processes")
+    print(f"process {process}: waiting for {processes} processes at {coordinator}, 5 minutes at most", file=sys.stderr)
     # Devices are for the processes themselves to see: CUDA_VISIBLE_DEVICES and the like say which.
     jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate", **timeouts)
 
@@ -101,6 +105,11 @@ def wait(name: str) -> None:
     """Until all processes are here."""
     if are_many():
         multihost_utils.sync_global_devices(name)
+
+
+def first_ones(number: int) -> int:
+    """The number that the first process has."""
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(number))) if are_many() else number
 
 
 def all_agree(yes: bool) -> bool:

@@ -95,6 +95,8 @@ class Checkpoints:
                 max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
             )
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
+            # Orbax would ask as well, by numbers of its own: after that, JAX misses the processes' own `Preemption`.
+            self._manager.reached_preemption = lambda step: False
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""

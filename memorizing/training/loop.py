@@ -10,9 +10,9 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from memorizing.data.batches import Ahead, BatchSettings, batches
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, held, write_whole
 from memorizing.memory.bank import Bank
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -34,12 +34,13 @@ from memorizing.model.transformer import (
     empty_carry,
     open_mesh,
 )
-from memorizing.parallel.hosts import Preemption, are_many, is_first, say
+from memorizing.parallel.hosts import Preemption, are_many, first_ones, is_first, say
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, made, placed, shardings
 from memorizing.training.checkpoints import Checkpoints, Unreadable, has_checkpoint
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.metrics import MetricsWriter, Progress
 from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from memorizing.training.signals import Interrupted, Signals
 from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState, make_train_call, state_shardings
 
 
@@ -82,18 +83,6 @@ class NonFiniteLoss(RuntimeError):
     """The loss, its gradient or the parameters are no numbers any more; nothing that came of it was saved."""
 
 
-RUN_ME_AGAIN = 75
-"""The exit status of a run that was told to end and has saved: EX_TEMPFAIL of sysexits.h. Launchers repeat it."""
-
-
-class Interrupted(RuntimeError):
-    """A signal asked the run to end; it was saved first."""
-
-    def __init__(self, number: signal.Signals, step: int):
-        super().__init__(f"{number.name}: saved at step {step}; the same command goes on from there")
-        self.exit_status = RUN_ME_AGAIN if number == signal.SIGTERM else 128 + number
-
-
 def train(
     model: ModelSettings,
     memory: MemorySettings,
@@ -121,9 +110,10 @@ def train(
     make = StateMaker(model, memory, batch, optimizer, training, mesh)
     say(describe(model, memory, batch, make.like(training.steps).parameters, mesh))
     with (
+        Signals(() if are_many() else (signal.SIGTERM, signal.SIGINT)) as signals,  # else JAX notes them, for all
         Checkpoints(workdir, training.checkpoints_kept, training.checkpoint_kept_every) as checkpoints,
-        _Signals() as signals,
     ):
+        drop_memory = drop_memory and _is_first_drop(workdir, checkpoints.latest_step(), say)
         step, state = resume(checkpoints, make, training, drop_memory, say)
         if state is None:
             return
@@ -132,7 +122,7 @@ def train(
         reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training)
         dropout_seed = training.seed if model.dropout else None
         train_call = make_train_call(make.graph, make.transformation, training.update == "call", dropout_seed)
-        own = local_rows(mesh, batch.rows)
+        own, preemption = local_rows(mesh, batch.rows), Preemption()
         ahead = Ahead(batches(tokens.split("train"), batch, step, own))
         try:
             while step < training.steps:
@@ -144,7 +134,8 @@ def train(
                     state, metrics = train_call(state, chunk)
                 step += batch.segments_per_call
                 reporter.dispatched(step, metrics)
-                ends = signals.asked()
+                signals.has_computed = True
+                ends = signal.SIGTERM if preemption.is_agreed() else signals.received
                 if step % training.checkpoint_every == 0 or step >= training.steps or ends:
                     reporter.flush()  # raises when the state is not sound, so that it is not saved
                     reporter.save()
@@ -244,6 +235,24 @@ def _memory_kept(before: int, now: int, dropped: bool) -> str:
     return ""
 
 
+DROPPED_FILE = "dropped_memory.json"
+"""In a workdir: the step at which `drop_memory` was asked for."""
+
+
+def _is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], None]) -> bool:
+    """Whether the memory saved at the `newest` step is to be dropped: not again when launchers repeat the command."""
+    path, dropped = workdir / DROPPED_FILE, -1
+    if is_first() and path.exists():
+        dropped = json.loads(path.read_text())["step"]
+    dropped = first_ones(dropped)
+    if 0 <= dropped < (newest or 0):
+        say(f"--drop_memory: the memory was dropped at step {dropped} already; to drop it again, remove {path}")
+        return False
+    if is_first() and newest is not None:
+        write_whole(path, json.dumps({"step": newest}) + "\n")
+    return True
+
+
 def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
     """Prepared tokens that the model can read.
 
@@ -263,6 +272,17 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
 
 DATA_FILE = "data.json"
 """In a workdir: digests of the vocabulary and of the train split that the run reads."""
+
+
+def held_run(workdir: AnyPath) -> AbstractContextManager[None]:
+    """Holds a run's folder, in the first process, for as long as it trains; a bucket cannot be held.
+
+    Raises:
+        InputError: when another training holds it.
+    """
+    if not is_first() or not isinstance(workdir, Path):
+        return nullcontext()
+    return held(workdir, f"--workdir={workdir}: another `memorizing train` is at work there; let it end, or end it")
 
 
 def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
@@ -394,31 +414,3 @@ class _Reporter:
         self._progress.close()
         if self._writer is not None:
             self._writer.close()
-
-
-class _Signals:
-    """Notes SIGTERM and SIGINT instead of dying of them, so that the loop can save first; a second one kills.
-
-    Where there are many processes JAX notes SIGTERM instead, and lets all of them agree on the step to save at.
-    """
-
-    def __init__(self):
-        self._received: signal.Signals | None = None
-        self._noted = () if are_many() else (signal.SIGTERM, signal.SIGINT)
-        self._preemption = Preemption()
-
-    def asked(self) -> signal.Signals | None:
-        """The signal that asks the run to end now; to be asked at every turn of the loop."""
-        return signal.SIGTERM if self._preemption.is_agreed() else self._received
-
-    def __enter__(self) -> "_Signals":
-        self._before: dict[int, Any] = {int(number): signal.signal(number, self._note) for number in self._noted}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
-        signal.signal(number, self._before[number])
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)

@@ -302,3 +302,7 @@ def test_a_memory_can_be_dropped(place, remembering, tmp_path):
     left = bank(run, 84)
     assert left["keys_BHMD"][:, :, :CALL].any(axis=(1, 3)).all() and not left["keys_BHMD"][:, :, CALL:].any()
     assert left["cursor"] == CALL and (left["length_B"] <= CALL).all()
+    again = start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--drop_memory", steps=88)  # as launchers repeat it
+    output = finish(again)
+    assert "--drop_memory: the memory was dropped at step 80 already" in output
+    assert bank(run, 88)["length_B"].max() > CALL

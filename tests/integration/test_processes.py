@@ -105,7 +105,7 @@ def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, 
     output, _ = running[1 - which].communicate(timeout=120)
     assert time.monotonic() - since < 120 and running[1 - which].returncode not in (0, 75)
     running[which].communicate()
-    assert "lost another process" in output or "another task died" in output or "coordination" in output.lower()
+    assert "lost another process" in output or "JAX distributed service detected fatal errors" in output, output
     assert max(steps_saved(run)) < STEPS
     assert "resuming after step" in finish_all(start(place, "train", run))[0]
     assert_same_end(run, undisturbed)
@@ -115,10 +115,11 @@ def test_sigterm_to_one_process_saves_and_ends_all(place, undisturbed, tmp_path)
     run = tmp_path / "run"
     running = start(place, "train", run)
     wait_for(lambda: steps_saved(run), running[0])
+    step = 4 * len(losses(run))
     running[1].send_signal(signal.SIGTERM)
     outputs = finish_all(running, status=75)
     assert all("SIGTERM: saved at step" in output for output in outputs)
-    assert max(steps_saved(run)) < STEPS
+    assert max(steps_saved(run)) <= step + 20 < STEPS  # a few calls later, though a checkpoint was saved before
     finish_all(start(place, "train", run))
     assert_same_end(run, undisturbed)
 
@@ -165,6 +166,8 @@ def test_some_of_the_flags_are_refused(place, tmp_path):
         memorizing("train", f"--workdir={tmp_path}", "--coordinator=here", "--processes=2", "--process=0"), status=2
     )
     assert "--coordinator=here: must be HOST:PORT" in output
+    flags = ("--coordinator=here:99999", "--processes=2", "--process=0")
+    assert "here:99999: must be HOST:PORT" in finish(memorizing("train", f"--workdir={tmp_path}", *flags), status=2)
 
 
 def test_a_launcher_starts_processes_and_tells_them_to_save(place, tmp_path):

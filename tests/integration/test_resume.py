@@ -156,9 +156,16 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_never_stopped(place, undistu
 
 
 def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
+    """Told twice, and before anything is computed as well; meanwhile no other training gets into its folder."""
     run = tmp_path / "run"
     process = train(place, run)
+    wait_for((run / "config.gin").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert "SIGTERM: nothing was computed yet; the same command goes on" in finish(process, status=75)
+    process = train(place, run)
     wait_for(lambda: steps_saved(run), process)
+    assert f"--workdir={run}: another `memorizing train` is at work there" in finish(train(place, run), status=2)
+    process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     output = finish(process, status=75)
     assert "SIGTERM: saved at step" in output and max(steps_saved(run)) < 1200
