@@ -121,8 +121,9 @@ def test_dry_run_of_a_tpu_slice():
     gcloud = [command for command in commands if command[0] == "gcloud"]
     assert all(command[:3] == ["gcloud", "compute", "tpus"] for command in gcloud)
     assert all({"--zone=us-east5-a", "--project=p"} <= set(command) for command in gcloud)
-    describe, create, archive, copy, install, start, follow, ask = commands
-    assert describe[3:6] == ["tpu-vm", "describe", "pod"]
+    describe, create, described, asked, archive, copy, install, start, follow, again, ask = commands
+    assert describe[3:6] == ["tpu-vm", "describe", "pod"] and describe == described == again
+    assert asked == ask and asked[7].endswith("bash memorizing/launch/tpu_worker.sh status; else echo none; fi")
     assert create[3:9] == [
         "tpu-vm",
         "create",
@@ -150,7 +151,8 @@ def test_dry_run_of_a_tpu_slice():
     ],
 )
 def test_how_a_slice_is_created(arguments, expected):
-    create = dry_run("tpu_pod.sh", *POD, *arguments, "--dry-run", "--", BUCKET)[1]
+    commands = dry_run("tpu_pod.sh", *POD, *arguments, "--dry-run", "--", BUCKET)
+    (create,) = (words for words in commands if words[4] == "create")
     assert all(any(part == word or word.endswith(f"={part}") for word in create) for part in expected)
 
 
@@ -392,10 +394,11 @@ def test_slurm_options_stand_before_the_first_command():
 
 GCLOUD = """
 # a slice of one worker: its state in a file, its home a folder, and SSH a shell
+printf '%s\\0' gcloud "$@" $'\\n' >>asked
 shift 2
 case "$1 $2" in
-"tpu-vm describe") [ -f state ] && cat state || { echo NOT_FOUND >&2; exit 1; } ;;
-"tpu-vm create") echo READY >state; rm -rf home; mkdir home; echo create >>calls ;;
+"tpu-vm describe" | "queued-resources describe") [ -f state ] && cat state || { echo NOT_FOUND >&2; exit 1; } ;;
+"tpu-vm create" | "queued-resources create") echo READY >state; rm -rf home; mkdir home; echo create >>calls ;;
 "tpu-vm delete") rm state; echo delete >>calls ;;
 "tpu-vm scp") cp "$3" home/memorizing.tar.gz ;;
 "tpu-vm ssh")
@@ -429,6 +432,18 @@ def cloud(tmp_path, stand_in) -> dict[str, str]:
         "WORLD": str(tmp_path),
         "TMPDIR": str(tmp_path),
     }
+
+
+@pytest.mark.parametrize("how", [[], ["--queued"]], ids=["directly", "queued"])
+def test_the_dry_run_shows_what_a_run_asks_of_gcloud(how, cloud, tmp_path):
+    arguments = ["tpu_pod.sh", *POD, "--type=v5p-8", *how]
+    shown = launch(*arguments, "--dry-run", "--", *TRAIN, BUCKET, **cloud)
+    done = launch(*arguments, "--", *TRAIN, BUCKET, BEHAVIOUR="echo finished", **cloud)
+    assert (shown.returncode, done.returncode) == (0, 0), shown.stderr + done.stderr
+    calls = [call.split("\0")[:-1] for call in (tmp_path / "asked").read_text().split("\n\0")[:-1]]
+    commands = [shlex.split(line) for line in shown.stdout.splitlines()]
+    assert [words for words in commands if words[0] != "git"] == calls
+    assert sum(words[3:5] == ["queued-resources", "describe"] for words in calls) == len(how)
 
 
 def test_a_slice_is_recreated_and_the_training_goes_on_until_it_is_done(cloud, tmp_path):
