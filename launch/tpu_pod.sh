@@ -12,7 +12,8 @@
 #   --image=IMAGE      image of the workers, if not the usual one for the type
 #   --queued           asks by a queued resource, which waits until there is capacity
 #   --spot, --reserved, --project=ID     as of gcloud
-#   --dry-run          prints the commands as they follow each other for a slice not there yet, and runs none
+#   --dry-run          prints the commands as they follow each other for a slice not there yet, if nothing goes wrong and
+#                      nothing has to be waited for, and runs none
 #
 # The training runs detached on the workers: interrupting this script ends neither it nor the slice, and the same command
 # finds it again. 75 as its exit status means "run me again". What goes on after preemption lies in --workdir, in a bucket.
@@ -65,9 +66,11 @@ failures=0 started=false # whether what the workers tell is of this command, and
 tpu() { run gcloud compute tpus "$@" "${where[@]}"; }
 on_workers() { tpu tpu-vm ssh "$name" "--worker=${2:-all}" "--command=$1"; }
 ask="if [ -d memorizing ]; then bash memorizing/launch/tpu_worker.sh status; else echo none; fi"
+ask_state() { tpu "$1" describe "$name" "--format=value($2)"; }
+slice=(tpu-vm state) request=(queued-resources state.state)
 describe() { # MISSING where there is none; a state that nobody knows where gcloud cannot tell
     local told
-    if told=$(tpu "$1" describe "$name" "--format=value($2)" 2>&1); then
+    if told=$(ask_state "$@" 2>&1); then
         tail -n 1 <<<"$told"
     else
         case "$told" in *NOT_FOUND* | *"not found"*) echo MISSING ;; *) say "$told" && echo UNKNOWN ;; esac
@@ -84,8 +87,8 @@ create() {
 delete() { if $queued; then tpu queued-resources delete "$name" --force --quiet; else tpu tpu-vm delete "$name" --quiet; fi; }
 make_ready() { # returns once the slice is there
     local state
-    while state=$(describe tpu-vm state) && [ "$state" != READY ]; do
-        [ "$state" != MISSING ] || ! $queued || state=$(describe queued-resources state.state)
+    while state=$(describe "${slice[@]}") && [ "$state" != READY ]; do
+        [ "$state" != MISSING ] || ! $queued || state=$(describe "${request[@]}")
         say "$name: $state"
         case "$state" in
         MISSING) create || { $started || fail "$name could not be created; --queued waits for capacity" && sleep 60; } ;;
@@ -108,14 +111,17 @@ follow() { on_workers "bash memorizing/launch/tpu_worker.sh follow"; }
 
 case "$action" in
 logs) on_workers 'tail -n 100 -F memorizing-run/log' "$worker" && exit ;;
-status) tpu tpu-vm describe "$name" '--format=value(state)' && on_workers "$ask" && exit ;;
+status) ask_state "${slice[@]}" && on_workers "$ask" && exit ;;
 stop) on_workers 'bash memorizing/launch/tpu_worker.sh stop' && exit ;;
 delete) delete && exit ;;
 esac
 
 if $dry_run; then
-    tpu tpu-vm describe "$name" '--format=value(state)'
-    create && start && follow && on_workers "$ask"
+    ask_state "${slice[@]}"
+    if $queued; then ask_state "${request[@]}"; fi
+    create && ask_state "${slice[@]}" && on_workers "$ask"
+    start && follow
+    ask_state "${slice[@]}" && on_workers "$ask"
     exit
 fi
 
@@ -136,7 +142,7 @@ while :; do
             exit
         elif $started; then
             sleep 60 # a preempted host takes the others with it, and the slice's state may tell so only later
-            [ "$(describe tpu-vm state)" = READY ] || continue
+            [ "$(describe "${slice[@]}")" = READY ] || continue
             say "$name: the workers ended with status $told(bash launch/tpu_pod.sh logs $name ${where[*]})"
             told=${told% } && exit "${told##* }"
         fi

@@ -1,5 +1,5 @@
 """The launching scripts: what they would run, what they refuse, the manifest against its API, and, with stand-ins for
-`memorizing`, gcloud and srun, that output, signals and exit statuses go where they should.
+`memorizing`, gcloud, srun and scancel, that output, signals and exit statuses go where they should.
 """
 
 import os
@@ -121,8 +121,9 @@ def test_dry_run_of_a_tpu_slice():
     gcloud = [command for command in commands if command[0] == "gcloud"]
     assert all(command[:3] == ["gcloud", "compute", "tpus"] for command in gcloud)
     assert all({"--zone=us-east5-a", "--project=p"} <= set(command) for command in gcloud)
-    describe, create, archive, copy, install, start, follow, ask = commands
-    assert describe[3:6] == ["tpu-vm", "describe", "pod"]
+    describe, create, described, asked, archive, copy, install, start, follow, again, ask = commands
+    assert describe[3:6] == ["tpu-vm", "describe", "pod"] and describe == described == again
+    assert asked == ask and asked[7].endswith("bash memorizing/launch/tpu_worker.sh status; else echo none; fi")
     assert create[3:9] == [
         "tpu-vm",
         "create",
@@ -150,7 +151,8 @@ def test_dry_run_of_a_tpu_slice():
     ],
 )
 def test_how_a_slice_is_created(arguments, expected):
-    create = dry_run("tpu_pod.sh", *POD, *arguments, "--dry-run", "--", BUCKET)[1]
+    commands = dry_run("tpu_pod.sh", *POD, *arguments, "--dry-run", "--", BUCKET)
+    (create,) = (words for words in commands if words[4] == "create")
     assert all(any(part == word or word.endswith(f"={part}") for word in create) for part in expected)
 
 
@@ -163,6 +165,13 @@ def test_dry_run_of_the_other_actions_on_a_slice():
     assert [words[4] for words in command("status")] == ["describe", "ssh"]
     assert command("delete")[0][3:7] == ["tpu-vm", "delete", "pod", "--quiet"]
     assert command("delete", "--queued")[0][3:8] == ["queued-resources", "delete", "pod", "--force", "--quiet"]
+
+
+def test_dry_run_of_slurm():
+    train, terminate, requeue = dry_run("slurm.sbatch", "--dry-run", *TRAIN, "--workdir=w")
+    assert train[0] == "srun" and train[-len(TRAIN) - 3 :] == ["memorizing", "train", *TRAIN, "--workdir=w"]
+    assert terminate == ["scancel", "--signal=TERM", "JOB"]
+    assert requeue == ["scontrol", "requeue", "JOB"]
 
 
 def test_dry_run_of_kubernetes():
@@ -304,30 +313,76 @@ def test_signals_reach_all_processes(number, stand_in):
     assert {"[0] saved\n", "[1] saved\n"} <= set(lines)
 
 
+# Two tasks. As in SLURM's own (_srun_signal_mgr), SIGTERM is not passed on but kills them; the status is their highest.
+SRUN = """
+while [[ "$1" == --* ]]; do shift; done
+trap 'echo forcing job termination; kill -KILL "${tasks[@]}"' TERM
+tasks=() highest=0
+for process in 0 1; do (echo "$BASHPID" >>"$WORLD/tasks"; exec "$@" "--process=$process") & tasks+=($!); done
+for task in "${tasks[@]}"; do
+    wait "$task" && status=0 || status=$?
+    while kill -0 "$task" 2>/dev/null; do wait "$task" && status=0 || status=$?; done
+    [ "$status" -le "$highest" ] || highest=$status
+done
+exit "$highest"
+"""
+# With --signal and neither --batch nor --full, the steps get it, and the batch script does not.
+SCANCEL = """
+[ "$*" = "--signal=TERM 17" ] || exit 1
+kill -TERM $(cat "$WORLD/tasks")
+sleep "$SCANCEL_TAKES"
+"""
+
+
+@pytest.fixture
+def slurm(stand_in, tmp_path) -> dict[str, str]:
+    """Stand-ins for SLURM's commands, and what its job finds in the environment."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    executable(programs / "srun", SRUN)
+    executable(programs / "scancel", SCANCEL)
+    executable(programs / "scontrol", 'echo "$@"')
+    return {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "MEMORIZING": stand_in,
+        "WORLD": str(tmp_path),
+        "SCANCEL_TAKES": "0",
+        "SLURM_JOB_ID": "17",
+        "SLURM_SUBMIT_DIR": str(LAUNCH.parent),
+    }
+
+
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (1, False)])
-def test_slurm_requeues_after_75_alone(status, requeued, stand_in, tmp_path):
-    executable(tmp_path / "srun", 'while [[ "$1" == --* ]]; do shift; done; exec "$@"')
-    executable(tmp_path / "scontrol", f'echo "$@" >{tmp_path}/requeued')
-    slurm = {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(LAUNCH.parent), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = launch("slurm.sbatch", "--workdir=w", MEMORIZING=stand_in, BEHAVIOUR=f"exit {status}", **slurm)
+def test_slurm_requeues_after_75_alone(status, requeued, slurm):
+    done = launch("slurm.sbatch", "--workdir=w", BEHAVIOUR=f"exit {status}", **slurm)
     assert done.returncode == status
-    assert (tmp_path / "requeued").exists() == requeued
-    if requeued:
-        assert (tmp_path / "requeued").read_text() == "requeue 17\n"
+    assert sorted(done.stdout.splitlines()) == ["requeue 17"] * requeued + [f"train as process {i}" for i in range(2)]
 
 
-def test_slurm_passes_the_signal_on(stand_in, tmp_path):
-    executable(tmp_path / "srun", 'while [[ "$1" == --* ]]; do shift; done; exec "$@"')
-    executable(tmp_path / "scontrol", 'echo "$@"')
-    environment = os.environ | {"SLURM_JOB_ID": "17", "SLURM_SUBMIT_DIR": str(LAUNCH.parent), "BEHAVIOUR": WAIT}
-    environment |= {"MEMORIZING": stand_in, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+def terminated(slurm: dict[str, str], behaviour: str = WAIT) -> tuple[int, list[str]]:
+    """Status and output of a job of two tasks whose script gets SIGTERM once they run."""
+    environment = os.environ | slurm | {"BEHAVIOUR": behaviour}
     command = ["bash", LAUNCH / "slurm.sbatch", "--workdir=w"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
-        assert job.stdout.readline().startswith("train")
+        assert all(job.stdout.readline().startswith("train") for _ in range(2))
         job.send_signal(signal.SIGTERM)
-        assert job.stdout.read() == "saved\nrequeue 17\n"
-    assert job.returncode == 75
+        lines = job.stdout.read().splitlines()
+    return job.returncode, lines
+
+
+# 1 s: the training has ended before scancel has
+@pytest.mark.parametrize("seconds", ["0", "1"])
+def test_slurm_passes_the_signal_on(seconds, slurm):
+    status, lines = terminated(slurm | {"SCANCEL_TAKES": seconds})
+    assert (status, lines) == (75, ["saved", "saved", "requeue 17"])
+
+
+def test_slurm_waits_for_a_training_that_could_not_be_told(slurm, tmp_path, capfd):
+    executable(tmp_path / "programs" / "scancel", "exit 3")
+    status, lines = terminated(slurm, "sleep 1; exit 4")
+    assert (status, lines) == (4, [])
+    assert "scancel --signal=TERM 17 ended with status 3" in capfd.readouterr().err
 
 
 def test_slurm_options_stand_before_the_first_command():
@@ -339,10 +394,11 @@ def test_slurm_options_stand_before_the_first_command():
 
 GCLOUD = """
 # a slice of one worker: its state in a file, its home a folder, and SSH a shell
+printf '%s\\0' gcloud "$@" $'\\n' >>asked
 shift 2
 case "$1 $2" in
-"tpu-vm describe") [ -f state ] && cat state || { echo NOT_FOUND >&2; exit 1; } ;;
-"tpu-vm create") echo READY >state; rm -rf home; mkdir home; echo create >>calls ;;
+"tpu-vm describe" | "queued-resources describe") [ -f state ] && cat state || { echo NOT_FOUND >&2; exit 1; } ;;
+"tpu-vm create" | "queued-resources create") echo READY >state; rm -rf home; mkdir home; echo create >>calls ;;
 "tpu-vm delete") rm state; echo delete >>calls ;;
 "tpu-vm scp") cp "$3" home/memorizing.tar.gz ;;
 "tpu-vm ssh")
@@ -376,6 +432,18 @@ def cloud(tmp_path, stand_in) -> dict[str, str]:
         "WORLD": str(tmp_path),
         "TMPDIR": str(tmp_path),
     }
+
+
+@pytest.mark.parametrize("how", [[], ["--queued"]], ids=["directly", "queued"])
+def test_the_dry_run_shows_what_a_run_asks_of_gcloud(how, cloud, tmp_path):
+    arguments = ["tpu_pod.sh", *POD, "--type=v5p-8", *how]
+    shown = launch(*arguments, "--dry-run", "--", *TRAIN, BUCKET, **cloud)
+    done = launch(*arguments, "--", *TRAIN, BUCKET, BEHAVIOUR="echo finished", **cloud)
+    assert (shown.returncode, done.returncode) == (0, 0), shown.stderr + done.stderr
+    calls = [call.split("\0")[:-1] for call in (tmp_path / "asked").read_text().split("\n\0")[:-1]]
+    commands = [shlex.split(line) for line in shown.stdout.splitlines()]
+    assert [words for words in commands if words[0] != "git"] == calls
+    assert sum(words[3:5] == ["queued-resources", "describe"] for words in calls) == len(how)
 
 
 def test_a_slice_is_recreated_and_the_training_goes_on_until_it_is_done(cloud, tmp_path):
