@@ -78,14 +78,25 @@ HloModule jit_f
   %g2 = bf16[8,8]{1,0} all-gather(%p), channel_id=3, replica_groups=[4,2]<=[8]
   ROOT %c2 = bf16[8,8]{1,0} custom-call(%g2), custom_call_target="AsyncCollectiveDone"
 }
+%all-reduce-scatter.1.clone.1 (a: f32[16,8], b: f32[4,32]) -> (f32[2,8], f32[4,4]) {
+  %sum = (f32[16,8]{1,0}, f32[4,32]{1,0}) all-reduce(%a, %b), channel_id=3, replica_groups={{0,1,2,3,4,5,6,7}}
+  %whole.0 = f32[16,8]{1,0} get-tuple-element(%sum), index=0
+  %own.0 = f32[2,8]{1,0:T(8,128)S(1)} dynamic-slice(%whole.0, %at, %zero), dynamic_slice_sizes={2,8}
+  %whole.1 = f32[4,32]{1,0} get-tuple-element(%sum), index=1
+  %own.1 = f32[4,4]{1,0:T(8,128)S(1)} dynamic-slice(%whole.1, %zero, %at), dynamic_slice_sizes={4,4}
+  ROOT %owns = (f32[2,8]{1,0:T(8,128)S(1)}, /*index=1*/f32[4,4]{1,0:T(8,128)S(1)}) tuple(%own.0, %own.1)
+}
 ENTRY %main (x: bf16[16,8]) -> bf16[16,8] {
   %loop = (s32[], bf16[16,8]{1,0}) while(%t), condition=%condition.1, body=%body.1
   %s = (bf16[4,8]{1,0}, bf16[8,8]{1,0}) fusion(%a), kind=kCustom, calls=%starts
   %b = bf16[8,8]{1,0} fusion(%s), kind=kCustom, calls=%ends
+  %r = (f32[2,8]{1,0}, f32[4,4]{1,0}) fusion(%u, %v), kind=kCustom, calls=%all-reduce-scatter.1.clone.1
   %move = f32[4,2]{1,0} collective-permute(%z), source_target_pairs={{0,1},{1,0}}
 }
 """
-    gathered, beside, moved = collectives(text)
+    gathered, beside, scattered, moved = collectives(text)
     assert gathered == Collective("all-gather", (("bf16", (16, 8)),), 2, 11, 16 * 8 * 2 // 2)
     assert beside == Collective("all-gather", (("bf16", (8, 8)),), 2, 1, 8 * 8 * 2 // 2)  # once, though written twice
+    # Written as a sum of the whole and slices of it, of which each device keeps its eighth.
+    assert scattered == Collective("reduce-scatter", (("f32", (2, 8)), ("f32", (4, 4))), 8, 1, 7 * (2 * 8 + 4 * 4) * 4)
     assert (moved.kind, moved.times, moved.sent) == ("collective-permute", 1, 4 * 2 * 4)

@@ -1,13 +1,15 @@
 """What a run writes down, and what it says while it goes on."""
 
+import dataclasses
 import json
 
+import jax
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.training.flops import training_flops_per_token
+from memorizing.training.flops import device_peak_flops, executed_flops_per_token, training_flops_per_token
 from memorizing.training.metrics import MetricsWriter, Progress, read_lines
 
 
@@ -61,5 +63,15 @@ def test_arithmetic_is_counted_by_hand(cache, memory):
     if memory:
         forward += 2 * 4 * 6  # the same over 4 neighbours
     search = memory * 6
-    found = training_flops_per_token(model, MemorySettings(size=memory, neighbours=4), segment_length=8)
+    settings = MemorySettings(size=memory, neighbours=4)
+    found = training_flops_per_token(model, settings, segment_length=8)
     assert found == 2 * (3 * forward + search)
+    assert executed_flops_per_token(model, settings, segment_length=8) == found
+    # Again all but the logits and the last product of each layer.
+    again = forward - 100 * 10 - 2 * 10 * 20
+    remat = dataclasses.replace(model, remat=True)
+    assert executed_flops_per_token(remat, settings, segment_length=8) == found + 2 * again
+
+
+def test_the_peak_of_a_device_that_is_not_listed_is_measured():
+    assert 1e8 < device_peak_flops(jax.devices()[0]) < 1e14

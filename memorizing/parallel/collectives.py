@@ -16,7 +16,10 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
-_CHANNEL = re.compile(r"channel_id=(\d+)")
+# What the TPU compiler calls a fusion that sums over devices and keeps each one's share: in its text an all-reduce of
+# the whole and slices of it, on the device (`emitter`: AllReduceScatterFusion) a reduce-scatter.
+_SCATTERED_SUM = "all-reduce-scatter"
+_STARTS = 'custom_call_target="AsyncCollectiveStart"'
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
 
 
@@ -49,22 +52,23 @@ def collectives(hlo: str) -> list[Collective]:
     bodies, entry = _computations(hlo)
     found: list[Collective] = []
 
-    fused: set[str] = set()
-
     def visit(name: str, times: int, in_fusion: bool = False) -> None:
-        for line in bodies.get(name, ()):
+        body = bodies.get(name, [])
+        scatters = name.startswith(_SCATTERED_SUM)
+        # One that runs beside other work is written down in the fusion that starts it, in those that it runs beside,
+        # and in the one that ends it. (Their `channel_id` does not tell them apart: several can have the same.)
+        counts = not in_fusion or scatters or any(_STARTS in line for line in body)
+        for line in body:
             match = _INSTRUCTION.match(line)
             if not match:
                 continue
             kind = match[2].removesuffix("-start")
             if kind in KINDS:
-                # One that runs beside other work is written down in the fusion that starts it, in those that it runs
-                # beside, and in the one that ends it, each time with the same number.
-                if in_fusion and (channel := _CHANNEL.search(line)):
-                    if channel[1] in fused:
-                        continue
-                    fused.add(channel[1])
-                found.append(_collective(kind, match[1], line, match[2].endswith("-start"), times))
+                result = match[1]
+                if scatters and kind == "all-reduce":
+                    kind, result = "reduce-scatter", _result(body)
+                if counts:
+                    found.append(_collective(kind, result, line, match[2].endswith("-start"), times))
                 continue
             trips = _trips(line, bodies) if match[2] == "while" else 1
             for called in _called(line):
@@ -85,6 +89,12 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
         elif name:
             bodies[name].append(line)
     return bodies, entry
+
+
+def _result(body: list[str]) -> str:
+    """The type of what a computation gives."""
+    [root] = (match[1] for line in body if "ROOT " in line and (match := _INSTRUCTION.match(line)))
+    return root
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:

@@ -16,7 +16,7 @@ class Chip:
     """What one device of a kind has, from its maker's data sheets.
 
     Attributes:
-        name: what JAX calls the kind (`device_kind`), or a part of it.
+        kinds: what JAX calls it (`device_kind`), in full: chips of other memories or speeds have names like it.
         flops: per second, dense bfloat16.
         memory: bytes of high-bandwidth memory.
         memory_bandwidth: bytes per second from it.
@@ -24,7 +24,7 @@ class Chip:
             which counts both directions.
     """
 
-    name: str
+    kinds: tuple[str, ...]
     flops: float
     memory: int
     memory_bandwidth: float
@@ -33,22 +33,34 @@ class Chip:
 
 CHIPS = {
     # https://cloud.google.com/tpu/docs: system architecture, a page for each version.
-    "v4": Chip("TPU v4", 275e12, 32 * 2**30, 1228e9, 300e9 / 2),
-    "v5e": Chip("TPU v5 lite", 197e12, 16 * 2**30, 819e9, 200e9 / 2),
-    "v5p": Chip("TPU v5", 459e12, 95 * 2**30, 2765e9, 600e9 / 2),
-    "v6e": Chip("TPU v6 lite", 918e12, 32 * 2**30, 1640e9, 448e9 / 2),
+    "v4": Chip(("TPU v4",), 275e12, 32 * 2**30, 1228e9, 300e9 / 2),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 819e9, 200e9 / 2),
+    "v5p": Chip(("TPU v5", "TPU v5p"), 459e12, 95 * 2**30, 2765e9, 600e9 / 2),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32 * 2**30, 1640e9, 448e9 / 2),
     # NVIDIA's data sheets of the SXM modules; NVLink.
-    "A100": Chip("A100", 312e12, 80 * 10**9, 2039e9, 600e9 / 2),
-    "H100": Chip("H100", 989e12, 80 * 10**9, 3350e9, 900e9 / 2),
-    "H200": Chip("H200", 989e12, 141 * 10**9, 4800e9, 900e9 / 2),
+    "A100-40GB": Chip(("NVIDIA A100-SXM4-40GB",), 312e12, 40 * 10**9, 1555e9, 600e9 / 2),
+    "A100-80GB": Chip(("NVIDIA A100-SXM4-80GB",), 312e12, 80 * 10**9, 2039e9, 600e9 / 2),
+    "H100": Chip(("NVIDIA H100 80GB HBM3",), 989e12, 80 * 10**9, 3350e9, 900e9 / 2),
+    "H200": Chip(("NVIDIA H200",), 989e12, 141 * 10**9, 4800e9, 900e9 / 2),
 }
 
 
 def chip_of(device: jax.Device) -> Chip | None:
     """What is known of a device's kind; None for a CPU, or a chip that is not listed."""
-    kind = device.device_kind
-    matching = [chip for chip in CHIPS.values() if chip.name in kind]
-    return max(matching, key=lambda chip: len(chip.name), default=None)
+    return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
+
+
+def memory_of(device: jax.Device) -> int | None:
+    """Bytes that programs may take of a device; None where nothing says.
+
+    One that is here says it itself (of a GPU, JAX takes three quarters: XLA_PYTHON_CLIENT_MEM_FRACTION); of others the
+    data sheet does.
+    """
+    stats = device.memory_stats() if device in jax.local_devices() else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    chip = chip_of(device)
+    return chip.memory if chip else None
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
@@ -60,7 +72,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     if name == "local":
         return jax.devices()
     version, _, shape = name.partition(":")
-    known = [each for each in CHIPS if CHIPS[each].name.startswith("TPU")]
+    known = [each for each in CHIPS if CHIPS[each].kinds[0].startswith("TPU")]
     if version not in known or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
         raise InputError(
             f"--topology={name}: must be VERSION:SHAPE, such as v4:2x2x4, v5e:8x8, v5p:4x4x4 or v6e:8x8 (versions: "

@@ -3,9 +3,13 @@
 What each device holds and sends is read off the compiled program; the time of a step is an estimate, the largest of
 three that a chip could do side by side at best:
 
-    arithmetic    model FLOPs (see flops.py) / the chip's peak
-    memory        parameters, optimizer state and the keys of the memory, read and written once / its bandwidth
+    arithmetic    FLOPs executed: the model's, and what Model.remat computes again (see flops.py) / the chip's peak
+    memory        parameters and optimizer state, read and written; gathered weights, read by each pass; keys of the
+                  memory, read; float32 scores of the search, written and read (forward alone) / its bandwidth
     network       bytes that the program's collectives send / what the chip can send
+
+Left out: the selection among the scores, reading what it found, and activations that go to memory and back. So a real
+step takes longer.
 """
 
 import json
@@ -26,14 +30,23 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import count_parameters, open_mesh
 from memorizing.parallel.collectives import Collective, collectives
 from memorizing.parallel.mesh import MeshSettings, placed, shardings
-from memorizing.parallel.topology import chip_of, topology_devices
+from memorizing.parallel.topology import chip_of, memory_of, topology_devices
 from memorizing.shapes import Batch
-from memorizing.training.flops import training_flops_per_token
+from memorizing.training.flops import executed_flops_per_token, training_flops_per_token
 from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.step import TrainState, make_train_call
 
 GIB = 2**30
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+_AMOUNT = r"(([\d.]+)([KMGT]?))"
+# The two ways in which libtpu says that a program does not fit. "Temporaries" are all that it needs, arguments and
+# results too: `x * 2` of 12 GiB has no temporaries, and is said to need 24.00G (libtpu 0.0.50).
+_NEEDS = tuple(
+    re.compile(words.replace("AMOUNT", _AMOUNT))
+    for words in (r"[Uu]sed AMOUNT of AMOUNT hbm", r"temporaries \(AMOUNT\) exceeds available HBM \(AMOUNT\)")
+)
 
 
 class DoesNotFit(RuntimeError):
@@ -79,16 +92,16 @@ def plan(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        problem = _needed(str(error))
+        problem = needed(str(error), figures["bytes_per_device"])
     else:
         _measure(figures, compiled, batch)
     figures["compile_seconds"] = time.perf_counter() - start
     _estimate(figures, model, memory, batch, devices)
-    chip = chip_of(devices[0])
+    capacity = memory_of(devices[0])
     total = figures["bytes_per_device"].get("total", 0)
-    if chip is not None and total > chip.memory:
-        problem = f"needs {total / GIB:.2f} GiB of {chip.memory / GIB:.0f} GiB"
-    figures["fits"] = not problem if chip is not None else None
+    if not problem and capacity is not None and total > capacity:
+        problem = f"needs {total / GIB:.2f} GiB of {capacity / GIB:.2f} GiB"
+    figures["fits"] = not problem if capacity is not None else None
     if problem:
         figures["problem"] = problem
         figures["advice"] = advice(figures, model, memory, batch)
@@ -165,16 +178,22 @@ def _estimate(
 ) -> None:
     """FLOPs, and the time of a step by the roofline; only FLOPs where the chip is not known."""
     tokens = batch.rows * batch.segment_length
-    flops = training_flops_per_token(model, memory, batch.segment_length) * tokens / len(devices)
-    figures["flops_per_device"] = flops
+    tokens_each = tokens / len(devices)
+    executed = executed_flops_per_token(model, memory, batch.segment_length) * tokens_each
+    figures["flops_per_device"] = training_flops_per_token(model, memory, batch.segment_length) * tokens_each
+    figures["executed_flops_per_device"] = executed
     chip, held = chip_of(devices[0]), figures["bytes_per_device"]
     if chip is None:
         return
-    # Parameters and optimizer state are read and written; gathered weights are read forward and twice backward.
+    # Parameters and optimizer state are read and written; gathered weights are read forward, once more where that is
+    # computed again, and twice backward.
     weights = 2 * figures["parameters"] / figures["mesh"]["model"]
-    traffic = 2 * (held["parameters"] + held["optimizer"]) + 3 * weights + held["memory"] / 2
+    traffic = 2 * (held["parameters"] + held["optimizer"]) + (4 if model.remat else 3) * weights + held["memory"] / 2
+    # Every search writes the scores [B, H, N, M] in float32, whole or by blocks, and reads them to select. Not again
+    # backward: what was found is kept. B, H and M are split over the mesh, each over an axis of its own.
+    traffic += len(model.memory_layers) * 2 * 4 * tokens_each * model.heads * memory.size
     seconds = {
-        "arithmetic": flops / chip.flops,
+        "arithmetic": executed / chip.flops,
         "memory": traffic / chip.memory_bandwidth,
         "network": figures.get("bytes_sent_per_step", 0.0) / chip.network_bandwidth,
     }
@@ -188,15 +207,18 @@ def _estimate(
     }
 
 
-def _needed(message: str) -> str:
-    """What the compiler says of how much too much it is."""
-    used = re.search(r"[Uu]sed ([\d.]+\w) of ([\d.]+\w)", message)
-    if used:
-        return f"needs {used[1]} of {used[2]} of memory"
-    temporaries = re.search(r"temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message)
-    if temporaries:
-        return f"needs {temporaries[1]} of {temporaries[2]} of memory for temporaries alone"
-    return message.splitlines()[0]
+def needed(message: str, held: dict[str, int]) -> str:
+    """What the compiler says of how much too much it is; adds its total to `held`, and what of it is temporary.
+
+    Temporaries are then what is left of the total, so with the padding of what is held.
+    """
+    match = next((match for pattern in _NEEDS if (match := pattern.search(message))), None)
+    if match is None:
+        return message.splitlines()[0]
+    total = int(float(match[2]) * _UNITS[match[3]])
+    held["temporaries"] = max(total - sum(held.values()), 0)
+    held["total"] = total
+    return f"needs {match[1]} of {match[4]} of memory"
 
 
 def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings, batch: BatchSettings) -> str:
@@ -204,18 +226,25 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
     held, mesh = figures["bytes_per_device"], figures["mesh"]
     state, banks = held["parameters"] + held["optimizer"], held["memory"]
     temporaries = held.get("temporaries", 0)
+    rows = f"fewer rows (BATCH_SIZE = {batch.rows}, {batch.rows // mesh['data']} for each part of the data axis)"
+    smaller = f"a smaller MEMORY_SIZE ({memory.size})"
     ways = []
-    if banks >= max(state, temporaries):
-        ways.append(f"the memory takes most, {banks / GIB:.1f} GiB: a smaller MEMORY_SIZE ({memory.size})")
-        rows_each = batch.rows // mesh["data"]
-        ways.append(f"fewer rows (BATCH_SIZE = {batch.rows}, {rows_each} for each part of the data axis)")
+    if temporaries > max(state, banks):
+        ways.append(f"temporaries take most, {temporaries / GIB:.1f} GiB: {rows}")
+        if not model.remat:
+            ways.append("Model.remat = True, which computes activations again instead of keeping them")
+        if memory.size and memory.search == "blocked":
+            ways.append(f"a smaller Memory.block_size ({memory.block_size})")
+        elif memory.size:
+            ways.append("Memory.search = 'blocked', which holds only some of the scores at a time")
+        if banks > temporaries / 10:  # large enough for padding and copies of it to count
+            ways.append(f"{smaller}: the memory takes {banks / GIB:.1f} GiB, and temporaries can grow with it")
+    elif banks >= state:
+        ways.append(f"the memory takes most, {banks / GIB:.1f} GiB: {smaller}")
+        ways.append(rows)
         ways.append(f"slots over more devices (Mesh.memory, now {mesh['memory']})")
-    elif state >= temporaries:
+    else:
         ways.append(f"parameters and optimizer take most, {state / GIB:.1f} GiB: more devices, or Mesh.model")
-    elif not model.remat:
-        ways.append("temporaries take most: Model.remat = True computes activations again instead of keeping them")
-    if model.remat or temporaries > max(state, banks):
-        ways.append(f"fewer rows a device (BATCH_SIZE = {batch.rows}), or a smaller Memory.block_size")
     return "Try " + "; ".join(ways) + "."
 
 
@@ -233,13 +262,15 @@ def table(figures: dict[str, Any]) -> str:
     ]
     if figures["fits"] is not None:
         lines.append(f"  {'fits' if figures['fits'] else 'DOES NOT FIT'}")
-    lines += ["", f"model FLOPs of a step on each device: {figures['flops_per_device']:.3g}"]
+    executed = f"executed {figures['executed_flops_per_device']:.3g}"
+    lines += ["", f"model FLOPs of a step on each device: {figures['flops_per_device']:.3g}, {executed}"]
     if "seconds_per_step" in figures:
         times = ", ".join(f"{name} {1000 * value:.1f}" for name, value in figures["seconds_per_step"].items())
         lines += [
             f"milliseconds of a step at best: {times}; bound by {figures['bound_by']}",
             f"tokens per second at best: {figures['tokens_per_second']:,.0f} "
             f"({figures['tokens_per_second_without_overlap']:,.0f} if nothing overlaps)",
+            "  (not counted: the selection among the scores of the memory, and activations going to memory and back)",
         ]
     if figures.get("collectives"):
         lines += ["", "sent by each device in a step: times, MiB"]
