@@ -73,12 +73,12 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return re.split(r" \[(?:tensorstore_spec|source locations)=", line)[0].rstrip(": ")
+    return re.split(r" \[[\w ]+='", line)[0].rstrip(": ")
 
 
 _NO_DAMAGE = re.compile(
     "RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED"
-    rf"|\[OS error (?!{errno.ENOENT}:|{errno.ENOTDIR}:|{errno.EISDIR}:)"
+    rf"|os_error_code='(?!(?:{errno.ENOENT}|{errno.ENOTDIR}|{errno.EISDIR})')"
     "|tree structures do not match|is not compatible with the stored shape"
 )
 """In messages: of TensorStore, on networks, rights, disks and memory; of orbax, on a state that is not that saved."""
@@ -118,8 +118,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0):
-        for logger in ("absl", "asyncio"):  # of what orbax logs as errors it raises the first as well
-            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        _hush_orbax()
         self._folder = workdir / CHECKPOINTS
         if isinstance(self._folder, Path):
             self._folder = self._folder.absolute()
@@ -344,6 +343,22 @@ class Checkpoints:
         finally:
             self._manager.close()
             self._reader.close()
+
+
+@functools.cache
+def _hush_orbax() -> None:
+    """Keeps what orbax prints of errors off the terminal: it raises the first of them as well."""
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    tell = sys.unraisablehook
+
+    def tell_others(unraisable: Any) -> None:
+        """Reads that go on after one has failed find their event loop closed, or are never asked for their error."""
+        of_orbax = "orbax" in getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    sys.unraisablehook = tell_others
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

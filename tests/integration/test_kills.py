@@ -186,7 +186,7 @@ NO_DAMAGE = [
     jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes."),
     ValueError("DEADLINE_EXCEEDED: Error reading \"gs://bucket/run\" [tensorstore_spec='{}']"),
     ValueError("UNAVAILABLE: CURL error"),
-    ValueError('Error opening "zarr" driver: Error reading local file "0": [OS error 5: EIO Input/output error]'),
+    ValueError("UNKNOWN: Error opening driver: Error reading local file: Input/output error [os_error_code='5']"),
     ValueError("Requested shape: (2, 9) is not compatible with the stored shape: (2, 8). Truncating is disabled"),
     ValueError("User-provided restore item and on-disk value metadata tree structures do not match:\nbiases: MISSING"),
 ]
