@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -106,6 +107,25 @@ def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, 
     assert time.monotonic() - since < 120 and running[1 - which].returncode not in (0, 75)
     running[which].communicate()
     assert "lost another process" in output or "another task died" in output or "coordination" in output.lower()
+    assert max(steps_saved(run)) < STEPS
+    assert "resuming after step" in finish_all(start(place, "train", run))[0]
+    assert_same_end(run, undisturbed)
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
+def test_a_process_that_cannot_write_its_part_ends_at_once_and_the_same_command_goes_on(place, undisturbed, tmp_path):
+    """From its second checkpoint on, no file of the second process may be larger than 16 KiB.
+
+    That the other process then ends as well is seen above.
+    """
+    run = tmp_path / "run"
+    first, second = start(place, "train", run)
+    wait_for(lambda: steps_saved(run), first)
+    resource.prlimit(second.pid, resource.RLIMIT_FSIZE, (16 * 1024, resource.RLIM_INFINITY))
+    output = finish(second, status=1, timeout=30)
+    assert "(process 1): error: a checkpoint could not be written to" in output and "repeat the command" in output
+    first.kill()
+    first.communicate()
     assert max(steps_saved(run)) < STEPS
     assert "resuming after step" in finish_all(start(place, "train", run))[0]
     assert_same_end(run, undisturbed)
