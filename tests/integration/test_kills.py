@@ -22,6 +22,7 @@ import pytest
 from memorizing.config import load_trained
 from memorizing.evaluation import evaluate
 from memorizing.parallel.mesh import make_mesh
+from memorizing.training import checkpoints
 from memorizing.training.checkpoints import Checkpoints, ReadFailed, Unreadable
 from memorizing.training.loop import StateMaker, resume
 from tests.integration import test_resume
@@ -206,12 +207,21 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path,
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
     make, settings = maker(run), load_trained(run, [], []).training
-    with Checkpoints(run, keep=2) as checkpoints, pytest.raises(ReadFailed) as told:
-        resume(checkpoints, make, dataclasses.replace(settings, steps=STEPS), False, said.append)
+    with Checkpoints(run, keep=2) as kept, pytest.raises(ReadFailed) as told:
+        resume(kept, make, dataclasses.replace(settings, steps=STEPS), False, said.append)
     assert steps_saved(run) == [360, 380] and not list(run.rglob("*.damaged*")) and not said
     line = str(told.value)
     assert "step 380" in line and str(run) in line and "repeat the command" in line and type(error).__name__ in line
     assert "\n" not in line and "tensorstore_spec" not in line and "page more" not in line
+
+
+@pytest.mark.parametrize("damage, told", [(True, Unreadable), (False, ReadFailed)])
+def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monkeypatch, damage, told):
+    """This process could read all; the other one says whether it could, and then whether that is damage."""
+    others = iter([False, damage])
+    monkeypatch.setattr(checkpoints, "all_agree", lambda yes: yes and next(others))
+    with Checkpoints(nearly) as kept, pytest.raises(told, match="another process could not read it"):
+        kept.memory_size(380)
 
 
 def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, tmp_path):
@@ -222,8 +232,8 @@ def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, t
     like = make.like(380)
     longer = jax.tree.map(lambda x: x.update(shape=(*x.shape, 2)), like.parameters)
     for parameters in (longer, {"other": like.parameters}):
-        with Checkpoints(run) as checkpoints, pytest.raises(ReadFailed):
-            checkpoints.restore(380, like._replace(parameters=parameters), make.mesh)
+        with Checkpoints(run) as kept, pytest.raises(ReadFailed):
+            kept.restore(380, like._replace(parameters=parameters), make.mesh)
 
 
 def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing(nearly, tmp_path, capsys):
@@ -244,11 +254,11 @@ def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing
 
 def test_the_newest_checkpoints_stay_and_those_at_every_so_many_steps(nearly, tmp_path):
     state = maker(nearly).state()
-    with Checkpoints(tmp_path, keep=2, keep_every=40) as checkpoints:
+    with Checkpoints(tmp_path, keep=2, keep_every=40) as written:
         for step in range(20, 180, 20):
-            checkpoints.save(step, state)
-        checkpoints.finish()
-        assert checkpoints.steps() == [40, 80, 120, 140, 160]
+            written.save(step, state)
+        written.finish()
+        assert written.steps() == [40, 80, 120, 140, 160]
     assert steps_saved(tmp_path) == [40, 80, 120, 140, 160]
 
 
@@ -260,8 +270,8 @@ def test_no_flipped_byte_goes_unseen(nearly, tmp_path):
     like = make.like(380)
 
     def read():
-        with Checkpoints(run) as checkpoints:
-            return jax.tree.map(np.asarray, checkpoints.restore(380, like, make.mesh))
+        with Checkpoints(run) as kept:
+            return jax.tree.map(np.asarray, kept.restore(380, like, make.mesh))
 
     good, refused, moments = read(), [], random.Random(0)
     for item in ("parameters", "progress", "memory"):

@@ -154,6 +154,20 @@ def test_all_processes_set_a_damaged_checkpoint_aside_and_use_the_one_before_it(
     jax.tree.map(np.testing.assert_array_equal, saved(run, STEPS), saved(undisturbed, STEPS))
 
 
+def test_no_process_sets_a_checkpoint_aside_that_cannot_be_read_now(place, undisturbed, tmp_path):
+    """The system refuses to open what the second process wrote: links to themselves."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for path in (run / "checkpoints" / str(STEPS)).glob("*/ocdbt.process_1/d/*"):
+        path.unlink()
+        path.symlink_to(path)
+    running = start(place, "train", run, "--gin_param", "NUM_STEPS = 88")
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert all(process.returncode not in (0, 75) for process in running)
+    assert "could not be read (" in outputs[0] + outputs[1] and "It is left as it is" in outputs[0] + outputs[1]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["72", "80"]
+
+
 def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(place, undisturbed, tmp_path):
     run = tmp_path / "run"
     finish_all(start(place, "train", run, "--gin_param", "NUM_STEPS = 40"))
