@@ -19,7 +19,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
 from memorizing.parallel.hosts import is_first, say
 from memorizing.parallel.mesh import PARAMETER_RULES, placed, shardings
-from memorizing.training.checkpoints import Checkpoints
+from memorizing.training.checkpoints import Checkpoints, Unreadable
 
 FOLDER = "evaluations"
 
@@ -72,19 +72,29 @@ def evaluate(
 
 
 def restore(workdir: AnyPath, model: ModelSettings, mesh: Mesh) -> tuple[Parameters, int]:
-    """The parameters of the newest checkpoint of a run, placed on the mesh, and its step.
+    """The parameters of the newest checkpoint of a run that is not damaged, placed on the mesh, and its step.
 
     Raises:
         InputError: when the run has none.
+        Unreadable: when all are damaged.
+        ReadFailed: when one cannot be read for another reason.
     """
     _, like = abstract_model(model, MemorySettings(size=0))
+    like = placed(like, shardings(mesh, like, PARAMETER_RULES))
     with Checkpoints(workdir) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
+        steps = checkpoints.steps()
+        if not steps:
             raise InputError(
                 f"{workdir} has no checkpoint yet: `memorizing train` makes one every Training.checkpoint_every steps"
             )
-        return checkpoints.restore_parameters(step, placed(like, shardings(mesh, like, PARAMETER_RULES))), step
+        while True:
+            step = steps.pop()
+            try:
+                return checkpoints.restore_parameters(step, like), step
+            except Unreadable as error:
+                if not steps:
+                    raise
+                say(f"{error}: the one before it, of step {steps[-1]}, is evaluated")
 
 
 def default_name(settings: EvaluationSettings, memory: MemorySettings) -> str:

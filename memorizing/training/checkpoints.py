@@ -3,15 +3,20 @@
 A save is written under another name and renamed when complete (in an object store, a file in it says that it is), so a
 kill at any moment leaves the one before intact.
 Every process writes what its devices hold; a checkpoint can be restored by other processes, onto another mesh, and with
-a memory of another size. One that cannot be read, or does not hold what was saved (see `fingerprint`), is named and set
-aside, and the one before it is used.
+a memory of another size. One that is damaged, so that it cannot be read or does not hold what was saved (see
+`fingerprint`), is named and set aside, and the one before it is used. Where the disk, the network or this machine is to
+blame it stays as it is, and the run ends.
 
     WORKDIR/checkpoints/STEP/     parameters/    progress/ (optimizer, step, XL caches)    memory/ (banks, if any)
                                   fingerprints/ (of every array)
 """
 
+import errno
 import functools
 import logging
+import re
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ from jax.sharding import Mesh
 from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank, resize
 from memorizing.model.transformer import Parameters
-from memorizing.parallel.hosts import all_agree, is_first, wait
+from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
 from memorizing.parallel.mesh import shardings
 from memorizing.training.fingerprint import fingerprints
 from memorizing.training.step import TrainState
@@ -48,13 +53,46 @@ def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
     steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
     kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
     return SaveFailed(
-        f"{what} could not be written to {folder} ({error}). {kept}: make room or mend the disk, and repeat the "
-        "command to go on from the newest, or else from the start"
+        f"{what} could not be written to {folder} ({_reason(error)}). {kept}: make room or mend the disk, and repeat "
+        "the command to go on from the newest, or else from the start"
     )
 
 
 class Unreadable(RuntimeError):
-    """A checkpoint could not be read, by this process or by another one."""
+    """A checkpoint is damaged, in the part that this process reads or in that of another one."""
+
+
+class ReadFailed(OSError):
+    """A checkpoint could not be read now, by this process or by another one, for a reason that is not damage to it."""
+
+
+def _reason(error: BaseException) -> str:
+    """One line on what went wrong first; what TensorStore and orbax tell beside it is a page of JSON."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = f"{type(error).__name__}: {error}".splitlines()[0]
+    return re.split(r" \[[\w ]+='", line)[0].rstrip(": ")
+
+
+_NO_DAMAGE = re.compile(
+    "RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED"
+    rf"|os_error_code='(?!(?:{errno.ENOENT}|{errno.ENOTDIR}|{errno.EISDIR})')"
+    "|tree structures do not match|is not compatible with the stored shape"
+)
+"""In messages: of TensorStore, on networks, rights, disks and memory; of orbax, on a state that is not that saved."""
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether a checkpoint that could not be read is damaged, rather than the way to it or the machine that reads.
+
+    What a damaged file makes of a reader can be any exception, so that it is the others that are told apart.
+    """
+    if isinstance(error, OSError):
+        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    of_a_store = type(error).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "google")
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or of_a_store or _NO_DAMAGE.search(str(error)):
+        return False
+    return error.__cause__ is None or is_damage(error.__cause__)
 
 
 def has_checkpoint(workdir: AnyPath) -> bool:
@@ -78,8 +116,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0):
-        for logger in ("absl", "asyncio"):  # of what orbax logs as errors it raises the first as well
-            logging.getLogger(logger).setLevel(logging.CRITICAL)
+        _hush_orbax()
         self._folder = workdir / CHECKPOINTS
         if isinstance(self._folder, Path):
             self._folder = self._folder.absolute()
@@ -90,21 +127,43 @@ class Checkpoints:
         )
         options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
         self._reader = self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
+        self._failure: Exception | None = None
         if keep is not None:
+            # Its time limit stays at 20 minutes: large states on slow disks take many, some processes more than others.
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep, keep_period=keep_every or None, cleanup_tmp_directories=True
+                max_to_keep=keep,
+                keep_period=keep_every or None,
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=self._wait_unless_failed),
             )
+            self._wait = ocp.multihost.get_barrier_sync_fn()
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
             # Orbax would ask as well, by numbers of its own: after that, JAX misses the processes' own `Preemption`.
             self._manager.reached_preemption = lambda step: False
 
+    def _wait_unless_failed(self, *, key: str, timeout_ms: int) -> None:
+        """Where orbax's threads wait for the other processes.
+
+        They do so even after this process could not write its part, in a `finally`; but then the others wait elsewhere.
+        """
+        error = sys.exception()
+        if isinstance(error, Exception) and threading.current_thread() is not threading.main_thread():
+            self._failure = error
+            raise error
+        self._wait(key=key, timeout_ms=timeout_ms)
+
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints."""
-        return sorted(self._manager.all_steps())
+        """The steps of all complete checkpoints, from the oldest, as the first process finds them.
+
+        Others may find others: on a disk that shows them late, or while a run that is evaluated goes on.
+        """
+        steps = sorted(self._manager.all_steps())
+        count = first_ones(len(steps))
+        return [first_ones(step) for step in (steps + [0] * count)[:count]]
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host, then writes it in the background.
@@ -118,6 +177,17 @@ class Checkpoints:
         saves: dict[str, Any] = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
         saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
+
+    def check(self) -> None:
+        """Sees whether the save in the background goes well, without waiting for it or for other processes.
+
+        The others wait for this process's part of it, so it is to end at once, and they notice.
+
+        Raises:
+            SaveFailed: when this process could not write its part.
+        """
+        if self._failure is not None:
+            raise save_failed("a checkpoint", self._folder, self._failure) from self._failure
 
     def finish(self) -> None:
         """Waits until everything is written.
@@ -140,7 +210,8 @@ class Checkpoints:
         nothing is saved for a memory of `like`, or with `drop_memory`, it is empty.
 
         Raises:
-            Unreadable: when any process could not read its part.
+            Unreadable: when any process's part of it is damaged.
+            ReadFailed: when any process could not read its part for another reason.
         """
         rest = like._replace(parameters={}, carry=like.carry._replace(banks=()))
         items: dict[str, Any] = {"parameters": like.parameters, "progress": rest}
@@ -160,7 +231,7 @@ class Checkpoints:
         """How many slots the memory saved at `step` has; 0 if none was saved.
 
         Raises:
-            Unreadable: when any process could not read it.
+            Unreadable, ReadFailed: see `restore`.
         """
 
         def read() -> int:
@@ -185,7 +256,11 @@ class Checkpoints:
         return jax.tree.map(as_saved, like)
 
     def restore_parameters(self, step: int, like: Parameters) -> Parameters:
-        """The parameters alone: for evaluation, which has a carry of its own and no optimizer."""
+        """The parameters alone: for evaluation, which has a carry of its own and no optimizer.
+
+        Raises:
+            Unreadable, ReadFailed: see `restore`.
+        """
         return self._restore(step, parameters=like)["parameters"]
 
     def _restore(self, step: int, **items: Any) -> Any:
@@ -217,16 +292,25 @@ class Checkpoints:
                 )
 
     def _attempt[T](self, step: int, read: Callable[[], T]) -> T:
-        """What was read, if every process could read it."""
+        """What was read, if every process could read it.
+
+        Raises:
+            Unreadable, ReadFailed: in all processes alike, see `restore`.
+        """
         result, problem = None, None
         try:
             result = read()
         except Exception as error:  # whatever a damaged file makes of a reader
             problem = error
-        if not all_agree(problem is None):
-            what = f"{type(problem).__name__}: {problem}" if problem else "another process could not read it"
-            raise Unreadable(f"the checkpoint of step {step} in {self._folder} cannot be read ({what})") from problem
-        return result  # type: ignore[bad-return]
+        if all_agree(problem is None):
+            return result  # type: ignore[bad-return]
+        reason = _reason(problem) if problem else "another process could not read it"
+        if all_agree(problem is None or is_damage(problem)):
+            raise Unreadable(f"the checkpoint of step {step} in {self._folder} is damaged ({reason})") from problem
+        raise ReadFailed(
+            f"the checkpoint of step {step} in {self._folder} could not be read ({reason}). It is left as it is: mend "
+            "that, and repeat the command"
+        ) from problem
 
     def set_aside(self, step: int) -> AnyPath:
         """Renames the checkpoint of `step`, so that it counts no more and is not lost; gives its new name."""
@@ -256,6 +340,22 @@ class Checkpoints:
         finally:
             self._manager.close()
             self._reader.close()
+
+
+@functools.cache
+def _hush_orbax() -> None:
+    """Keeps what orbax prints of errors off the terminal: it raises the first of them as well."""
+    for logger in ("absl", "asyncio"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
+    tell = sys.unraisablehook
+
+    def tell_others(unraisable: Any) -> None:
+        """Reads that go on after one has failed find their event loop closed, or are never asked for their error."""
+        of_orbax = "orbax" in getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
+        if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
+            tell(unraisable)
+
+    sys.unraisablehook = tell_others
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:

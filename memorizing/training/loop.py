@@ -102,7 +102,7 @@ def train(
         InputError: when the data or the devices do not fit the settings.
         NonFiniteLoss: naming the step, and what to try; earlier checkpoints are intact.
         SaveFailed: when a checkpoint or metrics could not be written; earlier checkpoints are intact.
-        Unreadable: see `resume`.
+        Unreadable, ReadFailed: see `resume`.
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
     tokens = open_tokens(training.data, model)
@@ -134,6 +134,7 @@ def train(
                     state, metrics = train_call(state, chunk)
                 step += batch.segments_per_call
                 reporter.dispatched(step, metrics)
+                checkpoints.check()
                 signals.has_computed = True
                 ends = signal.SIGTERM if preemption.is_agreed() else signals.received
                 if step % training.checkpoint_every == 0 or step >= training.steps or ends:
@@ -198,7 +199,8 @@ def resume(
     """The newest step that can be read and its state; the beginning; or no state when there is nothing left to do.
 
     Raises:
-        Unreadable: when there are checkpoints, but none that can be read.
+        Unreadable: when there are checkpoints, but all are damaged.
+        ReadFailed: when the newest that is not damaged cannot be read now; nothing becomes of it.
     """
     while (step := checkpoints.latest_step()) is not None:
         if step >= training.steps:

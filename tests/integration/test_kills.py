@@ -1,6 +1,8 @@
 """Kills at the worst moments, damaged checkpoints, full disks: the same command then ends as an undisturbed run."""
 
 import contextlib
+import dataclasses
+import errno
 import os
 import random
 import re
@@ -14,12 +16,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from memorizing.config import load_trained
+from memorizing.evaluation import evaluate
 from memorizing.parallel.mesh import make_mesh
-from memorizing.training.checkpoints import Checkpoints, Unreadable
-from memorizing.training.loop import StateMaker
+from memorizing.training import checkpoints
+from memorizing.training.checkpoints import Checkpoints, ReadFailed, Unreadable
+from memorizing.training.loop import StateMaker, resume
 from tests.integration import test_resume
 from tests.integration.test_resume import finish, saved, steps_saved, train, wait_for
 
@@ -152,7 +157,7 @@ def test_a_damaged_checkpoint_is_named_and_set_aside_and_the_one_before_it_is_us
     shutil.copytree(nearly, run)
     damage(run / "checkpoints" / "380")
     output = finish(start(place, run))
-    assert f"the checkpoint of step 380 in {run / 'checkpoints'} cannot be read (" in output
+    assert f"the checkpoint of step 380 in {run / 'checkpoints'} is damaged (" in output
     assert "it is now 380.damaged, and the one before it is used\nresuming after step 360\n" in output
     assert "Traceback" not in output
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["380", "380.damaged", "400"]
@@ -169,17 +174,104 @@ def test_the_only_checkpoint_is_not_set_aside_when_it_is_damaged(place, nearly, 
     assert steps_saved(run) == [380] and "Traceback" not in output
 
 
+def maker(run: Path) -> StateMaker:
+    """Of the states of a run, in this process."""
+    it = load_trained(run, [], [])
+    mesh = make_mesh(it.mesh, jax.devices()[:1])
+    return StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
+
+
+NO_DAMAGE = [
+    *(OSError(number, os.strerror(number)) for number in (errno.ETIMEDOUT, errno.EACCES, errno.EIO, errno.ENOSPC)),
+    MemoryError(),
+    jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes."),
+    ValueError("DEADLINE_EXCEEDED: Error reading \"gs://bucket/run\" [tensorstore_spec='{}']"),
+    ValueError("UNAVAILABLE: CURL error"),
+    ValueError("UNKNOWN: Error opening driver: Error reading local file: Input/output error [os_error_code='5']"),
+    ValueError("Requested shape: (2, 9) is not compatible with the stored shape: (2, 8). Truncating is disabled"),
+    ValueError("User-provided restore item and on-disk value metadata tree structures do not match:\nbiases: MISSING"),
+]
+
+
+@pytest.mark.parametrize("error", NO_DAMAGE, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path, monkeypatch, error, wrapped):
+    """Whatever the reader raises; as orbax raises it, bare or as the cause of another exception."""
+    run, said = tmp_path / "run", []
+    shutil.copytree(nearly, run)
+
+    def restore(*_, **__):
+        if wrapped:
+            raise Exception("Encountered error while reading array index\nand a page more") from error
+        raise error
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
+    make, settings = maker(run), load_trained(run, [], []).training
+    with Checkpoints(run, keep=2) as kept, pytest.raises(ReadFailed) as told:
+        resume(kept, make, dataclasses.replace(settings, steps=STEPS), False, said.append)
+    assert steps_saved(run) == [360, 380] and not list(run.rglob("*.damaged*")) and not said
+    line = str(told.value)
+    assert "step 380" in line and str(run) in line and "repeat the command" in line and type(error).__name__ in line
+    assert "\n" not in line and "tensorstore_spec" not in line and "page more" not in line
+
+
+@pytest.mark.parametrize("damage, told", [(True, Unreadable), (False, ReadFailed)])
+def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monkeypatch, damage, told):
+    """This process could read all; the other one says whether it could, and then whether that is damage."""
+    others = iter([False, damage])
+    monkeypatch.setattr(checkpoints, "all_agree", lambda yes: yes and next(others))
+    with Checkpoints(nearly) as kept, pytest.raises(told, match="another process could not read it"):
+        kept.memory_size(380)
+
+
+def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, tmp_path):
+    """What orbax really raises, on parameters of another shape and on other ones."""
+    run = tmp_path / "run"
+    shutil.copytree(nearly, run)
+    make = maker(run)
+    like = make.like(380)
+    longer = jax.tree.map(lambda x: x.update(shape=(*x.shape, 2)), like.parameters)
+    for parameters in (longer, {"other": like.parameters}):
+        with Checkpoints(run) as kept, pytest.raises(ReadFailed):
+            kept.restore(380, like._replace(parameters=parameters), make.mesh)
+
+
+def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing(nearly, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(nearly, run)
+    delete_a_file(run / "checkpoints" / "380")
+    _, step = evaluate.restore(run, load_trained(run, [], []).model, maker(run).mesh)
+    assert step == 360 and steps_saved(run) == [360, 380]
+    [line] = capsys.readouterr().out.splitlines()
+    assert (
+        "step 380" in line and "is damaged (ValueError: NOT_FOUND" in line and "the one before it, of step 360" in line
+    )
+    assert "tensorstore_spec" not in line
+    delete_a_file(run / "checkpoints" / "360")
+    with pytest.raises(Unreadable, match="step 360"):
+        evaluate.restore(run, load_trained(run, [], []).model, maker(run).mesh)
+
+
+def test_the_newest_checkpoints_stay_and_those_at_every_so_many_steps(nearly, tmp_path):
+    state = maker(nearly).state()
+    with Checkpoints(tmp_path, keep=2, keep_every=40) as written:
+        for step in range(20, 180, 20):
+            written.save(step, state)
+        written.finish()
+        assert written.steps() == [40, 80, 120, 140, 160]
+    assert steps_saved(tmp_path) == [40, 80, 120, 140, 160]
+
+
 def test_no_flipped_byte_goes_unseen(nearly, tmp_path):
     """Read in this process: either it is refused, or what is read is what was saved."""
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
-    it = load_trained(run, [], [])
-    mesh = make_mesh(it.mesh, jax.devices()[:1])
-    like = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh).like(380)
+    make = maker(run)
+    like = make.like(380)
 
     def read():
-        with Checkpoints(run) as checkpoints:
-            return jax.tree.map(np.asarray, checkpoints.restore(380, like, mesh))
+        with Checkpoints(run) as kept:
+            return jax.tree.map(np.asarray, kept.restore(380, like, make.mesh))
 
     good, refused, moments = read(), [], random.Random(0)
     for item in ("parameters", "progress", "memory"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -111,6 +112,25 @@ def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, 
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
+def test_a_process_that_cannot_write_its_part_ends_at_once_and_the_same_command_goes_on(place, undisturbed, tmp_path):
+    """From its second checkpoint on, no file of the second process may be larger than 16 KiB.
+
+    That the other process then ends as well is seen above.
+    """
+    run = tmp_path / "run"
+    first, second = start(place, "train", run)
+    wait_for(lambda: steps_saved(run), first)
+    resource.prlimit(second.pid, resource.RLIMIT_FSIZE, (16 * 1024, resource.RLIM_INFINITY))
+    output = finish(second, status=1, timeout=30)
+    assert "(process 1): error: a checkpoint could not be written to" in output and "repeat the command" in output
+    first.kill()
+    first.communicate()
+    assert max(steps_saved(run)) < STEPS
+    assert "resuming after step" in finish_all(start(place, "train", run))[0]
+    assert_same_end(run, undisturbed)
+
+
 def test_sigterm_to_one_process_saves_and_ends_all(place, undisturbed, tmp_path):
     run = tmp_path / "run"
     running = start(place, "train", run)
@@ -133,6 +153,20 @@ def test_all_processes_set_a_damaged_checkpoint_aside_and_use_the_one_before_it(
     output = finish_all(start(place, "train", run, "--gin_param", "NUM_STEPS = 88"))[0]
     assert "it is now 80.damaged, and the one before it is used\n" in output and "resuming after step 72\n" in output
     jax.tree.map(np.testing.assert_array_equal, saved(run, STEPS), saved(undisturbed, STEPS))
+
+
+def test_no_process_sets_a_checkpoint_aside_that_cannot_be_read_now(place, undisturbed, tmp_path):
+    """The system refuses to open what the second process wrote: links to themselves."""
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    for path in (run / "checkpoints" / str(STEPS)).glob("*/ocdbt.process_1/d/*"):
+        path.unlink()
+        path.symlink_to(path)
+    running = start(place, "train", run, "--gin_param", "NUM_STEPS = 88")
+    outputs = [process.communicate(timeout=120)[0] for process in running]
+    assert all(process.returncode not in (0, 75) for process in running)
+    assert "could not be read (" in outputs[0] + outputs[1] and "It is left as it is" in outputs[0] + outputs[1]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["72", "80"]
 
 
 def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(place, undisturbed, tmp_path):
