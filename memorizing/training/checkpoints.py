@@ -71,7 +71,7 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return re.split(r" \[[\w ]+='", line)[0].rstrip(": ")
+    return re.split(r"\s\[[\w ]+=|\W*\btensorstore_spec\b", line)[0].rstrip(": ")
 
 
 _NO_DAMAGE = re.compile(
