@@ -202,10 +202,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.loop import check_data, open_tokens
-
-    workdir = run_folder("--workdir", options.workdir)
     from memorizing.training.signals import die_at_sigterm
 
+    workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
     die_at_sigterm()
     it = load_trained(workdir, options.gin_file, options.gin_param)

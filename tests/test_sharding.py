@@ -24,10 +24,9 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.collectives import collectives
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, make_mesh, placed, shardings, spec
-from memorizing.shapes import Batch
 from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.step import make_train_call
+from memorizing.training.plan import compile_call
 
 ONE = MeshSettings(data=1)
 MESHES = {
@@ -142,7 +141,7 @@ def trained(settings: MeshSettings, split: TokenSplit) -> tuple[np.ndarray, floa
     devices = jax.devices()[: max(settings.data, 1) * settings.model * settings.memory]
     mesh = open_mesh(settings, MODEL, MEMORY, TOKENS, ROWS, devices=devices)
     make = StateMaker(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING, mesh)
-    call = make_train_call(make.graph, make.transformation, accumulate=False, dropout_seed=None)
+    call = make.train_call()
     state, losses, own = make.state(), [], local_rows(mesh, ROWS)
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
     for chunk in itertools.islice(batches(split, BATCH, 0, own), TRAINING.steps // BATCH.segments_per_call):
@@ -223,8 +222,7 @@ def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, remat):
     mesh, memory = mesh_of(settings), MemorySettings(size=slots, neighbours=4, block_size=512, dtype="float32")
     model = dataclasses.replace(MODEL, remat=remat)
     make = StateMaker(model, memory, BATCH, OPTIMIZER, TRAINING, mesh)
-    call = make_train_call(make.graph, make.transformation, accumulate=False, dropout_seed=None)
-    compiled = compile_call(call, make, mesh)
+    compiled = compile_call(make, make.like(1), BATCH)
     found = collectives(compiled.as_text())
     assert bool(found) == (mesh.size > 1)
     sizes = {size for each in found for _, shape in each.arrays for size in shape}
@@ -233,11 +231,3 @@ def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, remat):
     share = 2 * ROWS * MODEL.heads * slots * MODEL.head_size * 4 // mesh.size
     assert compiled.memory_analysis().alias_size_in_bytes > share
     assert compiled.memory_analysis().temp_size_in_bytes < share / 4
-
-
-def compile_call(call, make: StateMaker, mesh: jax.sharding.Mesh):
-    shape = (BATCH.segments_per_call, ROWS, TOKENS)
-    tokens, flags = jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.bool_)
-    batch = Batch(tokens, tokens, flags, jax.ShapeDtypeStruct(shape[:2], jnp.bool_))
-    with jax.set_mesh(mesh):
-        return call.lower(make.like(1), placed(batch, shardings(mesh, batch, leading="S"))).compile()

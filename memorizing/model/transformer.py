@@ -147,10 +147,9 @@ class Transformer(nnx.Module):
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
-            own = [biases[index] if len(biases) > 1 else None for index in run]
             each = [
-                (self._parameters(index), bias, carry.caches[index], index)
-                for index, bias in zip(run, own, strict=True)
+                (self._parameters(index), biases[index] if len(biases) > 1 else None, carry.caches[index], index)
+                for index in run
             ]
             if len(run) == 1:
                 parameters, bias, cache, index = each[0]

@@ -30,7 +30,7 @@ from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank, resize
 from memorizing.model.transformer import Parameters
 from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
-from memorizing.parallel.mesh import shardings
+from memorizing.parallel.mesh import made, shardings
 from memorizing.training.fingerprint import fingerprints
 from memorizing.training.step import TrainState
 
@@ -223,7 +223,7 @@ class Checkpoints:
             banks = tuple(map(resized, restored["memory"], banks, where))
         elif banks:
             empty = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), banks)  # noqa: E731
-            banks = jax.jit(empty, out_shardings=where)()
+            banks = made(mesh, empty, lambda _: where)
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
 

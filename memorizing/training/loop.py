@@ -41,7 +41,14 @@ from memorizing.training.flops import device_peak_flops, training_flops_per_toke
 from memorizing.training.metrics import MetricsWriter, Progress
 from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from memorizing.training.signals import Interrupted, Signals
-from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState, make_train_call, state_shardings
+from memorizing.training.step import (
+    CallMetrics,
+    SegmentMetrics,
+    TrainCall,
+    TrainState,
+    make_train_call,
+    state_shardings,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +127,7 @@ def train(
         if not step:
             record_data(workdir, tokens)
         reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training)
-        dropout_seed = training.seed if model.dropout else None
-        train_call = make_train_call(make.graph, make.transformation, training.update == "call", dropout_seed)
+        train_call = make.train_call()
         own, preemption = local_rows(mesh, batch.rows), Preemption()
         ahead = Ahead(batches(tokens.split("train"), batch, step, own))
         try:
@@ -150,7 +156,7 @@ def train(
 
 
 class StateMaker:
-    """Makes a run's state where it belongs (see `made`), and describes it without making it."""
+    """Makes a run's state where it belongs (see `made`), or describes it without making it; and what trains it."""
 
     def __init__(
         self,
@@ -166,6 +172,8 @@ class StateMaker:
         self.graph, _ = abstract_model(model, memory)
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
         self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
+        self._accumulates = training.update == "call"
+        self._dropout_seed = training.seed if model.dropout else None
 
     def state(self) -> TrainState:
         """At step 0."""
@@ -175,6 +183,10 @@ class StateMaker:
         """Shapes, dtypes and places of the state at the end of `step`."""
         state = jax.eval_shape(functools.partial(self._make, step > self.memory_from_step))
         return placed(state, self._where(state))
+
+    def train_call(self) -> TrainCall:
+        """The function that the run calls, to be compiled."""
+        return make_train_call(self.graph, self.transformation, self._accumulates, self._dropout_seed)
 
     def banks(self) -> tuple[Bank, ...]:
         """The memory, empty."""

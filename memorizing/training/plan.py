@@ -35,7 +35,7 @@ from memorizing.shapes import Batch
 from memorizing.training.flops import executed_flops_per_token, training_flops_per_token
 from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.step import TrainState, make_train_call
+from memorizing.training.step import TrainState
 
 GIB = 2**30
 
@@ -88,7 +88,7 @@ def plan(
     }
     start, problem = time.perf_counter(), ""
     try:
-        compiled = compile_call(make, state, batch, training, model)
+        compiled = compile_call(make, state, batch)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -113,17 +113,14 @@ def plan(
     return figures
 
 
-def compile_call(
-    make: StateMaker, state: TrainState, batch: BatchSettings, training: TrainingSettings, model: ModelSettings
-) -> jax.stages.Compiled:
+def compile_call(make: StateMaker, state: TrainState, batch: BatchSettings) -> jax.stages.Compiled:
     """The call that `memorizing train` makes, compiled for the devices of `make.mesh`; nothing is allocated."""
     shape = (batch.segments_per_call, batch.rows, batch.segment_length)
     tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
     flags: Any = jax.ShapeDtypeStruct(shape, jnp.bool_)
     starts: Any = jax.ShapeDtypeStruct(shape[:2], jnp.bool_)
     chunk = Batch(tokens, tokens, flags, starts)
-    dropout_seed = training.seed if model.dropout else None
-    call: Any = make_train_call(make.graph, make.transformation, training.update == "call", dropout_seed)
+    call: Any = make.train_call()
     with jax.set_mesh(make.mesh):
         lowered = call.lower(state, placed(chunk, shardings(make.mesh, chunk, leading="S")))
         return lowered.compile()
