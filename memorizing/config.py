@@ -271,6 +271,7 @@ MAY_CHANGE = {
     "Optimizer.clip_norm",
     "Memory.search",
     "Memory.block_size",
+    "Memory.minimum_score",
     "Model.remat",
     "Model.scan_layers",
 }

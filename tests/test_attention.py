@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from memorizing.memory.bank import append, clear, empty_bank
-from memorizing.memory.search import make_search
+from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, empty_cache
 from memorizing.model.positions import RelativeBias, buckets, rotate
@@ -81,11 +81,11 @@ def test_a_memory_layer_is_its_formula(window):
     cached = np.array([True, False])
 
     # Row 0 has fewer tokens than slots; row 1 was cleared last and has none.
-    bank = empty_bank(ROWS, HEADS, SLOTS, SIZE, jnp.dtype("float32"))
+    bank = empty_bank(ROWS, HEADS, SIZE, MEMORY)
     memory = [[], []]
     for cleared in ([False, False], [True, False], [False, False]):
         keys, values = unit(normal(ROWS, HEADS, TOKENS, SIZE)).astype(np.float32), normal(ROWS, HEADS, TOKENS, SIZE)
-        bank = append(clear(bank, np.array(cleared)), jnp.asarray(keys), jnp.asarray(values))
+        bank = append(clear(bank, np.array(cleared)), jnp.asarray(keys), jnp.asarray(values), Search())
         for row in range(ROWS):
             memory[row] = [] if cleared[row] else memory[row]
             memory[row] += [(keys[row, :, token], values[row, :, token]) for token in range(TOKENS)]

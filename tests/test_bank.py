@@ -8,9 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.memory.bank import ages, append, clear, empty_bank, valid
+from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, valid
+from memorizing.memory.search import Search
+from memorizing.memory.settings import MemorySettings
 
 ROWS, HEADS, SIZE, SEGMENT = 3, 2, 4, 4
+
+
+def bank_of(rows: int, heads: int, slots: int, size: int) -> Bank:
+    return empty_bank(rows, heads, size, MemorySettings(size=slots, neighbours=1, dtype="float32"))
 
 
 def segment_of(number: int) -> np.ndarray:
@@ -26,12 +32,12 @@ def segment_of(number: int) -> np.ndarray:
 )
 def test_a_bank_holds_what_a_deque_holds(segments, clears):
     slots = segments * SEGMENT
-    bank = empty_bank(ROWS, HEADS, slots, SIZE, jnp.dtype("float32"))
+    bank = bank_of(ROWS, HEADS, slots, SIZE)
     model = [collections.deque(maxlen=slots) for _ in range(ROWS)]
     for number, cleared in enumerate(clears):
         bank = clear(bank, np.asarray(cleared))
         keys, values = segment_of(number), -segment_of(number)
-        bank = append(bank, jnp.asarray(keys), jnp.asarray(values))
+        bank = append(bank, jnp.asarray(keys), jnp.asarray(values), Search())
         for row in range(ROWS):
             if cleared[row]:
                 model[row].clear()
@@ -45,10 +51,10 @@ def test_a_bank_holds_what_a_deque_holds(segments, clears):
 
 
 def test_an_empty_bank_has_no_valid_slot():
-    assert not valid(empty_bank(2, 1, 8, 4, jnp.dtype("float32"))).any()
+    assert not valid(bank_of(2, 1, 8, 4)).any()
 
 
 def test_a_segment_that_would_wrap_around_is_refused():
-    bank = empty_bank(1, 1, 10, 4, jnp.dtype("float32"))
+    bank = bank_of(1, 1, 10, 4)
     with pytest.raises(ValueError, match=r"segment of 4 tokens must divide the 10 slots"):
-        append(bank, jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4)))
+        append(bank, jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4)), Search())

@@ -1,21 +1,19 @@
 """Every search against brute force in numpy: masks, ties, fewer valid slots than K, sizes that do not divide."""
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.search import make_search
-from memorizing.memory.search.blocked import blocked_search, group_size
-from memorizing.memory.search.exact import exact_search
+from memorizing.memory.search import Keys, make_search
+from memorizing.memory.search.blocked import Blocked, group_size
+from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
 
 SEARCHES = {
-    "exact": exact_search,
-    "blocked, one block": functools.partial(blocked_search, block_size=4096),
-    "blocked, 128": functools.partial(blocked_search, block_size=128),
-    "blocked, not dividing": functools.partial(blocked_search, block_size=100),
+    "exact": Exact(),
+    "blocked, one block": Blocked(block_size=4096),
+    "blocked, 128": Blocked(block_size=128),
+    "blocked, not dividing": Blocked(block_size=100),
 }
 
 
@@ -42,7 +40,7 @@ def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
 @pytest.mark.parametrize(("share_valid", "distinct"), [(1.0, None), (0.5, None), (0.02, None), (0.0, None), (0.7, 1)])
 def test_searches_find_what_brute_force_finds(name, slots, neighbours, share_valid, distinct):
     queries, keys, valid = inputs(slots, share_valid, distinct, seed=slots + neighbours)
-    found = SEARCHES[name](jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(valid), neighbours)
+    found = SEARCHES[name](jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid), neighbours)
     scores, chosen = brute_force(queries, keys, valid, neighbours)
     np.testing.assert_array_equal(found.scores_BHNK, scores)
     exists = scores > -np.inf
@@ -54,16 +52,16 @@ def test_two_stages_are_taken_and_agree_at_full_size():
     rng = np.random.default_rng(0)
     queries, keys = rng.normal(size=(1, 1, 7, 16)), rng.normal(size=(1, 1, 64 * 48, 16))
     queries, keys, valid = jnp.float32(queries), jnp.float32(keys), jnp.asarray(rng.random((1, 64 * 48)) < 0.9)
-    reference = exact_search(queries, keys, valid, 32)
+    reference = Exact()(queries, Keys(keys), valid, 32)
     for block_size in (64 * 48, 64 * 40):
-        found = blocked_search(queries, keys, valid, 32, block_size)
+        found = Blocked(block_size=block_size)(queries, Keys(keys), valid, 32)
         np.testing.assert_array_equal(found.slots_BHNK, reference.slots_BHNK)
 
 
 def test_scores_are_float32_for_bfloat16_keys():
     queries, keys, valid = (jnp.asarray(part) for part in inputs(128, 1.0, None, seed=1))
     for search in SEARCHES.values():
-        assert search(queries, keys.astype(jnp.bfloat16), valid, 4).scores_BHNK.dtype == jnp.float32
+        assert search(queries, Keys(keys.astype(jnp.bfloat16)), valid, 4).scores_BHNK.dtype == jnp.float32
 
 
 def test_the_settings_choose_the_search():
@@ -71,5 +69,5 @@ def test_the_settings_choose_the_search():
     for name in ("exact", "blocked"):
         search = make_search(MemorySettings(size=256, search=name, block_size=64))
         np.testing.assert_array_equal(
-            search(queries, keys, valid, 8).slots_BHNK, exact_search(queries, keys, valid, 8).slots_BHNK
+            search(queries, Keys(keys), valid, 8).slots_BHNK, Exact()(queries, Keys(keys), valid, 8).slots_BHNK
         )

@@ -15,9 +15,9 @@ from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.evaluation.perplexity import Summary, score_documents
 from memorizing.memory.bank import Bank, append, clear, empty_bank, resize, valid
-from memorizing.memory.search import make_search
-from memorizing.memory.search.exact import exact_search
-from memorizing.memory.search.sharded import sharded_search
+from memorizing.memory.search import Keys, Search, make_search
+from memorizing.memory.search.exact import Exact
+from memorizing.memory.search.sharded import Sharded
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.settings import ModelSettings
@@ -53,13 +53,13 @@ def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
     inner = make_search(MemorySettings(size=64, search=search, block_size=5))
     for neighbours in (1, 3, 16):
         found = jax.shard_map(
-            lambda *parts, k=neighbours: sharded_search(inner, "memory")(*parts, k),
+            lambda queries, keys, valid, k=neighbours: Sharded(inner=inner)(queries, Keys(keys), valid, k),
             mesh=mesh,
             in_specs=(spec("BH_D"), spec("BHMD"), spec("BM")),
             out_specs=spec("BH__"),
             check_vma=False,
         )(queries, keys, valid_BM)
-        expected = exact_search(jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(valid_BM), neighbours)
+        expected = Exact()(jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid_BM), neighbours)
         np.testing.assert_array_equal(found.scores_BHNK, expected.scores_BHNK)
         exists = np.asarray(expected.scores_BHNK) > -np.inf
         np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], np.asarray(expected.slots_BHNK)[exists])
@@ -67,8 +67,8 @@ def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
 
 def bank_after(writes: int, slots: int, tokens: int, mesh: jax.sharding.Mesh | None = None) -> Bank:
     """A bank into which segments of distinct numbers were written; row 1 was cleared once."""
-    bank = empty_bank(2, 2, slots, 2, jnp.dtype("float32"))
-    step = jax.jit(lambda bank, part: append(bank, part, -part))
+    bank = empty_bank(2, 2, 2, MemorySettings(size=slots, neighbours=1, dtype="float32"))
+    step = jax.jit(lambda bank, part: append(bank, part, -part, Search()))
     if mesh is not None:
         bank = jax.device_put(bank, shardings(mesh, bank))
     for number in range(writes):
@@ -186,8 +186,9 @@ def test_the_state_is_split_as_the_rules_say(split):
 def compiled_search(slots: int, settings: MeshSettings) -> list:
     """Collectives of reading a memory of `slots` and writing into it, with the gradient of the query."""
     mesh = mesh_of(settings)
-    search = make_search(MemorySettings(size=slots, search="blocked"))
-    bank = jax.eval_shape(lambda: empty_bank(8, 4, slots, 32, jnp.dtype("bfloat16")))
+    memory = MemorySettings(size=slots, search="blocked")
+    search = make_search(memory)
+    bank = jax.eval_shape(lambda: empty_bank(8, 4, 32, memory))
     query = jax.ShapeDtypeStruct((8, 4, 64, 32), jnp.bfloat16)
 
     def read_and_write(query, bank):
@@ -195,7 +196,7 @@ def compiled_search(slots: int, settings: MeshSettings) -> list:
             remote, _ = attend_to_memory(query, bank, search, 32)
             return (remote.astype(jnp.float32) ** 2).sum()
 
-        return jax.grad(loss)(query), append(bank, query, query)
+        return jax.grad(loss)(query), append(bank, query, query, search)
 
     arguments = (
         placed(query, jax.sharding.NamedSharding(mesh, spec("BHND"))),

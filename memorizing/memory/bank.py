@@ -19,23 +19,50 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.parallel.mesh import current_mesh, spec
+from memorizing.memory.quantize import DTYPES, quantize
+from memorizing.memory.search import NO_INDEX, Index, Keys, Search, make_search
+from memorizing.memory.settings import MemorySettings
+from memorizing.parallel.mesh import current_mesh, spec, specs
 from memorizing.shapes import Array
 
 
 class Bank(NamedTuple):
-    """Keys and values of earlier tokens, as they were computed then: they go stale, and take no gradient."""
+    """Keys and values of earlier tokens, as they were computed then: they go stale, and take no gradient.
 
-    keys_BHMD: Float[jax.Array, "B H M D"]
+    Attributes:
+        keys_BHMD: keys; or, in 8 bits, keys divided by their scale.
+        values_BHMD: values.
+        cursor: the slot that is written next.
+        length_B: how many of the latest slots belong to each row's present document.
+        scales_BHM: of keys in 8 bits; else None.
+        index: what the search keeps beside the keys.
+    """
+
+    keys_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
     values_BHMD: Float[jax.Array, "B H M D"]
     cursor: Int[jax.Array, ""]
     length_B: Int[jax.Array, "B"]
+    scales_BHM: Float[jax.Array, "B H M"] | None = None
+    index: Index = NO_INDEX
+
+    @property
+    def keys(self) -> Keys:
+        """What is searched."""
+        return Keys(self.keys_BHMD, self.scales_BHM, self.index)
 
 
-def empty_bank(rows: int, heads: int, slots: int, head_size: int, dtype: jnp.dtype) -> Bank:
+def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) -> Bank:
     """A bank in which no slot is valid."""
-    shape = (rows, heads, slots, head_size)
-    return Bank(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
+    shape = (rows, heads, settings.size, head_size)
+    key_dtype = DTYPES.get(settings.key_dtype or settings.dtype)
+    return Bank(
+        jnp.zeros(shape, key_dtype or settings.key_dtype or settings.dtype),
+        jnp.zeros(shape, settings.dtype),
+        jnp.zeros((), jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+        None if key_dtype is None else jnp.zeros(shape[:3], jnp.float32),
+        make_search(settings).empty_index(*shape),
+    )
 
 
 def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
@@ -43,42 +70,72 @@ def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
     return bank._replace(length_B=jnp.where(rows_B, 0, bank.length_B))
 
 
-def append(bank: Bank, keys_BHND: Float[jax.Array, "B H N D"], values_BHND: Float[jax.Array, "B H N D"]) -> Bank:
-    """Writes a segment over the oldest slots. `N` must divide `M`, so that a write never wraps around."""
+def append(
+    bank: Bank, keys_BHND: Float[jax.Array, "B H N D"], values_BHND: Float[jax.Array, "B H N D"], search: Search
+) -> Bank:
+    """Writes a segment over the oldest slots. `N` must divide `M`, so that a write never wraps around.
+
+    `search` is told of the keys: it may keep an index of them.
+    """
     slots, tokens = bank.keys_BHMD.shape[2], keys_BHND.shape[2]
     if slots % tokens:
         raise ValueError(f"a segment of {tokens} tokens must divide the {slots} slots of the memory")
-    stored = (lax.stop_gradient(keys_BHND), lax.stop_gradient(values_BHND))
-    write = _write
+    keys_BHND, values_BHND = lax.stop_gradient((keys_BHND, values_BHND))
+    entries, learned = search.entries(keys_BHND, bank.index.learned)
+    new = Stored(keys_BHND, values_BHND, None, entries)
+    if bank.scales_BHM is not None:
+        vectors, scales = quantize(keys_BHND, bank.keys_BHMD.dtype)
+        new = new._replace(keys_BHMD=vectors, scales_BHM=scales)
+    held, write = Stored(bank.keys_BHMD, bank.values_BHMD, bank.scales_BHM, bank.index.slots), _write
     if (mesh := current_mesh()) is not None:
-        held, written = (spec("BHMD"),) * 2, (spec("BH_D"),) * 2
+        whole = jax.tree.map(lambda _: spec("BH"), new)  # every device is given all of the segment
         write = jax.shard_map(
-            functools.partial(_write, axis="memory"), mesh=mesh, in_specs=(held, written, spec("")), out_specs=held
+            functools.partial(_write, axis="memory"),
+            mesh=mesh,
+            in_specs=(specs(held), whole, spec("")),
+            out_specs=specs(held),
         )
-    keys_BHMD, values_BHMD = write((bank.keys_BHMD, bank.values_BHMD), stored, bank.cursor)
-    return Bank(keys_BHMD, values_BHMD, (bank.cursor + tokens) % slots, jnp.minimum(bank.length_B + tokens, slots))
+    held = write(held, new, bank.cursor)
+    return Bank(
+        held.keys_BHMD,
+        held.values_BHMD,
+        (bank.cursor + tokens) % slots,
+        jnp.minimum(bank.length_B + tokens, slots),
+        held.scales_BHM,
+        Index(held.entries, learned),
+    )
 
 
-def _write(held: tuple[jax.Array, ...], new: tuple[jax.Array, ...], cursor: jax.Array, axis: str | None = None):
-    """Writes `new` `[B, H, N, D]` into slots from `cursor` on; with an `axis`, those that lie on this device."""
+class Stored(NamedTuple):
+    """What lies in the slots, `[B, H, M, ...]`; or what is to be written there, `[B, H, N, ...]`."""
+
+    keys_BHMD: jax.Array
+    values_BHMD: jax.Array
+    scales_BHM: jax.Array | None
+    entries: dict[str, jax.Array]
+
+
+def _write(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = None) -> Stored:
+    """Writes `new` into slots from `cursor` on; with an `axis`, what lies on this device."""
     if axis is None:
-        return tuple(
-            lax.dynamic_update_slice(old, part.astype(old.dtype), (0, 0, cursor, 0))
-            for old, part in zip(held, new, strict=True)
+        return jax.tree.map(
+            lambda old, part: lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), cursor, axis=2), held, new
         )
-    slots, tokens = held[0].shape[2], new[0].shape[2]
+    slots, tokens = held.keys_BHMD.shape[2], new.keys_BHMD.shape[2]
     start = cursor - lax.axis_index(axis) * slots  # in this device's slots; can lie before or behind them
     # A window over all that could be written here: a segment may reach over the border to the next device's slots.
     size = min(tokens, slots)
     first = jnp.clip(start, 0, slots - size)
     place = first - start + jnp.arange(size)
-    written = ((place >= 0) & (place < tokens))[:, None]
-    results = []
-    for old, part in zip(held, new, strict=True):
+    written = (place >= 0) & (place < tokens)
+
+    def write(old: jax.Array, part: jax.Array) -> jax.Array:
         before = lax.dynamic_slice_in_dim(old, first, size, axis=2)
         after = jnp.take(part, place, axis=2, mode="clip").astype(old.dtype)
-        results.append(lax.dynamic_update_slice_in_dim(old, jnp.where(written, after, before), first, axis=2))
-    return tuple(results)
+        mask = written.reshape(-1, *(1,) * (old.ndim - 3))
+        return lax.dynamic_update_slice_in_dim(old, jnp.where(mask, after, before), first, axis=2)
+
+    return jax.tree.map(write, held, new)
 
 
 def resize(bank: Bank, slots: int, cursor: int) -> Bank:
@@ -88,12 +145,22 @@ def resize(bank: Bank, slots: int, cursor: int) -> Bank:
     of its slots to another; by a way known only when the program runs, all would be gathered on each.
     """
     held = bank.keys_BHMD.shape[2]
-    turned = [jnp.roll(part, -cursor, axis=2) for part in (bank.keys_BHMD, bank.values_BHMD)]
-    if slots > held:
-        keys, values = (jnp.pad(part, ((0, 0), (0, 0), (0, slots - held), (0, 0))) for part in turned)
-    else:
-        keys, values = (part[:, :, held - slots :] for part in turned)
-    return Bank(keys, values, jnp.asarray(min(held, slots) % slots, jnp.int32), jnp.minimum(bank.length_B, slots))
+
+    def turn(part: jax.Array) -> jax.Array:
+        part = jnp.roll(part, -cursor, axis=2)
+        if slots > held:
+            return jnp.pad(part, ((0, 0), (0, 0), (0, slots - held), *((0, 0),) * (part.ndim - 3)))
+        return part[:, :, held - slots :]
+
+    stored = jax.tree.map(turn, Stored(bank.keys_BHMD, bank.values_BHMD, bank.scales_BHM, bank.index.slots))
+    return Bank(
+        stored.keys_BHMD,
+        stored.values_BHMD,
+        jnp.asarray(min(held, slots) % slots, jnp.int32),
+        jnp.minimum(bank.length_B, slots),
+        stored.scales_BHM,
+        bank.index._replace(slots=stored.entries),
+    )
 
 
 def ages(bank: Bank) -> Int[jax.Array, "M"]:

@@ -13,16 +13,20 @@ class MemorySettings:
     Attributes:
         size: slots per row and head (`M`), in tokens; 0 for no memory.
         neighbours: how many slots a query retrieves (`K`).
-        search: how they are found: `exact` or `blocked` (see `memorizing.memory.search`).
+        search: how they are found, see `memorizing.memory.search`; `auto` chooses by device and size.
+        minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         block_size: slots that `blocked` scores at a time.
         dtype: of the stored keys and values.
+        key_dtype: of the stored keys, if it is to be another: 8 bits take half the room, and are searched faster.
     """
 
     size: int = 8192
     neighbours: int = 32
     search: Literal["exact", "blocked"] = "blocked"
+    minimum_score: float | None = None
     block_size: int = 8192
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    key_dtype: Literal["bfloat16", "float32", "int8", "float8"] | None = None
 
     def __post_init__(self):
         if self.size < 0:

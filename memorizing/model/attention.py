@@ -105,7 +105,7 @@ class Attention(nnx.Module):
             remote, row_has_memory_B = attend_to_memory(query, bank, search, neighbours)
             # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
             remote, key, value = lax.optimization_barrier((remote, key, value))
-            bank = append(bank, key, value)
+            bank = append(bank, key, value, search)
             gate_BH = jax.nn.sigmoid(self.gate_H[...])[None, :] * row_has_memory_B[:, None]
             gate = gate_BH[:, :, None, None].astype(dtype)
             out = gate * remote + (1 - gate) * out

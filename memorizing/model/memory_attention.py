@@ -18,9 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.bank import Bank, valid
-from memorizing.memory.search import Search
-from memorizing.memory.search.sharded import sharded_search
-from memorizing.parallel.mesh import current_mesh, spec
+from memorizing.memory.search import Keys, Search
+from memorizing.memory.search.sharded import Sharded
+from memorizing.parallel.mesh import current_mesh, spec, specs
 
 RETRIEVED = "retrieved"
 """The name of what is kept for the backward pass even where activations are computed again (`Model.remat`): by then the
@@ -32,23 +32,23 @@ def attend_to_memory(
 ) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"]]:
     """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros."""
     bank = lax.stop_gradient(bank)
-    attend = _attend
+    attend, keys = functools.partial(_attend, search=search, neighbours=neighbours), bank.keys
     if (mesh := current_mesh()) is not None:
         attend = jax.shard_map(
-            functools.partial(_attend, axis="memory"),
+            functools.partial(attend, axis="memory"),
             mesh=mesh,
             # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-            in_specs=(spec("BH_D"), spec("BHMD"), spec("BHMD"), spec("BM"), None, None),
+            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM")),
             out_specs=spec("BHND"),
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
-    remote = attend(query_BHND, bank.keys_BHMD, bank.values_BHMD, valid(bank), search, neighbours)
+    remote = attend(query_BHND, keys, bank.values_BHMD, valid(bank))
     return remote, bank.length_B > 0
 
 
 def _attend(
     query_BHND: Float[jax.Array, "B H N D"],
-    keys_BHMD: Float[jax.Array, "B H M D"],
+    keys: Keys,
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
     search: Search,
@@ -56,14 +56,14 @@ def _attend(
     axis: str | None = None,
 ) -> Float[jax.Array, "B H N_own D"]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
-    slots, first = keys_BHMD.shape[2], 0
+    slots, first = valid_BM.shape[1], 0
     if axis is not None:
-        search, first = sharded_search(search, axis), lax.axis_index(axis) * slots
-    found = search(lax.stop_gradient(query_BHND), keys_BHMD, valid_BM, neighbours)
+        search, first = Sharded(inner=search, axis=axis), lax.axis_index(axis) * slots
+    found = search(lax.stop_gradient(query_BHND), keys, valid_BM, neighbours)
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)
-    found = (gather(keys_BHMD, index_BHNK), gather(values_BHMD, index_BHNK), is_here_BHNK, found.scores_BHNK[..., :1])
+    found = (gather_keys(keys, index_BHNK), gather(values_BHMD, index_BHNK), is_here_BHNK, found.scores_BHNK[..., :1])
     keys_BHNKD, values_BHNKD, is_here_BHNK, best_BHN1 = checkpoint_name(found, RETRIEVED)
     keys_BHNKD, values_BHNKD = (part.astype(query_BHND.dtype) for part in (keys_BHNKD, values_BHNKD))
     # The scores are computed again from the gathered keys, because through these the gradient reaches the query.
@@ -80,6 +80,14 @@ def _attend(
             lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (remote_BHND, total_BHN1)
         )
     return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype)
+
+
+def gather_keys(keys: Keys, index_BHNK: Int[jax.Array, "B H N K"]) -> Float[jax.Array, "B H N K D"]:
+    """The keys in the named slots, at their own scale."""
+    vectors_BHNKD = gather(keys.vectors_BHMD, index_BHNK)
+    if keys.scales_BHM is None:
+        return vectors_BHNKD
+    return vectors_BHNKD.astype(jnp.float32) * gather(keys.scales_BHM[..., None], index_BHNK)
 
 
 def gather(slots_BHMD: Float[jax.Array, "B H M D"], index_BHNK: Int[jax.Array, "B H N K"]):

@@ -53,9 +53,7 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
     return Carry(
         tuple(empty_cache(rows, model.heads, window, model.head_size, dtype) for _ in range(model.layers)),
         jnp.zeros(rows, bool),
-        tuple(
-            empty_bank(rows, model.heads, memory.size, model.head_size, jnp.dtype(memory.dtype)) for _ in range(banks)
-        ),
+        tuple(empty_bank(rows, model.heads, model.head_size, memory) for _ in range(banks)),
     )
 
 

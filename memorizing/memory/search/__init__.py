@@ -1,4 +1,4 @@
-"""The one door to all searches: `make_search(settings)` gives a function with the signature of `contract.Search`.
+"""The one door to all searches: `make_search(settings)` gives a `contract.Search`.
 
 Searches are interchangeable: each takes queries, keys and validity and gives scores and slots.
 
@@ -6,18 +6,16 @@ Searches are interchangeable: each takes queries, keys and validity and gives sc
     blocked    exact too, streaming over blocks of slots: the portable default
 """
 
-import functools
-
-from memorizing.memory.search.blocked import blocked_search
-from memorizing.memory.search.contract import Neighbours, Search
-from memorizing.memory.search.exact import exact_search
+from memorizing.memory.search.blocked import Blocked
+from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbours, Search
+from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
 
-__all__ = ["Neighbours", "Search", "make_search"]
+__all__ = ["NO_INDEX", "Index", "Keys", "Neighbours", "Search", "make_search"]
 
 
 def make_search(settings: MemorySettings) -> Search:
     """The search that the settings name."""
     if settings.search == "exact":
-        return exact_search
-    return functools.partial(blocked_search, block_size=settings.block_size)
+        return Exact(minimum_score=settings.minimum_score)
+    return Blocked(minimum_score=settings.minimum_score, block_size=settings.block_size)

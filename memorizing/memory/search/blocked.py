@@ -13,51 +13,51 @@ better, or equal with a lower slot; so the slot is not among the K best. Candida
 running top-K stands before a later block, so `top_k`, which is stable, prefers the lower slot throughout.
 """
 
+import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from memorizing.memory.search.contract import Neighbours
-from memorizing.memory.search.exact import masked_scores
+from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products
 
 
-def blocked_search(
-    queries_BHND: Float[jax.Array, "B H N D"],
-    keys_BHMD: Float[jax.Array, "B H M D"],
-    valid_BM: Bool[jax.Array, "B M"],
-    neighbours: int,
-    block_size: int,
-) -> Neighbours:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocked(Search):
     """Exact neighbours while holding the scores of `block_size` slots at a time.
 
     `block_size` (slots) need not divide `M`: the last block is then padded with slots that are not valid.
     """
-    slots = keys_BHMD.shape[2]
-    block_size = min(block_size, slots)
-    blocks = -(-slots // block_size)
-    padding = blocks * block_size - slots
-    if padding:
-        keys_BHMD = jnp.pad(keys_BHMD, ((0, 0), (0, 0), (0, padding), (0, 0)))
-        valid_BM = jnp.pad(valid_BM, ((0, 0), (0, padding)))
 
-    def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
-        start = block * block_size
-        scores = masked_scores(
-            queries_BHND,
-            lax.dynamic_slice_in_dim(keys_BHMD, start, block_size, axis=2),
-            lax.dynamic_slice_in_dim(valid_BM, start, block_size, axis=1),
-        )
-        found = best_of_block(scores, neighbours)
-        return merge(best, Neighbours(found.scores_BHNK, found.slots_BHNK + start)), None
+    block_size: int = 8192
 
-    shape = (*queries_BHND.shape[:3], neighbours)
-    nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
-    if blocks == 1:
-        return search_block(nothing, jnp.zeros((), jnp.int32))[0]
-    return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        slots = valid_BM.shape[1]
+        block_size = min(self.block_size, slots)
+        blocks = -(-slots // block_size)
+        padding = blocks * block_size - slots
+        vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
+        if padding:
+            vectors_BHMD = jnp.pad(vectors_BHMD, ((0, 0), (0, 0), (0, padding), (0, 0)))
+            scales_BHM = None if scales_BHM is None else jnp.pad(scales_BHM, ((0, 0), (0, 0), (0, padding)))
+            valid_BM = jnp.pad(valid_BM, ((0, 0), (0, padding)))
+
+        def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
+            part = functools.partial(lax.dynamic_slice_in_dim, start_index=block * block_size, slice_size=block_size)
+            scores_BHNM = inner_products(
+                queries_BHND, part(vectors_BHMD, axis=2), None if scales_BHM is None else part(scales_BHM, axis=2)
+            )
+            found = best_of_block(counted(scores_BHNM, part(valid_BM, axis=1), self.minimum_score), neighbours)
+            return merge(best, found._replace(slots_BHNK=found.slots_BHNK + block * block_size)), None
+
+        shape = (*queries_BHND.shape[:3], neighbours)
+        nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+        if blocks == 1:
+            return search_block(nothing, jnp.zeros((), jnp.int32))[0]
+        return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
 
 
 def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbours: int) -> Neighbours:

@@ -1,8 +1,16 @@
-"""What every search takes and returns."""
+"""What every search takes, keeps and returns.
 
-from typing import NamedTuple, Protocol, runtime_checkable
+    index entries, learned = search.entries(keys, learned)       # as a segment is written
+    neighbours             = search(queries, keys, valid, K)     # as one is read
+
+Most searches keep nothing beside the keys: their index is empty, and `entries` gives none.
+"""
+
+import dataclasses
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
 
@@ -16,17 +24,90 @@ class Neighbours(NamedTuple):
     slots_BHNK: Int[jax.Array, "B H N K"]
 
 
-@runtime_checkable
-class Search(Protocol):
+class Index(NamedTuple):
+    """What a search keeps beside the keys. The letters at the end of each name say how it is spread over devices.
+
+    Attributes:
+        slots: by name, arrays `[B, H, M, ...]`: an entry for each slot, written together with its key.
+        learned: by name, arrays without `M`: what was learned from all keys so far. Devices that each hold a part of
+            the slots hold this alike.
+    """
+
+    slots: dict[str, jax.Array]
+    learned: dict[str, jax.Array]
+
+
+NO_INDEX = Index({}, {})
+
+
+class Keys(NamedTuple):
+    """What is searched.
+
+    Attributes:
+        vectors_BHMD: keys; or, in 8 bits, keys divided by their scale.
+        scales_BHM: of keys in 8 bits; else None.
+        index: what the search itself asked to be kept.
+    """
+
+    vectors_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
+    scales_BHM: Float[jax.Array, "B H M"] | None = None
+    index: Index = NO_INDEX
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Search:
     """Finds, for each query, the `neighbours` valid slots of the same row and head with the largest inner product.
 
-    Scores are float32 whatever the dtype of the keys. No gradient flows through a search.
+    Scores are float32 whatever the dtype of the keys. No gradient flows through a search. Rows and heads never mix.
+
+    Attributes:
+        minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
     """
+
+    minimum_score: float | None = None
 
     def __call__(
         self,
         queries_BHND: Float[jax.Array, "B H N D"],
-        keys_BHMD: Float[jax.Array, "B H M D"],
+        keys: Keys,
         valid_BM: Bool[jax.Array, "B M"],
         neighbours: int,
-    ) -> Neighbours: ...
+    ) -> Neighbours:
+        """The neighbours; `neighbours` may not exceed the number of slots."""
+        raise NotImplementedError
+
+    def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
+        """The index of a memory in which nothing has been written."""
+        return NO_INDEX
+
+    def entries(
+        self, keys_BHND: Float[jax.Array, "B H N D"], learned: dict[str, jax.Array]
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """What to write for new keys, as arrays `[B, H, N, ...]` by name, and what has been learned with them."""
+        return {}, learned
+
+
+def inner_products(
+    queries_BHND: Float[jax.Array, "B H N D"],
+    vectors_BHMD: jax.Array,
+    scales_BHM: Float[jax.Array, "B H M"] | None = None,
+) -> Float[jax.Array, "B H N M"]:
+    """Scores in float32, with the precision of the keys where that is of 16 bits or more."""
+    if scales_BHM is not None:
+        # Queries keep their own precision: what is in 8 bits are the keys.
+        vectors_BHMD = vectors_BHMD.astype(queries_BHND.dtype)
+    # Scores are float32 from the start: more exact, and `top_k` on bfloat16 is many times slower on CPUs.
+    scores_BHNM = jnp.einsum(
+        "BHND,BHMD->BHNM", queries_BHND.astype(vectors_BHMD.dtype), vectors_BHMD, preferred_element_type=jnp.float32
+    )
+    return scores_BHNM if scales_BHM is None else scores_BHNM * scales_BHM[:, :, None, :]
+
+
+def counted(
+    scores_BHNM: Float[jax.Array, "B H N M"], valid_BM: Bool[jax.Array, "B M"], minimum_score: float | None
+) -> Float[jax.Array, "B H N M"]:
+    """The scores, `-inf` at slots that do not count."""
+    counts_BHNM = valid_BM[:, None, None, :]
+    if minimum_score is not None:
+        counts_BHNM = counts_BHNM & (scores_BHNM >= minimum_score)
+    return jnp.where(counts_BHNM, scores_BHNM, -jnp.inf)
