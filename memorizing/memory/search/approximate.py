@@ -1,0 +1,21 @@
+"""`lax.approx_max_k` on the scores: on TPUs a PartialReduce that XLA fuses with the score product, so that the scores are
+never written; on CPUs it is exact, and on GPUs brute force (jax issue 24414), so that other searches are better there.
+"""
+
+import dataclasses
+
+from jax import lax
+
+from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Approximate(Search):
+    """XLA's approximate top-K, with an expected recall of `recall_target`."""
+
+    recall_target: float = 0.95
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        scores_BHNM = inner_products(queries_BHND, keys.vectors_BHMD, keys.scales_BHM)
+        scores_BHNM = counted(scores_BHNM, valid_BM, self.minimum_score)
+        return Neighbours(*lax.approx_max_k(scores_BHNM, neighbours, recall_target=self.recall_target))

@@ -1,0 +1,91 @@
+"""Approximate search in a stream: strided bins keep their best slot each, then an exact top-K of the winners.
+
+    bin r of R      slots r, r + R, r + 2R, ...                    M = 12, R = 4:   0 1 2 3 | 0 1 2 3 | 0 1 2 3
+    winners         for each query and bin the best valid slot     a block of slots is one maximum, elementwise
+    top-K           of the R winners, exact
+
+Only the best of each bin can be found. Of K neighbours that fall into R bins at random the expected share that is found,
+`expected_recall`, is `(R / K) (1 - (1 - 1/R)^K)`: 64% for R = K = 32, 97% for R = 512. Tokens next to each other lie in
+different bins, so that a passage that is retrieved as a whole does not compete with itself.
+
+This is the algorithm of the kernels (`pallas_gpu.py`, `pallas_tpu.py`), written for any device, and their oracle: of
+equal scores the lower slot wins, in its bin and among the winners.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products
+
+LANES = 128
+"""Bins come in multiples of this: the width of a TPU's vector registers, and of comfortable tiles on GPUs."""
+
+
+def expected_recall(bins: int, neighbours: int) -> float:
+    """Share of the neighbours that are the best of their bin, when each is in any bin with equal probability."""
+    return bins / neighbours * (1 - (1 - 1 / bins) ** neighbours)
+
+
+def bins_for(recall_target: float, neighbours: int) -> int:
+    """The least power of two of bins, at least `LANES`, for which `expected_recall` reaches `recall_target` (< 1)."""
+    bins = LANES
+    while bins < neighbours or expected_recall(bins, neighbours) < recall_target:
+        bins *= 2
+    return bins
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Binned(Search):
+    """The best of each of many bins, streaming.
+
+    Attributes:
+        recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
+        block_size: slots whose scores are held at a time.
+    """
+
+    recall_target: float = 0.95
+    block_size: int = 8192
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        bins = bins_for(self.recall_target, neighbours)
+        return top_winners(self.winners(queries_BHND, keys, valid_BM, bins), neighbours)
+
+    def winners(self, queries_BHND, keys: Keys, valid_BM, bins: int) -> Neighbours:
+        """The best of each bin, `[B, H, N, bins]`, in the order of bins; score `-inf` where a bin has no slot."""
+        slots = valid_BM.shape[1]
+        steps = max(1, min(self.block_size, slots) // bins)  # strides over all bins that one block makes
+        block_size = steps * bins
+        blocks = -(-slots // block_size)
+        padding = blocks * block_size - slots
+        pad = lambda part, axis: jnp.pad(part, [(0, padding if at == axis else 0) for at in range(part.ndim)])  # noqa: E731
+        vectors_BHMD, valid_BM = pad(keys.vectors_BHMD, 2), pad(valid_BM, 1)
+        scales_BHM = None if keys.scales_BHM is None else pad(keys.scales_BHM, 2)
+
+        def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
+            part = functools.partial(lax.dynamic_slice_in_dim, start_index=block * block_size, slice_size=block_size)
+            scores_BHNM = inner_products(
+                queries_BHND, part(vectors_BHMD, axis=2), None if scales_BHM is None else part(scales_BHM, axis=2)
+            )
+            scores_BHNM = counted(scores_BHNM, part(valid_BM, axis=1), self.minimum_score)
+            binned_BHNSR = scores_BHNM.reshape(*scores_BHNM.shape[:3], steps, bins)
+            found = binned_BHNSR.max(-2)
+            slots = block * block_size + binned_BHNSR.argmax(-2) * bins + jnp.arange(bins)
+            is_better = found > best.scores_BHNK
+            return Neighbours(
+                jnp.where(is_better, found, best.scores_BHNK), jnp.where(is_better, slots, best.slots_BHNK)
+            ), None
+
+        shape = (*queries_BHND.shape[:3], bins)
+        nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+        return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
+
+
+def top_winners(winners: Neighbours, neighbours: int) -> Neighbours:
+    """The best `neighbours` of the winners of bins, of equal scores the lower slot first."""
+    # Winners stand in the order of their bins, not of their slots: sorted by both score and slot.
+    scores, slots = lax.sort((-winners.scores_BHNK, winners.slots_BHNK), dimension=-1, num_keys=2)
+    return Neighbours(-scores[..., :neighbours], slots[..., :neighbours])
