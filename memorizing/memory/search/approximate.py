@@ -1,5 +1,6 @@
-"""`lax.approx_max_k` on the scores: on TPUs a PartialReduce that XLA fuses with the score product, so that the scores are
-never written; on CPUs it is exact, and on GPUs brute force (jax issue 24414), so that other searches are better there.
+"""`lax.approx_max_k` on the scores: on TPUs a PartialReduce that XLA fuses with their product, and never writes them.
+
+On CPUs it is exact, and on GPUs brute force (jax issue 24414): other searches are better there.
 """
 
 import dataclasses

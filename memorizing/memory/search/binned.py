@@ -4,9 +4,9 @@
     winners         for each query and bin the best valid slot     a block of slots is one maximum, elementwise
     top-K           of the R winners, exact
 
-Only the best of each bin can be found. Of K neighbours that fall into R bins at random the expected share that is found,
-`expected_recall`, is `(R / K) (1 - (1 - 1/R)^K)`: 64% for R = K = 32, 97% for R = 512. Tokens next to each other lie in
-different bins, so that a passage that is retrieved as a whole does not compete with itself.
+Only the best of each bin can be found. Of K neighbours that fall into R bins at random the share that is found,
+`expected_recall`, is expected to be `(R / K) (1 - (1 - 1/R)^K)`: 64% for R = K = 32, 97% for R = 512. Tokens next to
+each other lie in different bins, so that a passage that is retrieved as a whole does not compete with itself.
 
 This is the algorithm of the kernels (`pallas_gpu.py`, `pallas_tpu.py`), written for any device, and their oracle: of
 equal scores the lower slot wins, in its bin and among the winners.
