@@ -272,6 +272,7 @@ MAY_CHANGE = {
     "Memory.search",
     "Memory.block_size",
     "Memory.minimum_score",
+    "Memory.recall_target",
     "Model.remat",
     "Model.scan_layers",
 }

@@ -11,6 +11,8 @@ from memorizing.memory.settings import MemorySettings
 
 SEARCHES = {
     "exact": Exact(),
+    "native": make_search(MemorySettings(search="native")),
+    "auto": make_search(MemorySettings(search="auto")),
     "blocked, one block": Blocked(block_size=4096),
     "blocked, 128": Blocked(block_size=128),
     "blocked, not dividing": Blocked(block_size=100),
@@ -66,7 +68,7 @@ def test_scores_are_float32_for_bfloat16_keys():
 
 def test_the_settings_choose_the_search():
     queries, keys, valid = (jnp.asarray(part) for part in inputs(256, 0.5, None, seed=2))
-    for name in ("exact", "blocked"):
+    for name in ("auto", "exact", "native", "blocked"):
         search = make_search(MemorySettings(size=256, search=name, block_size=64))
         np.testing.assert_array_equal(
             search(queries, Keys(keys), valid, 8).slots_BHNK, Exact()(queries, Keys(keys), valid, 8).slots_BHNK

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-DTYPES = {"int8": jnp.int8, "float8": jnp.float8_e4m3fn}
+DTYPES = {"int8": jnp.dtype(jnp.int8), "float8": jnp.dtype(jnp.float8_e4m3fn)}
 """What keys can be stored as, in 8 bits, by the name that settings have for it."""
 
 

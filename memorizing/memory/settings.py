@@ -15,15 +15,17 @@ class MemorySettings:
         neighbours: how many slots a query retrieves (`K`).
         search: how they are found, see `memorizing.memory.search`; `auto` chooses by device and size.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
-        block_size: slots that `blocked` scores at a time.
+        recall_target: the share of the true neighbours that approximate searches are laid out to find; less is faster.
+        block_size: slots that `blocked` and `binned` score at a time.
         dtype: of the stored keys and values.
         key_dtype: of the stored keys, if it is to be another: 8 bits take half the room, and are searched faster.
     """
 
     size: int = 8192
     neighbours: int = 32
-    search: Literal["exact", "blocked"] = "blocked"
+    search: Literal["auto", "exact", "native", "blocked", "approximate", "binned"] = "auto"
     minimum_score: float | None = None
+    recall_target: float = 0.95
     block_size: int = 8192
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     key_dtype: Literal["bfloat16", "float32", "int8", "float8"] | None = None
@@ -40,3 +42,8 @@ class MemorySettings:
             )
         if self.block_size < 1:
             raise InputError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 8192 is a good start")
+        if not 0 < self.recall_target < 1:
+            raise InputError(
+                f"Memory.recall_target = {self.recall_target}: must be between 0 and 1, both excluded; for all of the "
+                "neighbours set Memory.search = 'blocked'"
+            )

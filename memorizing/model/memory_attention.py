@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import Bank, valid
+from memorizing.memory.gather import gather, gather_keys
 from memorizing.memory.search import Keys, Search
 from memorizing.memory.search.sharded import Sharded
 from memorizing.parallel.mesh import current_mesh, spec, specs
@@ -80,17 +81,3 @@ def _attend(
             lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (remote_BHND, total_BHN1)
         )
     return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype)
-
-
-def gather_keys(keys: Keys, index_BHNK: Int[jax.Array, "B H N K"]) -> Float[jax.Array, "B H N K D"]:
-    """The keys in the named slots, at their own scale."""
-    vectors_BHNKD = gather(keys.vectors_BHMD, index_BHNK)
-    if keys.scales_BHM is None:
-        return vectors_BHNKD
-    return vectors_BHNKD.astype(jnp.float32) * gather(keys.scales_BHM[..., None], index_BHNK)
-
-
-def gather(slots_BHMD: Float[jax.Array, "B H M D"], index_BHNK: Int[jax.Array, "B H N K"]):
-    """The vectors `[B, H, N, K, D]` that lie in the named slots."""
-    flat = index_BHNK.reshape(*index_BHNK.shape[:2], -1, 1)
-    return jnp.take_along_axis(slots_BHMD, flat, axis=2).reshape(*index_BHNK.shape, -1)

@@ -1,0 +1,38 @@
+"""The vectors that lie in named slots: what a search is followed by.
+
+On CPUs XLA gathers number by number; the kernel beside the native search copies vector by vector.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Float, Int
+
+from memorizing.memory.search.contract import Keys
+from memorizing.memory.search.native import missing
+
+
+def gather(slots_BHMD: jax.Array, index_BHNK: Int[jax.Array, "B H N K"]) -> jax.Array:
+    """Vectors `[B, H, N, K, D]` from `[B, H, M, D]`; an index beyond the slots means the nearest of them."""
+    slots, size = slots_BHMD.shape[2:]
+    index_GR = index_BHNK.reshape(index_BHNK.shape[0] * index_BHNK.shape[1], -1)
+    ways = {} if missing() else {"cpu": _gather_natively}
+    found_GRD = lax.platform_dependent(slots_BHMD.reshape(-1, slots, size), index_GR, default=_gather_by_xla, **ways)
+    return found_GRD.reshape(*index_BHNK.shape, size)
+
+
+def gather_keys(keys: Keys, index_BHNK: Int[jax.Array, "B H N K"]) -> Float[jax.Array, "B H N K D"]:
+    """The keys in the named slots, at their own scale."""
+    vectors_BHNKD = gather(keys.vectors_BHMD, index_BHNK)
+    if keys.scales_BHM is None:
+        return vectors_BHNKD
+    return vectors_BHNKD.astype(jnp.float32) * gather(keys.scales_BHM[..., None], index_BHNK)
+
+
+def _gather_by_xla(tables_GMD: jax.Array, index_GR: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(tables_GMD, index_GR[..., None], axis=1, mode="clip")
+
+
+def _gather_natively(tables_GMD: jax.Array, index_GR: jax.Array) -> jax.Array:
+    shape = (*index_GR.shape, tables_GMD.shape[2])
+    return jax.ffi.ffi_call("memorizing_gather", jax.ShapeDtypeStruct(shape, tables_GMD.dtype))(tables_GMD, index_GR)

@@ -1,0 +1,360 @@
+// Exact search and gather for CPUs, called by XLA (`native.py` compiles this file).
+//
+// One pass over the keys: scores live in registers and are compared with the K-th best so far of their query; only the
+// few that are larger are written anywhere.
+//
+//   for each 2 vectors of slots:                       keys transposed once to [D, slots], in the first cache
+//     for each 12 queries:                             24 accumulators, 2 keys, 1 query: 27 of 32 vector registers
+//       scores [12, slots] = queries . keys            a multiply-add per vector and feature
+//       any score > its query's bound?                 rarely, once the bound is high
+//         append (score, slot); when the buffer is full keep its K best, and raise the bound to the K-th
+//
+// Slots come in ascending order and only a strictly larger score enters, so that of equal scores the lower slot stays.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#if defined(__AVX__)
+#include <immintrin.h>
+#endif
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kQueries = 12;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kQueries = 4;
+#else
+constexpr int kLanes = 4, kQueries = 4;
+#endif
+constexpr int kSlots = 2 * kLanes;  // of a tile
+
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+
+// Calls work(0) .. work(count - 1) on the pool's threads and this one. Only items that a thread has begun are waited for,
+// so that this cannot block a pool whose threads all wait here.
+void Parallel(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> work) {
+  struct Progress {
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable all_done;
+  };
+  auto progress = std::make_shared<Progress>();
+  auto run = [progress, count, work = std::move(work)] {
+    for (int64_t item; (item = progress->next++) < count;) {
+      work(item);
+      if (++progress->done == count) {
+        std::lock_guard<std::mutex> lock(progress->mutex);
+        progress->all_done.notify_all();
+      }
+    }
+  };
+  int64_t helpers = std::min<int64_t>(pool.num_threads(), count) - 1;
+  for (int64_t helper = 0; helper < helpers; ++helper) pool.Schedule(std::function<void()>(run));
+  run();
+  std::unique_lock<std::mutex> lock(progress->mutex);
+  progress->all_done.wait(lock, [&] { return progress->done == count; });
+}
+
+// Stored numbers as floats.
+struct BFloat16 {
+  uint16_t bits;
+  operator float() const {
+    uint32_t wide = uint32_t{bits} << 16;
+    float value;
+    std::memcpy(&value, &wide, 4);
+    return value;
+  }
+};
+
+struct Float8 {  // e4m3fn: no infinities
+  uint8_t bits;
+  operator float() const {
+    int exponent = bits >> 3 & 15, mantissa = bits & 7;
+    if (exponent == 15 && mantissa == 7) return std::numeric_limits<float>::quiet_NaN();
+    float size = exponent ? std::ldexp(8.0f + mantissa, exponent - 10) : std::ldexp(float(mantissa), -9);
+    return bits >> 7 ? -size : size;
+  }
+};
+
+template <typename Key>
+float ToFloat(Key key) {
+  return key;
+}
+
+template <>
+float ToFloat(Float8 key) {
+  static const auto* table = [] {
+    auto* values = new float[256];
+    for (int bits = 0; bits < 256; ++bits) values[bits] = Float8{uint8_t(bits)};
+    return values;
+  }();
+  return table[key.bits];
+}
+
+// The best slots so far of some queries of one row and head, and some that were better than the bound of their time.
+class Best {
+ public:
+  Best(int64_t queries, int64_t neighbours, float above)
+      : neighbours_(neighbours), capacity_(2 * neighbours + kSlots), scores_(queries * capacity_),
+        slots_(queries * capacity_), counts_(queries), bounds_(queries, above) {}
+
+  // Only slots with a larger score can be among the best.
+  float bound(int64_t query) const { return bounds_[query]; }
+
+  void Add(int64_t query, float score, int32_t slot) {
+    int64_t place = query * capacity_ + counts_[query]++;
+    scores_[place] = score;
+    slots_[place] = slot;
+  }
+
+  // To be called after at most `kSlots` additions.
+  void MakeRoom(int64_t query) {
+    if (counts_[query] + kSlots > capacity_) Prune(query);
+  }
+
+  void Write(int64_t query, float* scores, int32_t* slots) {
+    if (counts_[query] > neighbours_) Prune(query);
+    int64_t count = counts_[query];
+    order_.resize(count);
+    for (int64_t place = 0; place < count; ++place) order_[place] = int32_t(place);
+    const float* score = &scores_[query * capacity_];
+    // What was added first has the lower slot.
+    std::sort(order_.begin(), order_.end(), [score](int32_t one, int32_t other) {
+      return score[one] != score[other] ? score[one] > score[other] : one < other;
+    });
+    for (int64_t rank = 0; rank < neighbours_; ++rank) {
+      scores[rank] = rank < count ? score[order_[rank]] : kNothing;
+      slots[rank] = rank < count ? slots_[query * capacity_ + order_[rank]] : 0;
+    }
+  }
+
+ private:
+  // Keeps the best, in the order in which they were added, and raises the bound: to the K-th score or, since that takes
+  // many comparisons to find, to a lower one that lets a few more stay.
+  void Prune(int64_t query) {
+    float* scores = &scores_[query * capacity_];
+    int32_t* slots = &slots_[query * capacity_];
+    int64_t count = counts_[query], enough = neighbours_ + neighbours_ / 8;
+    float low = scores[0], high = scores[0];
+    for (int64_t place = 1; place < count; ++place) {
+      low = std::min(low, scores[place]);
+      high = std::max(high, scores[place]);
+    }
+    int64_t kept = count;  // with scores of at least `low`: never fewer than K
+    for (int halving = 0; halving < 16 && kept > enough; ++halving) {
+      float middle = low + (high - low) / 2;
+      int32_t larger = 0;
+      for (int64_t place = 0; place < count; ++place) larger += scores[place] >= middle;
+      if (larger >= neighbours_) {
+        low = middle;
+        kept = larger;
+      } else {
+        high = middle;
+      }
+    }
+    int64_t equal = count;  // how many of those with just the score `low` stay
+    if (kept > enough) {  // many equal or nearly equal scores
+      sorted_.assign(scores, scores + count);
+      std::nth_element(sorted_.begin(), sorted_.begin() + neighbours_ - 1, sorted_.end(), std::greater<float>());
+      low = sorted_[neighbours_ - 1];
+      equal = neighbours_ - std::count_if(scores, scores + count, [low](float score) { return score > low; });
+    }
+    kept = 0;
+    for (int64_t place = 0; place < count; ++place) {
+      float score = scores[place];
+      int32_t slot = slots[place];
+      scores[kept] = score;
+      slots[kept] = slot;
+      kept += score > low || (score == low && equal-- > 0);
+    }
+    counts_[query] = kept;
+    bounds_[query] = low;  // of later slots with just this score none is wanted: K before them have at least that
+  }
+
+  int64_t neighbours_, capacity_;
+  std::vector<float> scores_;
+  std::vector<int32_t> slots_;
+  std::vector<int64_t> counts_;
+  std::vector<float> bounds_, sorted_;
+  std::vector<int32_t> order_;
+};
+
+// Scores of `kQueries` queries against a tile of slots; `queries` have a stride of D, the tile one of `kSlots`.
+inline void Score(const float* queries, const float* tile, int64_t size, Floats (*scores)[2]) {
+  Floats sums[kQueries][2] = {};
+  for (int64_t feature = 0; feature < size; ++feature) {
+    Floats first, second;
+    std::memcpy(&first, tile + feature * kSlots, sizeof first);
+    std::memcpy(&second, tile + feature * kSlots + kLanes, sizeof second);
+#pragma GCC unroll 12
+    for (int query = 0; query < kQueries; ++query) {
+      float value = queries[query * size + feature];
+      sums[query][0] += value * first;
+      sums[query][1] += value * second;
+    }
+  }
+  for (int query = 0; query < kQueries; ++query) {
+    scores[query][0] = sums[query][0];
+    scores[query][1] = sums[query][1];
+  }
+}
+
+// Which of a tile's slots have a score above the bound, a bit each.
+inline uint32_t Above(const Floats* scores, float bound) {
+#if defined(__AVX512F__)
+  __m512 bounds = _mm512_set1_ps(bound);
+  return uint32_t{_mm512_cmp_ps_mask((__m512)scores[0], bounds, _CMP_GT_OQ)} |
+         uint32_t{_mm512_cmp_ps_mask((__m512)scores[1], bounds, _CMP_GT_OQ)} << kLanes;
+#elif defined(__AVX__)
+  __m256 bounds = _mm256_set1_ps(bound);
+  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)scores[0], bounds, _CMP_GT_OQ))) |
+         uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)scores[1], bounds, _CMP_GT_OQ))) << kLanes;
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kSlots; ++lane) bits |= uint32_t{scores[lane / kLanes][lane % kLanes] > bound} << lane;
+  return bits;
+#endif
+}
+
+struct Sizes {
+  int64_t heads, queries, slots, size, neighbours;
+};
+
+template <typename Key>
+void SearchSome(const Sizes& its, const float* queries, int64_t count, const Key* keys, const float* scales,
+                const bool* valid, float above, float* scores_out, int32_t* slots_out) {
+  // Queries in whole groups; those that fill up the last one are zeros, and their results are not used.
+  int64_t padded = (count + kQueries - 1) / kQueries * kQueries;
+  std::vector<float> rows(padded * its.size);
+  std::memcpy(rows.data(), queries, count * its.size * sizeof(float));
+  Best best(padded, its.neighbours, above);
+  std::vector<float> tile(its.size * kSlots);
+  for (int64_t first = 0; first < its.slots; first += kSlots) {
+    int64_t width = std::min<int64_t>(kSlots, its.slots - first);
+    uint32_t counts = 0;
+    for (int64_t lane = 0; lane < width; ++lane) counts |= uint32_t{valid[first + lane]} << lane;
+    if (!counts) continue;
+    for (int64_t lane = 0; lane < width; ++lane) {
+      const Key* key = keys + (first + lane) * its.size;
+      float scale = scales ? scales[first + lane] : 1.0f;
+      for (int64_t feature = 0; feature < its.size; ++feature) {
+        tile[feature * kSlots + lane] = scales ? ToFloat(key[feature]) * scale : ToFloat(key[feature]);
+      }
+    }
+    for (int64_t group = 0; group < padded; group += kQueries) {
+      Floats scores[kQueries][2];
+      Score(&rows[group * its.size], tile.data(), its.size, scores);
+      for (int query = 0; query < kQueries; ++query) {
+        uint32_t above_bound = Above(scores[query], best.bound(group + query)) & counts;
+        if (!above_bound) continue;
+        float each[kSlots];
+        std::memcpy(each, scores[query], sizeof each);
+        for (; above_bound; above_bound &= above_bound - 1) {
+          int lane = __builtin_ctz(above_bound);
+          best.Add(group + query, each[lane], int32_t(first + lane));
+        }
+        best.MakeRoom(group + query);
+      }
+    }
+  }
+  for (int64_t query = 0; query < count; ++query) {
+    best.Write(query, scores_out + query * its.neighbours, slots_out + query * its.neighbours);
+  }
+}
+
+template <typename Key>
+void SearchAll(ffi::ThreadPool& pool, const Sizes& its, int64_t rows, const float* queries, const Key* keys,
+               const float* scales, const bool* valid, float above, float* scores, int32_t* slots) {
+  // Large parts, because each transposes the keys for itself; but enough of them for all threads.
+  int64_t parts = 1, pairs = rows * its.heads;
+  while (pairs * parts < 4 * pool.num_threads() && its.queries / (2 * parts) >= 4 * kQueries) parts *= 2;
+  int64_t part_size = (its.queries + parts - 1) / parts;
+  Parallel(pool, pairs * parts, [=](int64_t item) {
+    int64_t pair = item / parts, first = item % parts * part_size;
+    int64_t count = std::min(part_size, its.queries - first);
+    if (count <= 0) return;
+    int64_t query = pair * its.queries + first;
+    SearchSome(its, queries + query * its.size, count, keys + pair * its.slots * its.size,
+               scales ? scales + pair * its.slots : nullptr, valid + pair / its.heads * its.slots, above,
+               scores + query * its.neighbours, slots + query * its.neighbours);
+  });
+}
+
+ffi::Error Search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> queries, ffi::AnyBuffer keys, ffi::Buffer<ffi::F32> scales,
+                  ffi::Buffer<ffi::PRED> valid, ffi::ResultBuffer<ffi::F32> scores, ffi::ResultBuffer<ffi::S32> slots,
+                  float above) {
+  auto shape = queries.dimensions();
+  Sizes its{shape[1], shape[2], keys.dimensions()[2], shape[3], scores->dimensions()[3]};
+  auto search = [&](auto key) {
+    SearchAll(pool, its, shape[0], queries.typed_data(), static_cast<const decltype(key)*>(keys.untyped_data()),
+              scales.element_count() ? scales.typed_data() : nullptr, valid.typed_data(), above, scores->typed_data(),
+              slots->typed_data());
+    return ffi::Error::Success();
+  };
+  switch (keys.element_type()) {
+    case ffi::F32: return search(float{});
+    case ffi::BF16: return search(BFloat16{});
+    case ffi::S8: return search(int8_t{});
+    case ffi::F8E4M3FN: return search(Float8{});
+    default: return ffi::Error::InvalidArgument("keys of this dtype cannot be searched");
+  }
+}
+
+// Rows `[G, R, D]` of tables `[G, M, D]`, by index `[G, R]`.
+ffi::Error Gather(ffi::ThreadPool pool, ffi::AnyBuffer tables, ffi::Buffer<ffi::S32> index,
+                  ffi::Result<ffi::AnyBuffer> out) {
+  constexpr int64_t kPart = 1024, kAhead = 16;
+  int64_t rows = tables.dimensions()[1], count = index.element_count(), each = index.dimensions()[1];
+  int64_t bytes = out->size_bytes() / std::max<int64_t>(count, 1);
+  const char* source = static_cast<const char*>(tables.untyped_data());
+  char* target = static_cast<char*>(out->untyped_data());
+  const int32_t* wanted = index.typed_data();
+  Parallel(pool, (count + kPart - 1) / kPart, [=](int64_t part) {
+    int64_t last = std::min(count, (part + 1) * kPart);
+    auto at = [&](int64_t place) {
+      int64_t row = std::min<int64_t>(std::max<int64_t>(wanted[place], 0), rows - 1);
+      return source + (place / each * rows + row) * bytes;
+    };
+    for (int64_t place = part * kPart; place < last; ++place) {
+      if (place + kAhead < last) __builtin_prefetch(at(place + kAhead));
+      std::memcpy(target + place * bytes, at(place), bytes);
+    }
+  });
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(memorizing_search, Search,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::Buffer<ffi::PRED>>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Ret<ffi::Buffer<ffi::S32>>()
+                                  .Attr<float>("above"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(memorizing_gather, Gather,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::Buffer<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>());

@@ -1,0 +1,87 @@
+"""Exact search on CPUs, by a C++ kernel that keeps its scores in registers.
+
+XLA writes all scores to memory and selects from them on a single core; `native.cc` does neither. It is compiled by this
+machine's C++ compiler, for this machine's processor, when it is first used (some seconds; then kept in
+`~/.cache/memorizing`). Where there is no compiler, `missing()` says so, and other searches have to do.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from memorizing.memory.search.contract import Keys, Neighbours, Search
+
+SOURCE = Path(__file__).with_name("native.cc")
+FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
+TIMEOUT = 120  # seconds to compile in; it takes three to ten
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Native(Search):
+    """Exact neighbours; holds no scores. For keys in float32, bfloat16, int8 and float8."""
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
+        queries_BHND = queries_BHND.astype(dtype).astype(jnp.float32)  # with the precision of `inner_products`
+        scales_BHM = jnp.zeros((0, 0, 0), jnp.float32) if keys.scales_BHM is None else keys.scales_BHM
+        above = -np.inf if self.minimum_score is None else np.nextafter(np.float32(self.minimum_score), -np.inf)
+        shape = (*queries_BHND.shape[:3], neighbours)
+        results = (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32))
+        search = jax.ffi.ffi_call("memorizing_search", results)
+        return Neighbours(*search(queries_BHND, keys.vectors_BHMD, scales_BHM, valid_BM, above=np.float32(above)))
+
+
+@functools.cache
+def missing() -> str:
+    """Makes the kernels known to XLA, compiled if they are not yet; says why they cannot be used, or nothing."""
+    try:
+        library = ctypes.CDLL(str(_compiled()))
+        for name in ("memorizing_search", "memorizing_gather"):
+            jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+    except subprocess.CalledProcessError as error:
+        return f"{error.cmd[0]} could not compile {SOURCE.name}: {error.stderr.strip()[-500:]}"
+    except (OSError, subprocess.TimeoutExpired, AttributeError) as error:
+        return f"no C++ compiler made {SOURCE.name} usable ({error}); install g++ or clang++, or name one with CXX"
+    return ""
+
+
+def _compiled() -> Path:
+    """The library for this processor, compiler, source and version of XLA's interface; compiled only once."""
+    compiler = os.environ.get("CXX", "c++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT).stdout
+    cpu_info = Path("/proc/cpuinfo")
+    processor = cpu_info.read_text().partition("\n\n")[0] if cpu_info.exists() else platform.processor()
+    features = "".join(line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features")))
+    parts = (SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), jax.lib.__version__.encode(), features.encode())
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memorizing"
+    library = folder / f"native-{name}.so"
+    if library.exists():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(dir=folder))
+    except OSError:  # no home, or one that cannot be written to
+        making = Path(tempfile.mkdtemp())
+        library = making / library.name
+    # Under a name of its own, then renamed: other processes may be doing the same.
+    out = making / "unfinished.so"
+    command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(out)]
+    try:
+        subprocess.run(command, capture_output=True, check=True, text=True, timeout=TIMEOUT)
+        out.replace(library)
+    finally:
+        if making != library.parent:
+            shutil.rmtree(making)
+    return library

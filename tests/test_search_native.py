@@ -1,0 +1,124 @@
+"""The C++ kernels for CPUs: what only they could get wrong. The properties of every search are in test_search.py."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memorizing.memory.gather import gather, gather_keys
+from memorizing.memory.quantize import DTYPES, quantize
+from memorizing.memory.search.contract import Keys
+from memorizing.memory.search.exact import Exact
+from memorizing.memory.search.native import Native, missing
+
+
+def same(found, expected):
+    np.testing.assert_array_equal(found.scores_BHNK, expected.scores_BHNK)
+    exists = np.asarray(expected.scores_BHNK) > -np.inf
+    np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], np.asarray(expected.slots_BHNK)[exists])
+
+
+def test_the_kernels_are_there():
+    assert missing() == ""
+
+
+@pytest.mark.parametrize("order", ["random", "rising", "falling", "equal", "two values"])
+@pytest.mark.parametrize(
+    ("queries", "slots", "neighbours"), [(1, 33, 1), (13, 1000, 7), (40, 3000, 32), (24, 2500, 256)]
+)
+def test_whatever_order_the_scores_come_in(order, queries, slots, neighbours):
+    """Buffers are pruned many times over, and ties reach over every border of tiles and prunings."""
+    rng = np.random.default_rng(slots)
+    values = {
+        "random": rng.integers(-40, 40, slots),
+        "rising": np.arange(slots),
+        "falling": -np.arange(slots),
+        "equal": np.full(slots, 3),
+        "two values": rng.integers(0, 2, slots),
+    }[order]
+    query = jnp.asarray(rng.integers(1, 4, (2, 1, queries, 1)), jnp.float32)
+    keys, valid = Keys(jnp.asarray(np.tile(values, (2, 1, 1))[..., None], jnp.float32)), rng.random((2, slots)) < 0.9
+    for minimum_score in (None, 2.0):
+        expected = Exact(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbours)
+        same(Native(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbours), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8"])
+@pytest.mark.parametrize("size", [1, 20, 64])
+def test_keys_of_every_dtype(dtype, size):
+    """Numbers for which every sum is exact, whatever its order."""
+    rng = np.random.default_rng(size)
+    queries = jnp.asarray(rng.choice([-3.0, -1.0, 1.0, 2.0], (2, 3, 30, size)), jnp.float32)  # `top_k` puts 0 before -0
+    vectors = rng.choice([-2.0, -1.0, 0.5, 1.0, 3.0], (2, 3, 500, size))
+    scales = jnp.asarray(rng.choice([0.25, 1.0, 2.0], (2, 3, 500)), jnp.float32) if dtype in DTYPES else None
+    vectors = np.trunc(vectors) if dtype == "int8" else vectors
+    keys = Keys(jnp.asarray(vectors, DTYPES.get(dtype, dtype)), scales)
+    valid = jnp.asarray(rng.random((2, 500)) < 0.8)
+    same(Native()(queries, keys, valid, 9), Exact()(queries, keys, valid, 9))
+    same(Native()(queries.astype(jnp.bfloat16), keys, valid, 9), Exact()(queries.astype(jnp.bfloat16), keys, valid, 9))
+
+
+def test_every_float8_number_is_read_as_it_is():
+    bits = np.arange(256, dtype=np.uint8)
+    numbers = jnp.asarray(bits).view(jnp.float8_e4m3fn).astype(jnp.float32)
+    finite = np.isfinite(numbers)
+    keys = Keys(jnp.asarray(bits).view(jnp.float8_e4m3fn).reshape(1, 1, 256, 1), jnp.ones((1, 1, 256)))
+    found = Native()(jnp.ones((1, 1, 1, 1)), keys, jnp.ones((1, 256), bool), 256)
+    np.testing.assert_array_equal(found.scores_BHNK[0, 0, 0, : finite.sum()], np.sort(numbers[finite])[::-1])
+    assert not np.isfinite(found.scores_BHNK[0, 0, 0, finite.sum() :]).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_gathered_vectors_are_those_in_the_slots(dtype):
+    rng = np.random.default_rng(0)
+    tables = jnp.asarray(rng.integers(-100, 100, (2, 3, 50, 5)), dtype)
+    index = rng.integers(0, 50, (2, 3, 700, 4))
+    found = np.asarray(jax.jit(gather)(tables, jnp.asarray(index, jnp.int32)))
+    for row, head in np.ndindex(2, 3):
+        np.testing.assert_array_equal(found[row, head], np.asarray(tables)[row, head][index[row, head]])
+
+
+def test_keys_in_8_bits_are_gathered_at_their_scale():
+    keys = jax.random.normal(jax.random.key(0), (1, 2, 16, 8))
+    index = jnp.arange(16).reshape(1, 1, 4, 4).repeat(2, axis=1)
+    vectors, scales = quantize(keys, DTYPES["int8"])
+    gathered = gather_keys(Keys(vectors, scales), index).reshape(keys.shape)
+    np.testing.assert_allclose(gathered, keys, atol=float(jnp.abs(keys).max()) / 127 / 2 * 1.001)
+    assert np.abs(np.asarray(gathered - keys)).max() > 0
+
+
+LOOK = """
+from memorizing.memory.search import chosen, make_search
+from memorizing.memory.settings import MemorySettings as S
+"""
+
+
+def look(code: str, tmp_path, **environment) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
+    return subprocess.run([sys.executable, "-c", LOOK + code], capture_output=True, text=True, env=environment)
+
+
+def test_without_a_compiler_another_exact_search_takes_over_and_the_reason_is_told(tmp_path):
+    told = look("print(chosen(S(), 'cpu')); make_search(S(search='native'))", tmp_path, CXX="no-such-compiler")
+    assert told.stdout.strip() == "blocked"
+    for part in ("Memory.search = 'native'", "no-such-compiler", "CXX", "'blocked'"):
+        assert part in told.stderr
+
+
+def test_a_compiler_that_fails_is_named(tmp_path):
+    told = look("make_search(S(search='native'))", tmp_path, CXX=shutil.which("false"))
+    assert "Memory.search = 'native'" in told.stderr and "false" in told.stderr
+
+
+def test_it_is_compiled_once(tmp_path):
+    for _ in range(2):
+        assert look("print(chosen(S(), 'cpu'))", tmp_path).stdout.strip() == "native"
+    (library,) = (tmp_path / "memorizing").iterdir()
+    written = library.stat().st_mtime_ns
+    look("print(chosen(S(), 'cpu'))", tmp_path)
+    assert library.stat().st_mtime_ns == written
