@@ -273,6 +273,7 @@ MAY_CHANGE = {
     "Memory.block_size",
     "Memory.minimum_score",
     "Memory.recall_target",
+    "Memory.report_recall",
     "Model.remat",
     "Model.scan_layers",
 }

@@ -1,5 +1,6 @@
 """Perplexity against reading each document alone; its independence of layout; the files that evaluations leave."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -97,6 +98,12 @@ def test_no_figure_depends_on_the_layout(split, rows, segments_per_call):
 
 def test_no_figure_depends_on_the_order_of_documents(split, tmp_path):
     assert_same(figures(split), figures(write(tmp_path / "test", [TEXTS[at] for at in (4, 1, 0, 5, 3, 2)])))
+
+
+def test_recall_is_told_when_asked_for_and_changes_nothing_else(split):
+    asked = figures(split, dataclasses.replace(MEMORY, report_recall=True))
+    assert asked.pop("recall") == 1.0  # of an exact search
+    assert_same(asked, figures(split))
 
 
 def assert_same(one: dict, other: dict) -> None:

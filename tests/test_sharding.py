@@ -193,7 +193,7 @@ def compiled_search(slots: int, settings: MeshSettings) -> list:
 
     def read_and_write(query, bank):
         def loss(query):
-            remote, _ = attend_to_memory(query, bank, search, 32)
+            remote, _, _ = attend_to_memory(query, bank, search, 32)
             return (remote.astype(jnp.float32) ** 2).sum()
 
         return jax.grad(loss)(query), append(bank, query, query, search)

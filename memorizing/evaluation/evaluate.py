@@ -14,6 +14,7 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
 from memorizing.files import AnyPath, write_whole
+from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
@@ -55,7 +56,7 @@ def evaluate(
         **summary.figures(),
         "memory_size": memory.size,
         "neighbours": memory.neighbours,
-        "search": memory.search,
+        "search": chosen(memory, mesh.devices.flat[0].platform),
         "segment_length": segment_length,
         "checkpoint_step": checkpoint_step,
         "data": str(tokens.folder),
@@ -109,6 +110,8 @@ def sentence(figures: dict) -> str:
         f"{figures['bits_per_byte']:.4f} bits per byte "
         f"({figures['documents']} documents, {figures['tokens']:,} tokens, {figures['seconds']:.0f} s)"
     )
+    if "recall" in figures:
+        line += f"\n    of the true neighbours of sampled queries `{figures['search']}` found {figures['recall']:.2%}"
     for kind, counts in figures.get("answers", {}).items():
         line += f"\n    {kind} questions: {counts['exact']:.1%} of {counts['questions']:,} answered exactly"
     return line

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,6 +20,7 @@ from jaxtyping import Bool, Float
 from memorizing.data.batches import Ahead, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
+from memorizing.memory.bank import Recall
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
@@ -50,11 +52,18 @@ class EvaluationSettings:
 
 
 class DocumentScores(NamedTuple):
-    """What the model made of one document, token by token."""
+    """What the model made of one document, token by token.
+
+    Attributes:
+        found, wanted: how many of the true neighbours of sampled queries the search found, and how many there were; 0
+            unless `Memory.report_recall`.
+    """
 
     document: int
     nats_T: Float[np.ndarray, "T"]
     correct_T: Bool[np.ndarray, "T"]
+    found: int = 0
+    wanted: int = 0
 
 
 def score_documents(
@@ -85,41 +94,52 @@ def score_documents(
     carry = made(mesh, empty, functools.partial(shardings, mesh))
     nats = {document: [] for document in range(len(split.lengths))}
     correct = {document: [] for document in range(len(split.lengths))}
+    counted = np.zeros((len(split.lengths), 2), np.int64)
     ahead = Ahead(read_calls())
     try:
         for steps, batches in zip(calls, ahead, strict=True):
             with jax.set_mesh(mesh):
-                carry, predictions = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"))
-            predictions = jax.device_get(predictions)
+                carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"))
+            predictions, recall = jax.device_get(results)
             for segment, step in enumerate(steps):
                 for row, place in enumerate(step):
                     if place is None:
                         continue
                     document, number = place
                     left = int(split.lengths[document]) - number * segment_length
+                    if recall is not None:
+                        counted[document] += (recall.found_BH[segment, row].sum(), recall.wanted_BH[segment, row].sum())
                     nats[document].append(predictions.nats_BN[segment, row, :left])
                     correct[document].append(predictions.correct_BN[segment, row, :left])
                     if left <= segment_length:
-                        yield DocumentScores(
-                            document, np.concatenate(nats.pop(document)), np.concatenate(correct.pop(document))
-                        )
+                        nats_T, correct_T = (np.concatenate(each.pop(document)) for each in (nats, correct))
+                        yield DocumentScores(document, nats_T, correct_T, *counted[document].tolist())
     finally:
         ahead.close()
 
 
-type ScoreCall = Callable[[Parameters, Carry, Batch], tuple[Carry, Predictions]]
+type ScoreCall = Callable[[Parameters, Carry, Batch], tuple[Carry, tuple[Predictions, Recall | None]]]
 
 
 def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
-    """The compiled function that reads `S` segments and scores every token of them."""
+    """The compiled function that reads `S` segments and scores every token of them.
 
-    def score_call(parameters: Parameters, carry: Carry, batches: Batch) -> tuple[Carry, Predictions]:
-        def read(carry: Carry, batch: Batch) -> tuple[Carry, Predictions]:
-            logits_BNV, carry = apply_model(graph, parameters, batch, carry)
-            return constrain_tree(carry), score(logits_BNV, batch)
+    It also gives what was counted of the neighbours in each segment, over all memory layers, if banks count that.
+    """
 
-        carry, predictions = jax.lax.scan(read, carry, batches)
-        return carry, everywhere(predictions)
+    def score_call(parameters: Parameters, carry: Carry, batches: Batch):
+        def read(before: Carry, batch: Batch):
+            logits_BNV, carry = apply_model(graph, parameters, batch, before)
+            counts = [
+                jax.tree.map(jnp.subtract, now.recall, then.recall)
+                for then, now in zip(before.banks, carry.banks, strict=True)
+                if now.recall is not None
+            ]
+            recall = jax.tree.map(lambda *layers: sum(layers), *counts) if counts else None
+            return constrain_tree(carry), (score(logits_BNV, batch), recall)
+
+        carry, results = jax.lax.scan(read, carry, batches)
+        return carry, everywhere(results)
 
     return jax.jit(score_call, donate_argnums=1)
 
@@ -140,6 +160,7 @@ class Summary:
 
     def __init__(self):
         self.nats, self.tokens, self.bytes, self.documents, self.correct = 0.0, 0, 0, 0, 0
+        self.found, self.wanted = 0, 0
         self._by_position: dict[int, tuple[float, int]] = {}
 
     def add(self, scores: DocumentScores, document_bytes: int) -> None:
@@ -150,6 +171,8 @@ class Summary:
         self.tokens += len(nats_T)
         self.bytes += document_bytes
         self.documents += 1
+        self.found += scores.found
+        self.wanted += scores.wanted
         start, stop = 0, 128
         while start < len(nats_T):
             nats, tokens = self._by_position.get(start, (0.0, 0))
@@ -168,6 +191,7 @@ class Summary:
             "tokens": self.tokens,
             "bytes": self.bytes,
             "documents": self.documents,
+            **({"recall": self.found / self.wanted} if self.wanted else {}),
             "perplexity_by_position": [
                 {"first_token": start, "tokens": tokens, "perplexity": math.exp(nats / tokens)}
                 for start, (nats, tokens) in sorted(self._by_position.items())

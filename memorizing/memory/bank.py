@@ -26,6 +26,16 @@ from memorizing.parallel.mesh import current_mesh, spec, specs
 from memorizing.shapes import Array
 
 
+class Recall(NamedTuple):
+    """Counts of sampled queries since the bank was made: how many neighbours there were, and how many were found.
+
+    They overflow after two thousand million neighbours, which is after millions of segments; differences stay right.
+    """
+
+    found_BH: Int[jax.Array, "B H"]
+    wanted_BH: Int[jax.Array, "B H"]
+
+
 class Bank(NamedTuple):
     """Keys and values of earlier tokens, as they were computed then: they go stale, and take no gradient.
 
@@ -36,6 +46,7 @@ class Bank(NamedTuple):
         length_B: how many of the latest slots belong to each row's present document.
         scales_BHM: of keys in 8 bits; else None.
         index: what the search keeps beside the keys.
+        recall: what is counted about the search, if `Memory.report_recall`; else None.
     """
 
     keys_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
@@ -44,6 +55,7 @@ class Bank(NamedTuple):
     length_B: Int[jax.Array, "B"]
     scales_BHM: Float[jax.Array, "B H M"] | None = None
     index: Index = NO_INDEX
+    recall: Recall | None = None
 
     @property
     def keys(self) -> Keys:
@@ -54,14 +66,15 @@ class Bank(NamedTuple):
 def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) -> Bank:
     """A bank in which no slot is valid."""
     shape = (rows, heads, settings.size, head_size)
-    key_dtype = DTYPES.get(settings.key_dtype or settings.dtype)
+    key_dtype = settings.key_dtype or settings.dtype
     return Bank(
-        jnp.zeros(shape, key_dtype or settings.key_dtype or settings.dtype),
+        jnp.zeros(shape, DTYPES.get(key_dtype, key_dtype)),
         jnp.zeros(shape, settings.dtype),
         jnp.zeros((), jnp.int32),
         jnp.zeros(rows, jnp.int32),
-        None if key_dtype is None else jnp.zeros(shape[:3], jnp.float32),
+        jnp.zeros(shape[:3], jnp.float32) if key_dtype in DTYPES else None,
         make_search(settings).empty_index(*shape),
+        Recall(*(jnp.zeros(shape[:2], jnp.int32),) * 2) if settings.report_recall else None,
     )
 
 
@@ -103,7 +116,17 @@ def append(
         jnp.minimum(bank.length_B + tokens, slots),
         held.scales_BHM,
         Index(held.entries, learned),
+        bank.recall,
     )
+
+
+def reindexed(bank: Bank, search: Search) -> Bank:
+    """The same keys with the index that `search` keeps of them, as if all had been written at once."""
+    rows, heads, slots, size = bank.keys_BHMD.shape
+    keys_BHMD = bank.keys_BHMD.astype(jnp.float32)
+    if bank.scales_BHM is not None:
+        keys_BHMD = keys_BHMD * bank.scales_BHM[..., None]
+    return bank._replace(index=Index(*search.entries(keys_BHMD, search.empty_index(rows, heads, slots, size).learned)))
 
 
 class Stored(NamedTuple):
@@ -160,6 +183,7 @@ def resize(bank: Bank, slots: int, cursor: int) -> Bank:
         jnp.minimum(bank.length_B, slots),
         stored.scales_BHM,
         bank.index._replace(slots=stored.entries),
+        bank.recall,
     )
 
 
@@ -172,3 +196,11 @@ def ages(bank: Bank) -> Int[jax.Array, "M"]:
 def valid(bank: Bank) -> Bool[jax.Array, "B M"]:
     """Which slots hold a token of the row's present document."""
     return ages(bank)[None, :] < bank.length_B[:, None]
+
+
+def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
+    """The share of true neighbours that were found between two states of a bank; None if it does not count."""
+    if before.recall is None or after.recall is None:
+        return None
+    found, wanted = ((now - then).sum() for then, now in zip(before.recall, after.recall, strict=True))
+    return jnp.where(wanted > 0, found / jnp.maximum(wanted, 1), jnp.nan)

@@ -17,6 +17,8 @@ class MemorySettings:
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         recall_target: the share of the true neighbours that approximate searches are laid out to find; less is faster.
         block_size: slots that `blocked` and `binned` score at a time.
+        report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
+            the true neighbours `search` had found.
         dtype: of the stored keys and values.
         key_dtype: of the stored keys, if it is to be another: 8 bits take half the room, and are searched faster.
     """
@@ -27,6 +29,7 @@ class MemorySettings:
     minimum_score: float | None = None
     recall_target: float = 0.95
     block_size: int = 8192
+    report_recall: bool = False
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     key_dtype: Literal["bfloat16", "float32", "int8", "float8"] | None = None
 

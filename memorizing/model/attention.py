@@ -102,10 +102,12 @@ class Attention(nnx.Module):
         out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cached_B)
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
-            remote, row_has_memory_B = attend_to_memory(query, bank, search, neighbours)
+            remote, row_has_memory_B, counted = attend_to_memory(query, bank, search, neighbours)
             # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
             remote, key, value = lax.optimization_barrier((remote, key, value))
             bank = append(bank, key, value, search)
+            if counted is not None:
+                bank = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
             gate_BH = jax.nn.sigmoid(self.gate_H[...])[None, :] * row_has_memory_B[:, None]
             gate = gate_BH[:, :, None, None].astype(dtype)
             out = gate * remote + (1 - gate) * out

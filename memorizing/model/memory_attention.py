@@ -17,9 +17,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
-from memorizing.memory.bank import Bank, valid
+from memorizing.memory.bank import Bank, Recall, valid
 from memorizing.memory.gather import gather, gather_keys
-from memorizing.memory.search import Keys, Search
+from memorizing.memory.search import Keys, Neighbours, Search
+from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.sharded import Sharded
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
@@ -28,23 +29,31 @@ RETRIEVED = "retrieved"
 memory has been written to, so to search it again would take a copy of all of it."""
 
 
+SAMPLED = 8
+"""Queries of each segment, row and head whose neighbours are counted, where recall is reported."""
+
+
 def attend_to_memory(
     query_BHND: Float[jax.Array, "B H N D"], bank: Bank, search: Search, neighbours: int
-) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"]]:
-    """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros."""
+) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"], Recall | None]:
+    """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros.
+
+    Counts what sampled queries found, if the bank does.
+    """
     bank = lax.stop_gradient(bank)
-    attend, keys = functools.partial(_attend, search=search, neighbours=neighbours), bank.keys
+    attend = functools.partial(_attend, search=search, neighbours=neighbours, counts=bank.recall is not None)
+    keys = bank.keys
     if (mesh := current_mesh()) is not None:
         attend = jax.shard_map(
             functools.partial(attend, axis="memory"),
             mesh=mesh,
             # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
             in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM")),
-            out_specs=spec("BHND"),
+            out_specs=(spec("BHND"), specs(bank.recall)),
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
-    remote = attend(query_BHND, keys, bank.values_BHMD, valid(bank))
-    return remote, bank.length_B > 0
+    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank))
+    return remote, bank.length_B > 0, counted
 
 
 def _attend(
@@ -54,13 +63,22 @@ def _attend(
     valid_BM: Bool[jax.Array, "B M"],
     search: Search,
     neighbours: int,
+    counts: bool,
     axis: str | None = None,
-) -> Float[jax.Array, "B H N_own D"]:
+) -> tuple[Float[jax.Array, "B H N_own D"], Recall | None]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
-    slots, first = valid_BM.shape[1], 0
+    slots, first, oracle = valid_BM.shape[1], 0, Blocked()
     if axis is not None:
-        search, first = Sharded(inner=search, axis=axis), lax.axis_index(axis) * slots
-    found = search(lax.stop_gradient(query_BHND), keys, valid_BM, neighbours)
+        search, oracle = Sharded(inner=search, axis=axis), Sharded(inner=oracle, axis=axis)
+        first = lax.axis_index(axis) * slots
+    searched_BHND = lax.stop_gradient(query_BHND)
+    found = search(searched_BHND, keys, valid_BM, neighbours)
+    counted = None
+    if counts:
+        tokens = query_BHND.shape[2]
+        places = jnp.arange(min(SAMPLED, tokens)) * tokens // min(SAMPLED, tokens)
+        wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
+        counted = count(Neighbours(*(part[:, :, places] for part in found)), wanted)
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)
@@ -80,4 +98,12 @@ def _attend(
         remote_BHND, total_BHN1 = (
             lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (remote_BHND, total_BHN1)
         )
-    return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype)
+    return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype), counted
+
+
+def count(found: Neighbours, wanted: Neighbours) -> Recall:
+    """How many of the `wanted` neighbours there are, and how many of them were `found`."""
+    exists_BHNK = wanted.scores_BHNK > -jnp.inf
+    slots_BHNK = jnp.where(found.scores_BHNK > -jnp.inf, found.slots_BHNK, -1)
+    is_found_BHNK = (wanted.slots_BHNK[..., :, None] == slots_BHNK[..., None, :]).any(-1) & exists_BHNK
+    return Recall(is_found_BHNK.sum((2, 3), dtype=jnp.int32), exists_BHNK.sum((2, 3), dtype=jnp.int32))

@@ -28,9 +28,10 @@ from jax.sharding import Mesh
 
 from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank, resize
+from memorizing.memory.search import NO_INDEX
 from memorizing.model.transformer import Parameters
 from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
-from memorizing.parallel.mesh import made, shardings
+from memorizing.parallel.mesh import made, placed, shardings
 from memorizing.training.fingerprint import fingerprints
 from memorizing.training.step import TrainState
 
@@ -173,7 +174,9 @@ class Checkpoints:
         """
         banks = state.carry.banks
         rest = state._replace(parameters={}, carry=state.carry._replace(banks=()))
-        items = {"parameters": state.parameters, "progress": rest} | ({"memory": banks} if banks else {})
+        items: dict[str, Any] = {"parameters": state.parameters, "progress": rest}
+        if banks:
+            items["memory"] = [_by_name(bank) for bank in banks]
         saves: dict[str, Any] = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
         saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
@@ -207,7 +210,8 @@ class Checkpoints:
         """The state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or not).
 
         A memory of another size is laid out anew: all of it when it grows, the newest tokens when it shrinks. Where
-        nothing is saved for a memory of `like`, or with `drop_memory`, it is empty.
+        nothing is saved for a memory of `like`, or with `drop_memory`, it is empty. An index of another search than
+        that of `like` is left out: banks then come without one.
 
         Raises:
             Unreadable: when any process's part of it is damaged.
@@ -215,15 +219,15 @@ class Checkpoints:
         """
         rest = like._replace(parameters={}, carry=like.carry._replace(banks=()))
         items: dict[str, Any] = {"parameters": like.parameters, "progress": rest}
-        saved = () if drop_memory else self._saved_banks(step, like.carry.banks)
-        where = shardings(mesh, like.carry.banks)
-        restored = self._restore(step, **items, **({"memory": saved} if saved else {}))
         banks = like.carry.banks
-        if banks and saved:
-            banks = tuple(map(resized, restored["memory"], banks, where))
+        saved = [] if drop_memory or not banks else self._saved_banks(step, mesh)
+        restored = self._restore(step, **items, **({"memory": saved} if saved else {}))
+        if saved:
+            found = zip(restored["memory"], banks, strict=True)
+            banks = tuple(resized(_bank(by_name, each), each, mesh) for by_name, each in found)
         elif banks:
             empty = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), banks)  # noqa: E731
-            banks = made(mesh, empty, lambda _: where)
+            banks = made(mesh, empty, functools.partial(shardings, mesh))
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
 
@@ -233,27 +237,27 @@ class Checkpoints:
         Raises:
             Unreadable, ReadFailed: see `restore`.
         """
+        banks = self._saved(step)
+        return banks[0]["keys_BHMD"].shape[2] if banks else 0
 
-        def read() -> int:
+    def _saved(self, step: int) -> list[dict[str, Any]]:
+        """Shape and dtype of what was saved of each bank, by name; none if none were."""
+
+        def read() -> list[dict[str, Any]]:
             if "memory" not in self._written(step):
-                return 0
-            leaves = jax.tree.leaves_with_path(self._reader.item_metadata(step)["memory"])
-            named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
-            return named["keys_BHMD"].shape[2]
+                return []
+            banks: dict[str, dict[str, Any]] = {}
+            for path, leaf in jax.tree.leaves_with_path(self._reader.item_metadata(step)["memory"]):
+                bank, name = (jax.tree_util.keystr((key,), simple=True) for key in path[-2:])
+                banks.setdefault(bank, {})[name] = leaf
+            return [banks[bank] for bank in sorted(banks, key=int)]
 
         return self._attempt(step, read)
 
-    def _saved_banks(self, step: int, like: tuple[Bank, ...]) -> tuple[Bank, ...]:
-        """Shapes of the banks that were saved, placed as those of `like`; none if none were."""
-        slots = self.memory_size(step) if like else 0
-        if not slots:
-            return ()
-
-        def as_saved(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-            shape = (*leaf.shape[:2], slots, *leaf.shape[3:]) if len(leaf.shape) == 4 else leaf.shape
-            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
-
-        return jax.tree.map(as_saved, like)
+    def _saved_banks(self, step: int, mesh: Mesh) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        """The banks that were saved, each of their arrays placed where it belongs."""
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._saved(step))
+        return placed(shapes, shardings(mesh, shapes))
 
     def restore_parameters(self, step: int, like: Parameters) -> Parameters:
         """The parameters alone: for evaluation, which has a carry of its own and no optimizer.
@@ -363,12 +367,33 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
     return {**arrays, FINGERPRINTS: ocp.JsonCheckpointHandler()}
 
 
-def resized(bank: Bank, like: Bank, where: Bank) -> Bank:
-    """A restored bank with as many slots as `like`."""
+def _by_name(bank: Bank) -> dict[str, jax.Array]:
+    """What is saved of a bank: all but what is counted about it."""
+    leaves = jax.tree.leaves_with_path(bank._replace(recall=None))
+    return {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
+
+
+def _bank(by_name: dict[str, jax.Array], like: Bank) -> Bank:
+    """The other way round; without an index unless that of `like` was saved."""
+    wanted = _by_name(like)
+    if not wanted.keys() <= by_name.keys():
+        like = like._replace(index=NO_INDEX)
+    like = like._replace(recall=None)
+    return jax.tree.unflatten(jax.tree.structure(like), [by_name[name] for name in _by_name(like)])
+
+
+def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
+    """A restored bank with as many slots as `like`, and, if that counts what is found, with counts of 0."""
     slots = like.keys_BHMD.shape[2]
-    if bank.keys_BHMD.shape[2] == slots:
-        return bank
-    return jax.jit(functools.partial(resize, slots=slots, cursor=int(bank.cursor)), out_shardings=where)(bank)
+    if bank.keys_BHMD.shape[2] != slots:
+        resize_to = functools.partial(resize, slots=slots, cursor=int(bank.cursor))
+        where = shardings(mesh, jax.eval_shape(resize_to, bank))
+        bank = jax.jit(resize_to, out_shardings=where)(bank)
+    if like.recall is not None:
+        counts = like.recall
+        nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), counts)  # noqa: E731
+        bank = bank._replace(recall=made(mesh, nothing, functools.partial(shardings, mesh)))
+    return bank
 
 
 def _without_empty(tree: Any) -> Any:

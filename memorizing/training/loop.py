@@ -23,7 +23,8 @@ from memorizing.data.batches import Ahead, BatchSettings, batches
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, held, write_whole
-from memorizing.memory.bank import Bank
+from memorizing.memory.bank import Bank, reindexed
+from memorizing.memory.search import make_search, searched_by
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import (
@@ -172,6 +173,7 @@ class StateMaker:
         self.graph, _ = abstract_model(model, memory)
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
         self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
+        self._search = make_search(memory)
         self._accumulates = training.update == "call"
         self._dropout_seed = training.seed if model.dropout else None
 
@@ -191,6 +193,19 @@ class StateMaker:
     def banks(self) -> tuple[Bank, ...]:
         """The memory, empty."""
         return made(self.mesh, lambda: self._carry().banks, functools.partial(shardings, self.mesh))
+
+    def indexed(self, state: TrainState) -> TrainState:
+        """The state, its banks with the index that the search keeps: made anew of those that came without."""
+
+        def with_index(bank: Bank, like: Bank) -> Bank:
+            if jax.tree.structure(bank) == jax.tree.structure(like):
+                return bank
+            index = functools.partial(reindexed, search=self._search)
+            with jax.set_mesh(self.mesh):
+                return jax.jit(index, out_shardings=shardings(self.mesh, jax.eval_shape(index, bank)))(bank)
+
+        like = jax.eval_shape(self._carry).banks
+        return state._replace(carry=state.carry._replace(banks=tuple(map(with_index, state.carry.banks, like))))
 
     def _make(self, with_memory: bool) -> TrainState:
         parameters, carry = self._parameters(), self._carry()
@@ -230,6 +245,7 @@ def resume(
             aside = checkpoints.set_aside(step)
             say(f"{error}: it is now {aside.name}, and the one before it is used")
             continue
+        state = make.indexed(state)
         now = like.carry.banks[0].keys_BHMD.shape[2] if like.carry.banks else 0
         say(f"resuming after step {step}{_memory_kept(before, now, drop_memory)}")
         return step, state
@@ -332,10 +348,13 @@ def describe(
     """A line on what is trained, and on what."""
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     layers = ", ".join(map(str, model.memory_layers))
-    remembers = f"a memory of {memory.size:,} tokens in layer {layers}" if memory.size else "no memory"
+    remembers, device = "no memory", mesh.devices.flat[0]
+    if memory.size:
+        search = searched_by(memory, device.platform)
+        remembers = f"a memory of {memory.size:,} tokens in layer {layers}, searched by {search}"
     return (
         f"{count_parameters(parameters):,} parameters, {remembers}; {batch.rows} rows of {batch.segment_length} tokens "
-        f"on {mesh.size} x {mesh.devices.flat[0].device_kind}" + (f" ({axes})" if mesh.size > 1 else "")
+        f"on {mesh.size} x {device.device_kind}" + (f" ({axes})" if mesh.size > 1 else "")
     )
 
 
@@ -398,6 +417,7 @@ class _Reporter:
         }
         for layer, gates_H in metrics.gates.items():
             values |= {f"gates/layer_{layer}/head_{head}": float(gate) for head, gate in enumerate(gates_H)}
+        values |= {f"recall/layer_{layer}": float(it) for layer, it in metrics.recall.items() if np.isfinite(it)}
         if self._writer is None:
             return
         self._writer.write(step, values)

@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
+from memorizing.memory.bank import recall
 from memorizing.model.transformer import Carry, Parameters, apply_model, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Batch
@@ -68,12 +69,15 @@ class CallMetrics(NamedTuple):
         parameter_norm: of all parameters after the last update; infinite when they are ruined though the loss was not.
         gates: per memory layer (by its number), how far each head's gate is open.
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
+        recall: per memory layer (by its number), the share of true neighbours that the search found, over all rows and
+            heads; not a number while there are none. Only with `Memory.report_recall`.
     """
 
     segments: SegmentMetrics
     parameter_norm: Float[jax.Array, ""]
     gates: dict[int, Float[jax.Array, "H"]]
     memory_fill: Float[jax.Array, ""]
+    recall: dict[int, Float[jax.Array, ""]]
 
 
 type TrainCall = Callable[[TrainState, Batch], tuple[TrainState, CallMetrics]]
@@ -119,6 +123,7 @@ def make_train_call(
         return (state, jax.tree.map(jnp.add, total, gradient)), metrics
 
     def train_call(state: TrainState, batches: Batch) -> tuple[TrainState, CallMetrics]:
+        banks_before = state.carry.banks
         if accumulate:
             nothing = jax.tree.map(jnp.zeros_like, state.parameters)
             (state, gradient), metrics = lax.scan(read_and_add, (state, nothing), batches)
@@ -126,9 +131,10 @@ def make_train_call(
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
             state, metrics = lax.scan(read_and_update, state, batches)
-        reported = CallMetrics(
-            metrics, optax.tree.norm(state.parameters), gates(state.parameters), _memory_fill(state.carry)
-        )
+        opened = gates(state.parameters)
+        shares = [recall(before, after) for before, after in zip(banks_before, state.carry.banks, strict=True)]
+        found = {layer: share for layer, share in zip(opened, shares, strict=False) if share is not None}
+        reported = CallMetrics(metrics, optax.tree.norm(state.parameters), opened, _memory_fill(state.carry), found)
         return state, everywhere(reported)
 
     return jax.jit(train_call, donate_argnums=0)

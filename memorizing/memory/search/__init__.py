@@ -20,7 +20,7 @@ from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.native import Native, missing
 from memorizing.memory.settings import MemorySettings
 
-__all__ = ["NO_INDEX", "Index", "Keys", "Neighbours", "Search", "chosen", "make_search"]
+__all__ = ["NO_INDEX", "Index", "Keys", "Neighbours", "Search", "chosen", "make_search", "searched_by"]
 
 
 def make_search(settings: MemorySettings) -> Search:
@@ -42,6 +42,15 @@ def chosen(settings: MemorySettings, platform: str) -> str:
     if platform == "cpu":
         return "blocked" if missing() else "native"
     return {"tpu": "approximate"}.get(platform, "blocked")
+
+
+def searched_by(settings: MemorySettings, platform: str) -> str:
+    """What a person is told of the search: which, and why not the one that the platform should have."""
+    name = chosen(settings, platform)
+    told = f"`{name}`" + (" (chosen for this device)" if settings.search == "auto" else "")
+    if settings.search == "auto" and platform == "cpu" and missing():
+        told += f"; `native` would be faster: {missing()}"
+    return told
 
 
 def _named(name: str, settings: MemorySettings) -> Search:

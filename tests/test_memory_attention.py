@@ -1,0 +1,71 @@
+"""Counting what a search finds, beside reading with it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from memorizing.memory.bank import append, clear, empty_bank, recall
+from memorizing.memory.search.binned import Binned
+from memorizing.memory.search.contract import Keys, Search
+from memorizing.memory.search.exact import Exact
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.memory_attention import SAMPLED, attend_to_memory
+from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
+
+ROWS, HEADS, TOKENS, SIZE, SLOTS, NEIGHBOURS = 2, 2, 16, 8, 1024, 48
+MEMORY = MemorySettings(size=SLOTS, neighbours=NEIGHBOURS, dtype="float32", report_recall=True)
+
+
+def bank_and_query():
+    keys, query = (
+        jax.random.normal(jax.random.key(seed), (ROWS, HEADS, tokens, SIZE))
+        for seed, tokens in ((0, SLOTS), (1, TOKENS))
+    )
+    bank = empty_bank(ROWS, HEADS, SIZE, MEMORY)
+    return append(clear(bank, np.array([True, True])), keys, -keys, Search()), query
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_counts_are_those_of_the_sampled_queries(devices):
+    bank, query = bank_and_query()
+    search = Binned(recall_target=0.1)  # 128 bins: misses many of 48
+    mesh = make_mesh(
+        MeshSettings(data=2, model=2, memory=2) if devices == 8 else MeshSettings(), jax.devices()[:devices]
+    )
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(bank, shardings(mesh, bank))
+        _, _, counted = jax.jit(lambda query, bank: attend_to_memory(query, bank, search, NEIGHBOURS))(query, placed)
+    places, parts = np.arange(SAMPLED) * TOKENS // SAMPLED, SLOTS // (2 if devices == 8 else 1)
+    found, every = np.zeros((ROWS, HEADS)), jnp.ones((ROWS, SLOTS), bool)
+    wanted = Exact()(query, Keys(bank.keys_BHMD), every, NEIGHBOURS).slots_BHNK[:, :, places]
+    candidates = []
+    for first in range(0, SLOTS, parts):  # each device's own
+        some = Keys(bank.keys_BHMD[:, :, first : first + parts])
+        got = search(query[:, :, places], some, every[:, :parts], NEIGHBOURS)
+        candidates.append((got.scores_BHNK, got.slots_BHNK + first))
+    scores, slots = (np.concatenate(part, axis=-1) for part in zip(*candidates, strict=True))
+    best = np.take_along_axis(slots, np.argsort(-scores, axis=-1)[..., :NEIGHBOURS], axis=-1)
+    for row, head in np.ndindex(ROWS, HEADS):
+        pairs = zip(np.asarray(wanted[row, head]), best[row, head], strict=True)
+        found[row, head] = sum(len(set(one) & set(other)) for one, other in pairs)
+    np.testing.assert_array_equal(counted.found_BH, found)
+    np.testing.assert_array_equal(counted.wanted_BH, np.full((ROWS, HEADS), SAMPLED * NEIGHBOURS))
+    assert 0.3 < found.sum() / counted.wanted_BH.sum() < 0.99
+
+
+def test_rows_without_a_memory_have_no_neighbours_to_find():
+    bank, query = bank_and_query()
+    bank = clear(bank, np.array([False, True]))
+    _, has_memory, counted = attend_to_memory(query, bank, Exact(), NEIGHBOURS)
+    assert has_memory.tolist() == [True, False]
+    assert (counted.wanted_BH[0] > 0).all() and (counted.wanted_BH[1] == 0).all()
+    after = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
+    assert recall(bank, after) == 1.0
+    assert np.isnan(recall(after, after))
+    assert recall(bank._replace(recall=None), after) is None
+
+
+def test_nothing_is_counted_unless_asked_for():
+    bank, query = bank_and_query()
+    assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBOURS)[2] is None
