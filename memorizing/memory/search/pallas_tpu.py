@@ -1,17 +1,19 @@
-"""`binned` as one TPU kernel: the scores are made, binned and selected from on the chip, and never leave it.
+"""`binned` as one TPU kernel: scores are made, binned and selected from on the chip, and never leave it.
 
-    grid (B, H, N blocks, M blocks)       of a block of slots, for each 128 bins and each stride s over all bins:
-    keys in, block by block            scores = queries . keys^T (matrix unit)  ->  better than the bin's best?  (vector unit)
-    best_NR, stride_NR in VMEM         carried over the blocks of M
-    after the last                     transposed, so that 128 queries lie side by side: a bitonic top-K of the R bins
+    grid (B, H, N blocks, M blocks)    M innermost; of each block, for 128 bins and each stride over all bins at a time:
+    keys stream in                     scores = queries . keys     on the matrix unit
+    best_NR, stride_NR stay            better than the bin's?      on the vector unit, meanwhile
+    with the last block                transposed, so that 128 queries lie side by side; bitonic top-K of the R bins
 
-A tile of scores takes the matrix unit 2 cycles (D up to 128), in which the vector unit could do 8 operations and here
-does 4 (mask, compare, two selects); so the product sets the pace. Blocks of 512 queries use a tile of keys often enough
-to hide its loading, and 4,096 slots make steps long enough to hide what begins and ends them, within 16 MiB of VMEM.
+A register of scores takes the matrix units 2 cycles (D up to 128), in which the vector units could do 8 operations and
+here do 4 (mask, compare, two selects): the product sets the pace. 512 queries use what is loaded of the keys often
+enough to hide the loading; 4,096 slots make steps long enough for what begins and ends a step not to count. See
+tests/integration/test_search_tpu.py for what the compiler says of it.
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -27,21 +29,27 @@ SUBLANES = 8
 """Rows of a vector register, of `LANES` numbers each."""
 
 MOST_SELECTED = 64
-"""More neighbours than these are selected outside: within, the unrolled network would take minutes to compile."""
+"""More neighbours than these are selected by XLA: their network of comparisons would be too long to write out."""
+
+ACCUMULATED = 2**19
+"""Bins of all queries of a block, at most: 8 bytes each, 4 MiB."""
+
+VMEM_LIMIT = 32 * 2**20
+"""Bytes, of 64 MiB or more that these chips have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PallasTPU(Search):
-    """The best of each of many bins, fused with the scores; the slots are those of `Binned`.
+    """The best of each of many bins, fused with the scores; finds what `Binned` finds.
 
-    Float32 keys are multiplied in full precision, at several times the cost of bfloat16. Keys in 8 bits become of the
-    queries' dtype on the chip.
+    Float32 keys are multiplied in full precision, at six times the cost of bfloat16. Keys in 8 bits are converted to
+    the queries' dtype on the chip.
 
     Attributes:
         recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
         query_block: queries that are scored at a time, at most; a multiple of 128.
-        slot_block: slots that they are scored with at a time, at most; at least one for each bin are.
-        interpret: runs the kernel's steps on any device, slowly: for tests.
+        slot_block: slots that they are scored with at a time, at most; but at least one for each bin.
+        interpret: run the kernel's steps on any device, slowly: for tests.
     """
 
     recall_target: float = 0.95
@@ -52,52 +60,55 @@ class PallasTPU(Search):
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
         queries_BHND, keys = lax.stop_gradient((queries_BHND, keys))
         rows, heads, tokens, features = queries_BHND.shape
-        slots = valid_BM.shape[1]
-        bins = bins_for(self.recall_target, neighbours)
+        slots, bins = valid_BM.shape[1], bins_for(self.recall_target, neighbours)
         strides = strides_of_block(slots, bins, self.slot_block)
-        slot_block = strides * bins
-        # Both accumulators, 8 bytes for each query and bin, are to take 4 MiB at most.
-        query_block = max(LANES, min(self.query_block, 2**19 // bins // LANES * LANES, -(-tokens // LANES) * LANES))
-        query_blocks, slot_blocks = -(-tokens // query_block), -(-slots // slot_block)
+        query_block = max(LANES, min(self.query_block, ACCUMULATED // bins // LANES * LANES, round_up(tokens, LANES)))
+        slot_block, padded = strides * bins, round_up(tokens, query_block)
+        grid = (rows, heads, padded // query_block, pl.cdiv(slots, slot_block))
 
-        vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
-        dtype = vectors_BHMD.dtype if scales_BHM is None else queries_BHND.dtype
-        queries_BHND = pad(queries_BHND.astype(dtype), 2, query_blocks * query_block)
-        # A last block that reaches beyond the keys reads anything there: `offsets` see to it that it does not count.
-        offsets_B1M = pad(jnp.where(valid_BM, 0.0, -jnp.inf)[:, None], 2, slot_blocks * slot_block, -jnp.inf)
-        if slots < slot_block:
-            vectors_BHMD = pad(vectors_BHMD, 2, slot_block)
-            scales_BHM = None if scales_BHM is None else pad(scales_BHM, 2, slot_block)
-        operands = [queries_BHND, vectors_BHMD, offsets_B1M]
+        dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
+        # What a last block reads beyond the keys is anything: these see to it that it does not count.
+        offsets_B1M = pad(jnp.where(valid_BM, 0.0, -jnp.inf)[:, None], 2, grid[3] * slot_block, -jnp.inf)
+        # As XLA lays out heads of other sizes than a register's width: anything else would copy the memory.
+        is_turned = features % LANES != 0
+        vectors = pad(keys.vectors_BHMD, 2, slot_block)
+        operands = [
+            pad(queries_BHND.astype(dtype), 2, padded),
+            vectors.swapaxes(2, 3) if is_turned else vectors,
+            offsets_B1M,
+        ]
         in_specs = [
             pl.BlockSpec((None, None, query_block, features), lambda b, h, n, m: (b, h, n, 0)),
-            pl.BlockSpec((None, None, slot_block, features), lambda b, h, n, m: (b, h, m, 0)),
+            pl.BlockSpec((None, None, features, slot_block), lambda b, h, n, m: (b, h, 0, m))
+            if is_turned
+            else pl.BlockSpec((None, None, slot_block, features), lambda b, h, n, m: (b, h, m, 0)),
             pl.BlockSpec((None, 1, slot_block), lambda b, h, n, m: (b, 0, m)),
         ]
-        if scales_BHM is not None:
-            operands.append(scales_BHM[:, :, None].astype(jnp.float32))
-            in_specs.append(pl.BlockSpec((None, None, 1, slot_block), lambda b, h, n, m: (b, h, 0, m)))
+        if keys.scales_BHM is not None:
+            # Those of all heads: one head's rows do not lie together.
+            operands.append(pad(keys.scales_BHM.astype(jnp.float32), 2, slot_block))
+            in_specs.append(pl.BlockSpec((None, heads, slot_block), lambda b, h, n, m: (b, 0, m)))
         selects = selects_inside(bins, neighbours)
         found = power_of_two(neighbours) if selects else bins
+        kernel = functools.partial(
+            search_block,
+            strides=strides,
+            is_turned=is_turned,
+            is_scaled=keys.scales_BHM is not None,
+            selects=selects,
+            floor=just_below(self.minimum_score),
+        )
         winners = pl.pallas_call(
-            functools.partial(
-                search_block,
-                strides=strides,
-                selects=selects,
-                floor=just_below(self.minimum_score),
-                scaled=scales_BHM is not None,
-            ),
-            grid=(rows, heads, query_blocks, slot_blocks),
+            kernel,
+            grid=grid,
             in_specs=in_specs,
             out_specs=[pl.BlockSpec((None, None, found, query_block), lambda b, h, n, m: (b, h, 0, n))] * 2,
-            out_shape=[
-                jax.ShapeDtypeStruct((rows, heads, found, query_blocks * query_block), dtype)
-                for dtype in (jnp.float32, jnp.int32)
-            ],
-            scratch_shapes=[pltpu.VMEM((query_block, bins), dtype) for dtype in (jnp.float32, jnp.int32)],
+            out_shape=[jax.ShapeDtypeStruct((rows, heads, found, padded), kind) for kind in (jnp.float32, jnp.int32)],
+            scratch_shapes=[pltpu.VMEM((query_block, bins), kind) for kind in (jnp.float32, jnp.int32)],
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
             ),
+            cost_estimate=cost(operands, grid[2], bins, found if selects else 0),
             interpret=self.interpret,
             name="binned_search",
         )(*operands)
@@ -107,11 +118,8 @@ class PallasTPU(Search):
         return Neighbours(scores_BHNK[..., :neighbours], slots_BHNK[..., :neighbours])
 
 
-VMEM_LIMIT = 32 * 2**20
-
-
 def strides_of_block(slots: int, bins: int, slot_block: int) -> int:
-    """How many times a block of slots goes over all bins: as often as `slot_block` has room, dividing `slots` if it can."""
+    """How many times a block of slots goes over all bins: as often as it has room for, dividing `slots` if it can."""
     most = max(1, min(slot_block, slots) // bins)
     if slots % bins:
         return most
@@ -128,96 +136,150 @@ def power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-number // multiple) * multiple
+
+
 def just_below(minimum_score: float | None) -> float:
-    """What the bins start with: only what is larger can replace it, so that a minimum costs nothing more."""
+    """What the bins start with: only what is larger replaces it, so that a minimum costs nothing more."""
     if minimum_score is None:
-        return -np.inf
+        return -math.inf
     return float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
 
 
 def pad(part: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
-    """`part` made `size` long along the axis."""
-    padding = [(0, size - part.shape[axis] if at == axis else 0) for at in range(part.ndim)]
-    return jnp.pad(part, padding, constant_values=value) if size > part.shape[axis] else part
+    """`part` made at least `size` long along the axis."""
+    missing = max(size - part.shape[axis], 0)
+    if not missing:
+        return part
+    padding = [(0, missing if at == axis else 0) for at in range(part.ndim)]
+    return jnp.pad(part, padding, constant_values=jnp.asarray(value, part.dtype))
 
 
-def search_block(queries_ND, keys_MD, offsets_1M, *refs, strides: int, selects: bool, floor: float, scaled: bool):
-    """One step of the grid: the bins' best so far, and with the last block of slots, what is returned."""
-    *scales_1M, scores_KN, slots_KN, best_NR, stride_NR = refs
-    block, blocks = pl.program_id(3), pl.num_programs(3)
+def cost(operands: list[jax.Array], query_blocks: int, bins: int, selected: int) -> pl.CostEstimate:
+    """What XLA is to think that the kernel takes: the product, and the selection in the time of a product as long.
+
+    A vector unit's operation on one number takes as long as 32 FLOPs of the matrix units: 4 x 1,024 of the one and
+    4 x 128 x 128 x 2 of the other in a cycle. One comparison takes 12 of them, as scheduled; those of scores with
+    their bins go on beside the product.
+    """
+    queries, vectors, offsets, *scales = operands
+    rows, heads, tokens, features = queries.shape
+    passes = 6 if queries.dtype == jnp.float32 else 1
+    comparisons = 0
+    if selected:
+        steps = int(math.log2(selected))
+        comparisons = steps * (steps + 1) // 2 * bins // 2
+        left = bins
+        while left > SUBLANES * selected:
+            left //= 2
+            comparisons += left + steps * left // 2
+        comparisons += 3 * (left + steps * left // 2)
+    searches = rows * heads * tokens
+    read = query_blocks * (vectors.nbytes + heads * (offsets.nbytes + sum(part.nbytes for part in scales)))
+    return pl.CostEstimate(
+        flops=searches * (2 * passes * offsets.shape[2] * round_up(features, LANES) + 32 * 12 * comparisons),
+        bytes_accessed=queries.nbytes + read + 8 * searches * (selected or bins),
+        transcendentals=0,
+    )
+
+
+def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_scaled, selects, floor):
+    """One step of the grid: the best of each bin so far; and with the last block of slots, what is found."""
+    *scales_HM, scores_KN, slots_KN, best_NR, stride_NR = refs
+    block, head, bins = pl.program_id(3), pl.program_id(1), best_NR.shape[1]
 
     @pl.when(block == 0)
     def start():
         best_NR[...] = jnp.full(best_NR.shape, floor, jnp.float32)
         stride_NR[...] = jnp.zeros(stride_NR.shape, jnp.int32)
 
-    bins = best_NR.shape[1]
-    # In full, and not in the one pass of bfloat16 that is the default: who keeps keys in float32 has a reason.
-    precision = lax.Precision.HIGHEST if queries_ND.dtype == jnp.float32 else None
     for first in range(0, bins, LANES):
         lanes = slice(first, first + LANES)
         best, stride = best_NR[:, lanes], stride_NR[:, lanes]
         for step in range(strides):
             slots = slice(step * bins + first, step * bins + first + LANES)
-            scores = lax.dot_general(
-                queries_ND[...],
-                keys_MD[slots, :].astype(queries_ND.dtype),
-                (((1,), (1,)), ((), ())),
-                precision=precision,
-                preferred_element_type=jnp.float32,
-            )
-            if scaled:
-                scores = scores * scales_1M[0][:, slots]
+            scores = products(queries_ND[...], keys[:, slots] if is_turned else keys[slots, :], is_turned)
+            if is_scaled:
+                scores = scores * scales_HM[0][pl.ds(head, 1), slots]
             scores = scores + offsets_1M[:, slots]
             is_better = scores > best  # not where equal: the lower slot stays; nor where one is NaN
             best = jnp.where(is_better, scores, best)
             stride = jnp.where(is_better, block * strides + step, stride)
         best_NR[:, lanes], stride_NR[:, lanes] = best, stride
 
-    @pl.when(block == blocks - 1)
+    @pl.when(block == pl.num_programs(3) - 1)
     def finish():
         @pl.loop(0, best_NR.shape[0], step=LANES)
         def of_queries(first):
             queries = pl.ds(pl.multiple_of(first, LANES), LANES)
-            scores, strides = best_NR[queries, :].T, stride_NR[queries, :].T
-            slots = strides * bins + lax.broadcasted_iota(jnp.int32, strides.shape, 0)
-            scores = jnp.where(scores > floor, scores, -jnp.inf)
-            if selects:
-                scores, slots = top(scores, slots, scores_KN.shape[0])
-            scores_KN[:, queries], slots_KN[:, queries] = scores, slots
+            scores_RN, strides_RN = best_NR[queries, :].T, stride_NR[queries, :].T
+            slots_RN = strides_RN * bins + lax.broadcasted_iota(jnp.int32, strides_RN.shape, 0)
+            scores_RN = jnp.where(scores_RN > floor, scores_RN, -jnp.inf)
+            found = top(scores_RN, slots_RN, scores_KN.shape[0]) if selects else (scores_RN, slots_RN)
+            scores_KN[:, queries], slots_KN[:, queries] = found
+
+
+def products(queries_ND: jax.Array, keys: jax.Array, is_turned: bool) -> jax.Array:
+    """Scores `[N, M]` of keys `[M, D]`, or turned `[D, M]`."""
+    return lax.dot_general(
+        queries_ND,
+        keys.astype(queries_ND.dtype),
+        (((1,), (0 if is_turned else 1,)), ((), ())),
+        # In full, not in the one pass of bfloat16 that is the default: who keeps keys in float32 has a reason.
+        precision=lax.Precision.HIGHEST if queries_ND.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
 
 
 Pair = tuple[jax.Array, jax.Array]
-"""Scores and slots, of the same shape."""
+"""Scores, as integers in the same order, and slots; of one shape."""
 
 
-def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> Pair:
-    """The best of each column, best first: `neighbours`, a power of two, from at least eight times as many.
+def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> tuple[jax.Array, jax.Array]:
+    """The best of each column, best first: `neighbours`, a power of two, of at least eight times as many.
 
-    Each of the eight sublanes at first has lists of its own, which lie along registers: so almost all comparisons are
-    of one register with another, and nothing moves within them until the eight lists that are left are merged.
+    Each of the eight sublanes has lists of its own, which lie along registers: so almost all comparisons are of one
+    register with another, and nothing moves within them until the last eight lists are merged.
     """
     # [R, N] -> [R / 8, 8, N]: bin r in sublane r mod 8.
-    pair = tuple(part.reshape(-1, SUBLANES, part.shape[-1]) for part in (scores_RN, slots_RN))
+    shape = (-1, SUBLANES, scores_RN.shape[1])
+    pair = ordered(scores_RN).reshape(shape), slots_RN.reshape(shape)
     size = 2
-    while size <= neighbours:  # lists of 1, 2, 4 .. sorted up and down by turns, and merged
+    while size <= neighbours:  # lists of 1, 2, 4 .. that go down and up by turns, each two merged
         pair = sort_bitonic(pair, size)
         size *= 2
-    while pair[0].shape[0] > neighbours:  # of two lists, down and up, the better half is bitonic again
-        lists = tuple(part.reshape(-1, 2, neighbours, *part.shape[1:]) for part in pair)
-        better, _ = exchange(*(tuple(part[:, which] for part in lists) for which in (0, 1)))
-        pair = sort_bitonic(tuple(part.reshape(-1, *part.shape[2:]) for part in better), neighbours)
+    while pair[0].shape[0] > neighbours:  # of two lists, one down and one up, the better half is bitonic again
+        lists = [part.reshape(-1, 2, neighbours, *part.shape[1:]) for part in pair]
+        (scores, slots), _ = exchange((lists[0][:, 0], lists[1][:, 0]), (lists[0][:, 1], lists[1][:, 1]))
+        shape = (-1, *pair[0].shape[1:])
+        pair = sort_bitonic((scores.reshape(shape), slots.reshape(shape)), neighbours)
     for shift in (4, 2, 1):
-        other = tuple(backwards(pltpu.roll(part, shift, 1)) for part in pair)
-        pair = sort_bitonic(exchange(pair, other)[0], neighbours)
-    return tuple(part[:, 0] for part in pair)
+        scores, slots = (backwards(pltpu.roll(part, shift, 1)) for part in pair)
+        better, _ = exchange(pair, (scores, slots))
+        pair = sort_bitonic(better, neighbours)
+    scores, slots = (part[:, 0] for part in pair)
+    return lax.bitcast_convert_type(flipped(scores), jnp.float32), slots
+
+
+def ordered(scores: jax.Array) -> jax.Array:
+    """Integers in the order of the floats; these have no negative zero, since each was added to an offset."""
+    return flipped(lax.bitcast_convert_type(scores, jnp.int32))
+
+
+def flipped(bits: jax.Array) -> jax.Array:
+    """Of negative numbers all bits but the sign: from the floats' order to that of integers, and back."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def exchange(first: Pair, second: Pair) -> tuple[Pair, Pair]:
     """The better and the worse, elementwise: the higher score, or of equal ones the lower slot."""
-    is_first = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
-    better = tuple(jnp.where(is_first, one, other) for one, other in zip(first, second, strict=True))
-    worse = tuple(jnp.where(is_first, other, one) for one, other in zip(first, second, strict=True))
+    # As `first > second or (equal and lower)`, without masks to be combined: a lower slot makes up for equality.
+    is_lower = (first[1] - second[1]) >> 31  # -1 or 0
+    is_first = first[0] > second[0] + is_lower
+    better = jnp.where(is_first, first[0], second[0]), jnp.where(is_first, first[1], second[1])
+    worse = jnp.where(is_first, second[0], first[0]), jnp.where(is_first, second[1], first[1])
     return better, worse
 
 
@@ -234,16 +296,15 @@ def compare(pair: Pair, size: int, distance: int) -> Pair:
     """Each with the one `distance` on; lists of `size` go down and up by turns."""
     length, rest = pair[0].shape[0], pair[0].shape[1:]
     turns = 2 if length > size else 1
-    shape = (length // size // turns, turns, size // distance // 2, 2, distance, *rest)
-    split = tuple(part.reshape(shape) for part in pair)
-    sorted_ = []
+    shape = (length // size // turns, turns, size // distance // 2, 2, distance)
+    done = []
     for turn in range(turns):
-        halves = exchange(*(tuple(part[:, turn, :, which] for part in split) for which in (0, 1)))
-        sorted_.append(halves if turn == 0 else halves[::-1])
-    return tuple(
-        jnp.stack([jnp.stack([half[which] for half in halves], 2) for halves in sorted_], 1).reshape(length, *rest)
-        for which in (0, 1)
-    )
+        scores, slots = (part.reshape(*shape, *rest)[:, turn] for part in pair)
+        better, worse = exchange((scores[:, :, 0], slots[:, :, 0]), (scores[:, :, 1], slots[:, :, 1]))
+        above, below = (better, worse) if turn == 0 else (worse, better)
+        done.append([jnp.stack([one, other], 2) for one, other in zip(above, below, strict=True)])
+    scores, slots = (jnp.stack(parts, 1).reshape(length, *rest) for parts in zip(*done, strict=True))
+    return scores, slots
 
 
 def backwards(part: jax.Array) -> jax.Array:
