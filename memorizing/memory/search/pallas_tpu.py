@@ -234,10 +234,10 @@ def products(queries_ND: jax.Array, keys: jax.Array, is_turned: bool) -> jax.Arr
 
 
 Pair = tuple[jax.Array, jax.Array]
-"""Scores, as integers in the same order, and slots; of one shape."""
+"""Scores and slots, of one shape."""
 
 
-def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> tuple[jax.Array, jax.Array]:
+def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> Pair:
     """The best of each column, best first: `neighbours`, a power of two, of at least eight times as many.
 
     Each of the eight sublanes has lists of its own, which lie along registers: so almost all comparisons are of one
@@ -245,66 +245,48 @@ def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> tuple[jax
     """
     # [R, N] -> [R / 8, 8, N]: bin r in sublane r mod 8.
     shape = (-1, SUBLANES, scores_RN.shape[1])
-    pair = ordered(scores_RN).reshape(shape), slots_RN.reshape(shape)
+    pair = scores_RN.reshape(shape), slots_RN.reshape(shape)
     size = 2
     while size <= neighbours:  # lists of 1, 2, 4 .. that go down and up by turns, each two merged
-        pair = sort_bitonic(pair, size)
+        pair = merge(pair, size)
         size *= 2
-    while pair[0].shape[0] > neighbours:  # of two lists, one down and one up, the better half is bitonic again
-        lists = [part.reshape(-1, 2, neighbours, *part.shape[1:]) for part in pair]
-        (scores, slots), _ = exchange((lists[0][:, 0], lists[1][:, 0]), (lists[0][:, 1], lists[1][:, 1]))
-        shape = (-1, *pair[0].shape[1:])
-        pair = sort_bitonic((scores.reshape(shape), slots.reshape(shape)), neighbours)
+    while pair[0].shape[0] > neighbours:  # of two lists, one down and one up, the better of each two are bitonic again
+        scores, slots = (part.reshape(-1, 2, neighbours, *shape[1:]) for part in pair)
+        (scores, slots), _ = exchange((scores[:, 0], slots[:, 0]), (scores[:, 1], slots[:, 1]))
+        pair = merge((scores.reshape(shape), slots.reshape(shape)), neighbours)
     for shift in (4, 2, 1):
         scores, slots = (backwards(pltpu.roll(part, shift, 1)) for part in pair)
         better, _ = exchange(pair, (scores, slots))
-        pair = sort_bitonic(better, neighbours)
-    scores, slots = (part[:, 0] for part in pair)
-    return lax.bitcast_convert_type(flipped(scores), jnp.float32), slots
+        pair = merge(better, neighbours)
+    return pair[0][:, 0], pair[1][:, 0]
 
 
-def ordered(scores: jax.Array) -> jax.Array:
-    """Integers in the order of the floats; these have no negative zero, since each was added to an offset."""
-    return flipped(lax.bitcast_convert_type(scores, jnp.int32))
-
-
-def flipped(bits: jax.Array) -> jax.Array:
-    """Of negative numbers all bits but the sign: from the floats' order to that of integers, and back."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
-def exchange(first: Pair, second: Pair) -> tuple[Pair, Pair]:
-    """The better and the worse, elementwise: the higher score, or of equal ones the lower slot."""
-    # As `first > second or (equal and lower)`, without masks to be combined: a lower slot makes up for equality.
-    is_lower = (first[1] - second[1]) >> 31  # -1 or 0
-    is_first = first[0] > second[0] + is_lower
-    better = jnp.where(is_first, first[0], second[0]), jnp.where(is_first, first[1], second[1])
-    worse = jnp.where(is_first, second[0], first[0]), jnp.where(is_first, second[1], first[1])
-    return better, worse
-
-
-def sort_bitonic(pair: Pair, size: int) -> Pair:
+def merge(pair: Pair, size: int) -> Pair:
     """Sorts bitonic lists of `size` along the first axis: the first best first, the second best last, and so on."""
+    length, rest = pair[0].shape[0], pair[0].shape[1:]
+    turns = 2 if length > size else 1
     distance = size // 2
     while distance:
-        pair = compare(pair, size, distance)
+        shape = (length // size // turns, turns, size // distance // 2, 2, distance, *rest)
+        scores, slots = (part.reshape(shape) for part in pair)
+        done = []
+        for turn in range(turns):
+            first, second = ((scores[:, turn, :, one], slots[:, turn, :, one]) for one in (0, 1))
+            better, worse = exchange(first, second)
+            above, below = (better, worse) if turn == 0 else (worse, better)
+            done.append([jnp.stack(parts, 2) for parts in zip(above, below, strict=True)])
+        scores, slots = (jnp.stack(parts, 1).reshape(length, *rest) for parts in zip(*done, strict=True))
+        pair = scores, slots
         distance //= 2
     return pair
 
 
-def compare(pair: Pair, size: int, distance: int) -> Pair:
-    """Each with the one `distance` on; lists of `size` go down and up by turns."""
-    length, rest = pair[0].shape[0], pair[0].shape[1:]
-    turns = 2 if length > size else 1
-    shape = (length // size // turns, turns, size // distance // 2, 2, distance)
-    done = []
-    for turn in range(turns):
-        scores, slots = (part.reshape(*shape, *rest)[:, turn] for part in pair)
-        better, worse = exchange((scores[:, :, 0], slots[:, :, 0]), (scores[:, :, 1], slots[:, :, 1]))
-        above, below = (better, worse) if turn == 0 else (worse, better)
-        done.append([jnp.stack([one, other], 2) for one, other in zip(above, below, strict=True)])
-    scores, slots = (jnp.stack(parts, 1).reshape(length, *rest) for parts in zip(*done, strict=True))
-    return scores, slots
+def exchange(first: Pair, second: Pair) -> tuple[Pair, Pair]:
+    """The better and the worse, elementwise: the higher score, or of equal ones the lower slot."""
+    is_first = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
+    better = jnp.where(is_first, first[0], second[0]), jnp.where(is_first, first[1], second[1])
+    worse = jnp.where(is_first, second[0], first[0]), jnp.where(is_first, second[1], first[1])
+    return better, worse
 
 
 def backwards(part: jax.Array) -> jax.Array:
