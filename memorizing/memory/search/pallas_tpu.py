@@ -202,7 +202,7 @@ def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_sca
             slots = slice(step * bins + first, step * bins + first + LANES)
             scores = products(queries_ND[...], keys[:, slots] if is_turned else keys[slots, :], is_turned)
             if is_scaled:
-                scores = scores * scales_HM[0][pl.ds(head, 1), slots]
+                scores = scores * row_of(scales_HM[0][:, slots], head)
             scores = scores + offsets_1M[:, slots]
             is_better = scores > best  # not where equal: the lower slot stays; nor where one is NaN
             best = jnp.where(is_better, scores, best)
@@ -219,6 +219,12 @@ def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_sca
             scores_RN = jnp.where(scores_RN > floor, scores_RN, -jnp.inf)
             found = top(scores_RN, slots_RN, scores_KN.shape[0]) if selects else (scores_RN, slots_RN)
             scores_KN[:, queries], slots_KN[:, queries] = found
+
+
+def row_of(part_HM: jax.Array, head: jax.Array) -> jax.Array:
+    """One row `[1, M]`; by a sum, because rows cannot be addressed by what is only known as the kernel runs."""
+    heads = lax.broadcasted_iota(jnp.int32, part_HM.shape, 0)
+    return jnp.where(heads == head, part_HM, 0.0).sum(0, keepdims=True)
 
 
 def products(queries_ND: jax.Array, keys: jax.Array, is_turned: bool) -> jax.Array:
