@@ -71,7 +71,7 @@ def test_memories_that_hold_little(share_valid):
     assert (np.asarray(ours.scores_BHNK) == -np.inf).sum() > 0
 
 
-@pytest.mark.parametrize("minimum_score", [-3.0, 5.0])
+@pytest.mark.parametrize("minimum_score", [0.0, 5.0])
 def test_scores_below_the_minimum_do_not_count(minimum_score):
     queries, keys, valid = inputs((1, 2, 4, 300, 4))
     ours = found(PallasTPU(interpret=True, minimum_score=minimum_score), queries, Keys(keys), valid, 4)

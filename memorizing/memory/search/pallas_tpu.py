@@ -145,7 +145,11 @@ def just_below(minimum_score: float | None) -> float:
     """What the bins start with: only what is larger replaces it, so that a minimum costs nothing more."""
     if minimum_score is None:
         return -math.inf
-    return float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
+    below = float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
+    smallest = float(np.finfo(np.float32).tiny)
+    if abs(below) < smallest:  # chips take that for zero
+        return 0.0 if minimum_score > 0 else -smallest
+    return below
 
 
 def pad(part: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
