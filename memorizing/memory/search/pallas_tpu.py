@@ -1,0 +1,304 @@
+"""`binned` as one TPU kernel: scores are made, binned and selected from on the chip, and never leave it.
+
+    grid (B, H, N blocks, M blocks)    M innermost; of each block, for 128 bins and each stride over all bins at a time:
+    keys stream in                     scores = queries . keys     on the matrix unit
+    best_NR, stride_NR stay            better than the bin's?      on the vector unit, meanwhile
+    with the last block                transposed, so that 128 queries lie side by side; bitonic top-K of the R bins
+
+A register of scores takes the matrix units 2 cycles (D up to 128), in which the vector units could do 8 operations and
+here do 4 (mask, compare, two selects): the product sets the pace. 512 queries use what is loaded of the keys often
+enough to hide the loading; 4,096 slots make steps long enough for what begins and ends a step not to count. See
+tests/integration/test_search_tpu.py for what the compiler says of it.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from memorizing.memory.search.binned import LANES, bins_for, top_winners
+from memorizing.memory.search.contract import Keys, Neighbours, Search
+
+SUBLANES = 8
+"""Rows of a vector register, of `LANES` numbers each."""
+
+MOST_SELECTED = 64
+"""More neighbours than these are selected by XLA: their network of comparisons would be too long to write out."""
+
+ACCUMULATED = 2**19
+"""Bins of all queries of a block, at most: 8 bytes each, 4 MiB."""
+
+VMEM_LIMIT = 32 * 2**20
+"""Bytes, of 64 MiB or more that these chips have."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PallasTPU(Search):
+    """The best of each of many bins, fused with the scores; finds what `Binned` finds.
+
+    Float32 keys are multiplied in full precision, at six times the cost of bfloat16. Keys in 8 bits are converted to
+    the queries' dtype on the chip.
+
+    Attributes:
+        recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
+        query_block: queries that are scored at a time, at most; a multiple of 128.
+        slot_block: slots that they are scored with at a time, at most; but at least one for each bin.
+        interpret: run the kernel's steps on any device, slowly: for tests.
+    """
+
+    recall_target: float = 0.95
+    query_block: int = 512
+    slot_block: int = 4096
+    interpret: bool = False
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        queries_BHND, keys = lax.stop_gradient((queries_BHND, keys))
+        rows, heads, tokens, features = queries_BHND.shape
+        slots, bins = valid_BM.shape[1], bins_for(self.recall_target, neighbours)
+        strides = strides_of_block(slots, bins, self.slot_block)
+        query_block = max(LANES, min(self.query_block, ACCUMULATED // bins // LANES * LANES, round_up(tokens, LANES)))
+        slot_block, padded = strides * bins, round_up(tokens, query_block)
+        grid = (rows, heads, padded // query_block, pl.cdiv(slots, slot_block))
+
+        dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
+        # What a last block reads beyond the keys is anything: these see to it that it does not count.
+        offsets_B1M = pad(jnp.where(valid_BM, 0.0, -jnp.inf)[:, None], 2, grid[3] * slot_block, -jnp.inf)
+        # As XLA lays out heads of other sizes than a register's width: anything else would copy the memory.
+        is_turned = features % LANES != 0
+        vectors = pad(keys.vectors_BHMD, 2, slot_block)
+        operands = [
+            pad(queries_BHND.astype(dtype), 2, padded),
+            vectors.swapaxes(2, 3) if is_turned else vectors,
+            offsets_B1M,
+        ]
+        in_specs = [
+            pl.BlockSpec((None, None, query_block, features), lambda b, h, n, m: (b, h, n, 0)),
+            pl.BlockSpec((None, None, features, slot_block), lambda b, h, n, m: (b, h, 0, m))
+            if is_turned
+            else pl.BlockSpec((None, None, slot_block, features), lambda b, h, n, m: (b, h, m, 0)),
+            pl.BlockSpec((None, 1, slot_block), lambda b, h, n, m: (b, 0, m)),
+        ]
+        if keys.scales_BHM is not None:
+            # Those of all heads: one head's rows do not lie together.
+            operands.append(pad(keys.scales_BHM.astype(jnp.float32), 2, slot_block))
+            in_specs.append(pl.BlockSpec((None, heads, slot_block), lambda b, h, n, m: (b, 0, m)))
+        selects = selects_inside(bins, neighbours)
+        found = power_of_two(neighbours) if selects else bins
+        kernel = functools.partial(
+            search_block,
+            strides=strides,
+            is_turned=is_turned,
+            is_scaled=keys.scales_BHM is not None,
+            selects=selects,
+            floor=just_below(self.minimum_score),
+        )
+        winners = pl.pallas_call(
+            kernel,
+            grid=grid,
+            in_specs=in_specs,
+            out_specs=[pl.BlockSpec((None, None, found, query_block), lambda b, h, n, m: (b, h, 0, n))] * 2,
+            out_shape=[jax.ShapeDtypeStruct((rows, heads, found, padded), kind) for kind in (jnp.float32, jnp.int32)],
+            scratch_shapes=[pltpu.VMEM((query_block, bins), kind) for kind in (jnp.float32, jnp.int32)],
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+            ),
+            cost_estimate=cost(operands, grid[2], bins, found if selects else 0),
+            interpret=self.interpret,
+            name="binned_search",
+        )(*operands)
+        scores_BHNK, slots_BHNK = (part[..., :tokens].swapaxes(2, 3) for part in winners)
+        if not selects:
+            return top_winners(Neighbours(scores_BHNK, slots_BHNK), neighbours)
+        return Neighbours(scores_BHNK[..., :neighbours], slots_BHNK[..., :neighbours])
+
+
+def strides_of_block(slots: int, bins: int, slot_block: int) -> int:
+    """How many times a block of slots goes over all bins: as often as it has room for, dividing `slots` if it can."""
+    most = max(1, min(slot_block, slots) // bins)
+    if slots % bins:
+        return most
+    return next(strides for strides in range(most, 0, -1) if slots // bins % strides == 0)
+
+
+def selects_inside(bins: int, neighbours: int) -> bool:
+    """Whether the kernel selects from the winners; else it gives all of them."""
+    return power_of_two(neighbours) <= min(MOST_SELECTED, bins // SUBLANES)
+
+
+def power_of_two(number: int) -> int:
+    """The least that is not smaller."""
+    return 1 << (number - 1).bit_length()
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple that is not smaller."""
+    return -(-number // multiple) * multiple
+
+
+def just_below(minimum_score: float | None) -> float:
+    """What the bins start with: only what is larger replaces it, so that a minimum costs nothing more."""
+    if minimum_score is None:
+        return -math.inf
+    below = float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
+    smallest = float(np.finfo(np.float32).tiny)
+    if abs(below) < smallest:  # chips take that for zero
+        return 0.0 if minimum_score > 0 else -smallest
+    return below
+
+
+def pad(part: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
+    """`part` made at least `size` long along the axis."""
+    missing = max(size - part.shape[axis], 0)
+    if not missing:
+        return part
+    padding = [(0, missing if at == axis else 0) for at in range(part.ndim)]
+    return jnp.pad(part, padding, constant_values=jnp.asarray(value, part.dtype))
+
+
+def cost(operands: list[jax.Array], query_blocks: int, bins: int, selected: int) -> pl.CostEstimate:
+    """What XLA is to think that the kernel takes: the product, and the selection in the time of a product as long.
+
+    A vector unit's operation on one number takes as long as 32 FLOPs of the matrix units: 4 x 1,024 of the one and
+    4 x 128 x 128 x 2 of the other in a cycle. One comparison takes 12 of them, as scheduled; those of scores with
+    their bins go on beside the product.
+    """
+    queries, vectors, offsets, *scales = operands
+    rows, heads, tokens, features = queries.shape
+    passes = 6 if queries.dtype == jnp.float32 else 1
+    comparisons = 0
+    if selected:
+        steps = int(math.log2(selected))
+        comparisons = steps * (steps + 1) // 2 * bins // 2
+        left = bins
+        while left > SUBLANES * selected:
+            left //= 2
+            comparisons += left + steps * left // 2
+        comparisons += 3 * (left + steps * left // 2)
+    searches = rows * heads * tokens
+    read = query_blocks * (vectors.nbytes + heads * (offsets.nbytes + sum(part.nbytes for part in scales)))
+    return pl.CostEstimate(
+        flops=searches * (2 * passes * offsets.shape[2] * round_up(features, LANES) + 32 * 12 * comparisons),
+        bytes_accessed=queries.nbytes + read + 8 * searches * (selected or bins),
+        transcendentals=0,
+    )
+
+
+def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_scaled, selects, floor):
+    """One step of the grid: the best of each bin so far; and with the last block of slots, what is found."""
+    *scales_HM, scores_KN, slots_KN, best_NR, stride_NR = refs
+    block, head, bins = pl.program_id(3), pl.program_id(1), best_NR.shape[1]
+
+    @pl.when(block == 0)
+    def start():
+        best_NR[...] = jnp.full(best_NR.shape, floor, jnp.float32)
+        stride_NR[...] = jnp.zeros(stride_NR.shape, jnp.int32)
+
+    for first in range(0, bins, LANES):
+        lanes = slice(first, first + LANES)
+        best, stride = best_NR[:, lanes], stride_NR[:, lanes]
+        for step in range(strides):
+            slots = slice(step * bins + first, step * bins + first + LANES)
+            scores = products(queries_ND[...], keys[:, slots] if is_turned else keys[slots, :], is_turned)
+            if is_scaled:
+                scores = scores * row_of(scales_HM[0][:, slots], head)
+            scores = scores + offsets_1M[:, slots]
+            is_better = scores > best  # not where equal: the lower slot stays; nor where one is NaN
+            best = jnp.where(is_better, scores, best)
+            stride = jnp.where(is_better, block * strides + step, stride)
+        best_NR[:, lanes], stride_NR[:, lanes] = best, stride
+
+    @pl.when(block == pl.num_programs(3) - 1)
+    def finish():
+        @pl.loop(0, best_NR.shape[0], step=LANES)
+        def of_queries(first):
+            queries = pl.ds(pl.multiple_of(first, LANES), LANES)
+            scores_RN, strides_RN = best_NR[queries, :].T, stride_NR[queries, :].T
+            slots_RN = strides_RN * bins + lax.broadcasted_iota(jnp.int32, strides_RN.shape, 0)
+            scores_RN = jnp.where(scores_RN > floor, scores_RN, -jnp.inf)
+            found = top(scores_RN, slots_RN, scores_KN.shape[0]) if selects else (scores_RN, slots_RN)
+            scores_KN[:, queries], slots_KN[:, queries] = found
+
+
+def row_of(part_HM: jax.Array, head: jax.Array) -> jax.Array:
+    """One row `[1, M]`; by a sum, because rows cannot be addressed by what is only known as the kernel runs."""
+    heads = lax.broadcasted_iota(jnp.int32, part_HM.shape, 0)
+    return jnp.where(heads == head, part_HM, 0.0).sum(0, keepdims=True)
+
+
+def products(queries_ND: jax.Array, keys: jax.Array, is_turned: bool) -> jax.Array:
+    """Scores `[N, M]` of keys `[M, D]`, or turned `[D, M]`."""
+    return lax.dot_general(
+        queries_ND,
+        keys.astype(queries_ND.dtype),
+        (((1,), (0 if is_turned else 1,)), ((), ())),
+        # In full, not in the one pass of bfloat16 that is the default: who keeps keys in float32 has a reason.
+        precision=lax.Precision.HIGHEST if queries_ND.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+Pair = tuple[jax.Array, jax.Array]
+"""Scores and slots, of one shape."""
+
+
+def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> Pair:
+    """The best of each column, best first: `neighbours`, a power of two, of at least eight times as many.
+
+    Each of the eight sublanes has lists of its own, which lie along registers: so almost all comparisons are of one
+    register with another, and nothing moves within them until the last eight lists are merged.
+    """
+    # [R, N] -> [R / 8, 8, N]: bin r in sublane r mod 8.
+    shape = (-1, SUBLANES, scores_RN.shape[1])
+    pair = scores_RN.reshape(shape), slots_RN.reshape(shape)
+    size = 2
+    while size <= neighbours:  # lists of 1, 2, 4 .. that go down and up by turns, each two merged
+        pair = merge(pair, size)
+        size *= 2
+    while pair[0].shape[0] > neighbours:  # of two lists, one down and one up, the better of each two are bitonic again
+        scores, slots = (part.reshape(-1, 2, neighbours, *shape[1:]) for part in pair)
+        (scores, slots), _ = exchange((scores[:, 0], slots[:, 0]), (scores[:, 1], slots[:, 1]))
+        pair = merge((scores.reshape(shape), slots.reshape(shape)), neighbours)
+    for shift in (4, 2, 1):
+        scores, slots = (backwards(pltpu.roll(part, shift, 1)) for part in pair)
+        better, _ = exchange(pair, (scores, slots))
+        pair = merge(better, neighbours)
+    return pair[0][:, 0], pair[1][:, 0]
+
+
+def merge(pair: Pair, size: int) -> Pair:
+    """Sorts bitonic lists of `size` along the first axis: the first best first, the second best last, and so on."""
+    length, rest = pair[0].shape[0], pair[0].shape[1:]
+    turns = 2 if length > size else 1
+    distance = size // 2
+    while distance:
+        shape = (length // size // turns, turns, size // distance // 2, 2, distance, *rest)
+        scores, slots = (part.reshape(shape) for part in pair)
+        done = []
+        for turn in range(turns):
+            first, second = ((scores[:, turn, :, one], slots[:, turn, :, one]) for one in (0, 1))
+            better, worse = exchange(first, second)
+            above, below = (better, worse) if turn == 0 else (worse, better)
+            done.append([jnp.stack(parts, 2) for parts in zip(above, below, strict=True)])
+        scores, slots = (jnp.stack(parts, 1).reshape(length, *rest) for parts in zip(*done, strict=True))
+        pair = scores, slots
+        distance //= 2
+    return pair
+
+
+def exchange(first: Pair, second: Pair) -> tuple[Pair, Pair]:
+    """The better and the worse, elementwise: the higher score, or of equal ones the lower slot."""
+    is_first = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
+    better = jnp.where(is_first, first[0], second[0]), jnp.where(is_first, first[1], second[1])
+    worse = jnp.where(is_first, second[0], first[0]), jnp.where(is_first, second[1], first[1])
+    return better, worse
+
+
+def backwards(part: jax.Array) -> jax.Array:
+    """From the last to the first, along the first axis."""
+    return jnp.concatenate([part[at : at + 1] for at in reversed(range(part.shape[0]))])
