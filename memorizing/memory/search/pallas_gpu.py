@@ -1,0 +1,248 @@
+"""Approximate search on NVIDIA GPUs: `binned.py` in one Pallas kernel with the score matmul; no `[N, M]` is written.
+
+    keys of a head, M = S strides of R bins              one program: 128 queries, 64 bins, all strides
+                bins 0..63   64..127   ...  R-1                      scores        best
+    stride 0   [ ######## | ........ | ........ ]        queries  x  stride 0  ->  max
+    stride 1   [ ######## | ........ | ........ ]        queries  x  stride 1  ->  max   [128, 64] each, in registers
+    ...        [ ######## | ........ | ........ ]
+
+Score and stride share one 32-bit word, the stride in the lowest bits of the mantissa, so that the best of a bin is one
+float maximum: per score an add, a bitwise operation and a maximum. A second kernel takes the top-K of the R winners.
+
+Budget of a program with 4 warps: 64 registers a thread for scores, 64 for the best, about 40 for addresses, so that two
+programs fit on an SM and one multiplies while the other compares; 32 KiB of shared memory for queries and 16 KiB for
+each stage of keys. Keys are read `N / 128` times from the L2 cache: 128 queries keep that just within its bandwidth.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as pltriton
+from jaxtyping import Bool, Float, Int
+
+from memorizing.memory.search.binned import bins_for
+from memorizing.memory.search.contract import Keys, Neighbours, Search
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+"""Of a bin without a slot. Not `-inf`, which with a stride in its lowest bits would be NaN."""
+
+TINY = 2.0**-100
+"""Added to every score, so that a score of zero is no subnormal number, which some devices take for zero, stride and
+all. No score above 1e-23 feels it."""
+
+SELECTED_IN_REGISTERS = 64 * 1024
+"""The largest `K R` for which the top-K is extracted in registers, one at a time: beyond, sorting is less work."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PallasGPU(Search):
+    """`Binned`, fused. Differs from it in what scores are and in ties, by the bits that the stride takes.
+
+    With `S = ceil(M / R)` strides and `b = ceil(log2 S)`, scores are those of `Binned` rounded towards zero to `23 - b`
+    bits behind the leading one (a relative error below `2^-16` for `S = 128`), and slots whose scores are equal by
+    then are ties. The lower slot wins them, but for scores below zero within one bin: there the higher does.
+
+    Products are those of `Binned`: 8-bit keys are multiplied as numbers of the dtype of the queries, float32 without
+    TF32, which is exact and slow (no tensor cores): for speed, keep keys in bfloat16 or 8 bits.
+
+    Nothing is copied where bins divide `M`, `block_queries` divides `N`, and `D` is a power of two of at least 16;
+    otherwise what does not fit is padded, by a copy.
+
+    Attributes:
+        recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
+        block_queries: queries of a program; a power of two, at least 16.
+        block_bins: bins of a program; a power of two from 16 to 128.
+        warps: of a program, each of 32 threads.
+        stages: tiles of keys that are loaded ahead.
+        interpret: run on any device, slowly, as a test of the kernel.
+    """
+
+    recall_target: float = 0.95
+    block_queries: int = 128
+    block_bins: int = 64
+    warps: int = 4
+    stages: int = 3
+    interpret: bool = False
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        bins = bins_for(self.recall_target, neighbours)
+        stride_bits = stride_bits_for(valid_BM.shape[1], bins)
+        words_BHNR = self.winners(queries_BHND, keys, valid_BM, bins)
+        words_BHNK, bins_BHNK = self.select(words_BHNR, stride_bits, neighbours)
+        words_BHNK, bins_BHNK = (part[:, :, : queries_BHND.shape[2]] for part in (words_BHNK, bins_BHNK))
+        scores_BHNK = scores_of(words_BHNK, stride_bits)
+        if self.minimum_score is not None:
+            # Winners with a lower score are the last: what they kept out has a lower score still.
+            scores_BHNK = jnp.where(scores_BHNK >= self.minimum_score, scores_BHNK, -jnp.inf)
+        slots_BHNK = strides_of(words_BHNK, stride_bits) * bins + bins_BHNK
+        return Neighbours(scores_BHNK, jnp.where(scores_BHNK > -jnp.inf, slots_BHNK, 0))
+
+    def winners(
+        self, queries_BHND: jax.Array, keys: Keys, valid_BM: Bool[jax.Array, "B M"], bins: int
+    ) -> Float[jax.Array, "B H N_padded R"]:
+        """The best of each bin, as a word of score and stride; `N` is padded to whole blocks of queries."""
+        rows, heads, tokens, _ = queries_BHND.shape
+        slots = valid_BM.shape[1]
+        strides = -(-slots // bins)
+        # Triton multiplies blocks whose sides are powers of two, 16 or more. Zeros change no product.
+        head_size = max(16, pl.next_power_of_2(queries_BHND.shape[3]))
+        block_queries = min(self.block_queries, max(16, pl.next_power_of_2(tokens)))
+        padded = -(-tokens // block_queries) * block_queries
+        vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
+        dtype = vectors_BHMD.dtype if scales_BHM is None else queries_BHND.dtype
+        queries_BHND = pad(queries_BHND.astype(dtype), {2: padded, 3: head_size})
+        tiles = pad(vectors_BHMD, {2: strides * bins, 3: head_size}).reshape(-1, strides, bins, head_size)
+        valid_BSR = pad(valid_BM, {1: strides * bins}).reshape(rows, strides, bins)
+        is_full_BS, is_used_BS = valid_BSR.all(-1), valid_BSR.any(-1)
+        # Strides without a gap come first, which need no mask, and those without a slot last, which are not visited.
+        order_BS = jnp.argsort(2 - is_full_BS.astype(jnp.int32) - is_used_BS, axis=-1).astype(jnp.int32)
+        counts_B2 = jnp.stack([is_full_BS.sum(-1), is_used_BS.sum(-1)], -1).astype(jnp.int32)
+
+        block_bins = min(self.block_bins, bins)
+        of_slots = pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head // heads, 0, group))
+        arguments = [
+            (order_BS, pl.BlockSpec((None, strides), lambda _, group, head: (head // heads, 0))),
+            (counts_B2, pl.BlockSpec((None, 2), lambda _, group, head: (head // heads, 0))),
+            (valid_BSR.astype(jnp.int8), of_slots),
+            (
+                queries_BHND.reshape(-1, padded, head_size),
+                pl.BlockSpec((None, block_queries, head_size), lambda block, group, head: (head, block, 0)),
+            ),
+            (
+                tiles,
+                pl.BlockSpec((None, strides, block_bins, head_size), lambda block, group, head: (head, 0, group, 0)),
+            ),
+        ]
+        if scales_BHM is not None:
+            scales = pad(scales_BHM.astype(jnp.float32), {2: strides * bins}).reshape(-1, strides, bins)
+            arguments.append(
+                (scales, pl.BlockSpec((None, strides, block_bins), lambda block, group, head: (head, 0, group)))
+            )
+        # Programs that run at the same time differ first in their queries: they share keys, through the L2 cache.
+        words = pl.pallas_call(
+            functools.partial(winners_kernel, stride_bits=stride_bits_for(slots, bins)),
+            grid=(padded // block_queries, bins // block_bins, rows * heads),
+            in_specs=[spec for _, spec in arguments],
+            out_specs=pl.BlockSpec((None, block_queries, block_bins), lambda block, group, head: (head, block, group)),
+            out_shape=jax.ShapeDtypeStruct((rows * heads, padded, bins), jnp.float32),
+            compiler_params=pltriton.CompilerParams(num_warps=self.warps, num_stages=self.stages),
+            interpret=self.interpret,
+            name="memory_search",
+        )(*(argument for argument, _ in arguments))
+        return words.reshape(rows, heads, padded, bins)
+
+    def select(
+        self, words_BHNR: Float[jax.Array, "B H N R"], stride_bits: int, neighbours: int
+    ) -> tuple[Int[jax.Array, "B H N K"], Int[jax.Array, "B H N K"]]:
+        """The exact top-K of the winners: ordered words, best first, and their bins; equal words by lower bin first."""
+        bins = words_BHNR.shape[3]
+        if neighbours * bins > SELECTED_IN_REGISTERS:
+            return tuple(lax.top_k(ordered(words_BHNR, stride_bits), neighbours))
+        words = words_BHNR.reshape(-1, bins)
+        block_rows = 8  # two rows to a warp: `R / 16` registers of each thread, 32 of 512 bins
+        width = pl.next_power_of_2(neighbours)
+        found = pl.pallas_call(
+            functools.partial(select_kernel, stride_bits=stride_bits, neighbours=neighbours),
+            grid=(words.shape[0] // block_rows,),
+            in_specs=[pl.BlockSpec((block_rows, bins), lambda block: (block, 0))],
+            out_specs=(pl.BlockSpec((block_rows, width), lambda block: (block, 0)),) * 2,
+            out_shape=(jax.ShapeDtypeStruct((words.shape[0], width), jnp.int32),) * 2,
+            compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
+            interpret=self.interpret,
+            name="memory_search_select",
+        )(words)
+        return tuple(part[:, :neighbours].reshape(*words_BHNR.shape[:3], neighbours) for part in found)
+
+
+def stride_bits_for(slots: int, bins: int) -> int:
+    """How many bits number the strides over all bins."""
+    return (-(-slots // bins) - 1).bit_length()
+
+
+def winners_kernel(order_ref, counts_ref, valid_ref, queries_ref, keys_ref, *rest, stride_bits: int):
+    """One program: the best of some bins for some queries, over all strides that hold a slot."""
+    *scales, words_ref = rest
+    queries_ND = queries_ref[...]
+    exact = queries_ND.dtype == jnp.float32
+
+    def visit(at, best_NR, masked: bool):
+        stride = order_ref[at]
+        keys_RD = keys_ref[stride].astype(queries_ND.dtype)
+        scores_NR = lax.dot_general(
+            queries_ND,
+            keys_RD,
+            (((1,), (1,)), ((), ())),
+            precision=lax.Precision.HIGHEST if exact else None,
+            preferred_element_type=jnp.float32,
+        )
+        if scales:
+            scores_NR = scores_NR * scales[0][stride][None, :]
+        words_NR = pack(scores_NR, stride, stride_bits)
+        if masked:
+            words_NR = jnp.where((valid_ref[stride] != 0)[None, :], words_NR, LOWEST)
+        return jnp.maximum(best_NR, words_NR)
+
+    full, used = counts_ref[0], counts_ref[1]
+    best_NR = jnp.full(words_ref.shape, LOWEST, jnp.float32)
+    best_NR = lax.fori_loop(0, full, functools.partial(visit, masked=False), best_NR)
+    words_ref[...] = lax.fori_loop(full, used, functools.partial(visit, masked=True), best_NR)
+
+
+def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighbours: int):
+    """One program: of some rows of words the greatest, one after the other."""
+    left_NR = ordered(words_ref[...], stride_bits)
+    rows, bins = left_NR.shape
+    bins_NR = lax.broadcasted_iota(jnp.int32, (rows, bins), 1)
+    place_NK = lax.broadcasted_iota(jnp.int32, selected_ref.shape, 1)
+    taken = jnp.iinfo(jnp.int32).min
+
+    def extract(at, carry):
+        left_NR, selected_NK, chosen_NK = carry
+        best_N1 = left_NR.max(1)[:, None]
+        bin_N1 = jnp.where(left_NR == best_N1, bins_NR, bins).min(1)[:, None]
+        return (
+            jnp.where(bins_NR == bin_N1, taken, left_NR),
+            jnp.where(place_NK == at, best_N1, selected_NK),
+            jnp.where(place_NK == at, bin_N1, chosen_NK),
+        )
+
+    nothing = jnp.zeros(selected_ref.shape, jnp.int32)
+    _, selected_ref[...], bins_ref[...] = lax.fori_loop(0, neighbours, extract, (left_NR, nothing, nothing))
+
+
+def pack(scores: Float[jax.Array, "*any"], stride: Int[jax.Array, ""], stride_bits: int) -> Float[jax.Array, "*any"]:
+    """Scores with the stride in their lowest bits: greater by score, and of equal scores the lower stride."""
+    low = (1 << stride_bits) - 1
+    bits = lax.bitcast_convert_type(scores + TINY, jnp.int32)
+    return lax.bitcast_convert_type((bits & ~low) | (low - stride), jnp.float32)
+
+
+def ordered(words: Float[jax.Array, "*any"], stride_bits: int) -> Int[jax.Array, "*any"]:
+    """Words as integers: greater by score, and of equal scores the lower stride, also below zero."""
+    bits = lax.bitcast_convert_type(words, jnp.int32)
+    # Of a negative number the magnitude is turned around, but for the stride.
+    return jnp.where(bits < 0, bits ^ (0x7FFFFFFF & -(1 << stride_bits)), bits)
+
+
+def scores_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Float[jax.Array, "*any"]:
+    """The scores of ordered words; `-inf` for bins without a slot."""
+    high = -(1 << stride_bits)
+    bits = jnp.where(words < 0, words ^ 0x7FFFFFFF, words) & high
+    scores = lax.bitcast_convert_type(bits, jnp.float32)
+    return jnp.where(scores > LOWEST / 2, scores - TINY, -jnp.inf)
+
+
+def strides_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Int[jax.Array, "*any"]:
+    """The strides of ordered words."""
+    low = (1 << stride_bits) - 1
+    return low - (words & low)
+
+
+def pad(array: jax.Array, sizes: dict[int, int]) -> jax.Array:
+    """The array with zeros behind, up to these sizes of axes."""
+    widths = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(array.shape)]
+    return jnp.pad(array, widths) if any(after for _, after in widths) else array
