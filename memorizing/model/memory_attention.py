@@ -90,7 +90,9 @@ def gather_keys(keys: Keys, index_BHNK: Int[jax.Array, "B H N K"]) -> Float[jax.
     return vectors_BHNKD.astype(jnp.float32) * gather(keys.scales_BHM[..., None], index_BHNK)
 
 
-def gather(slots_BHMD: Float[jax.Array, "B H M D"], index_BHNK: Int[jax.Array, "B H N K"]):
+def gather(
+    slots_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"], index_BHNK: Int[jax.Array, "B H N K"]
+) -> jax.Array:
     """The vectors `[B, H, N, K, D]` that lie in the named slots."""
     flat = index_BHNK.reshape(*index_BHNK.shape[:2], -1, 1)
     return jnp.take_along_axis(slots_BHMD, flat, axis=2).reshape(*index_BHNK.shape, -1)
