@@ -34,8 +34,15 @@ TINY = 2.0**-100
 """Added to every score, so that a score of zero is no subnormal number, which some devices take for zero, stride and
 all. No score above 1e-23 feels it."""
 
-SELECTED_IN_REGISTERS = 64 * 1024
-"""The largest `K R` for which the top-K is extracted in registers, one at a time: beyond, sorting is less work."""
+FLOAT32 = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
+"""How float32 is multiplied: on tensor cores, as the six larger products of three bfloat16 parts each, which is about as
+exact as float32 (TF32 is not). Without tensor cores, a block of it does not fit in registers."""
+
+QUERY_BYTES = 32 * 1024
+"""Of a block of queries, at most: what 128 of 128 features in bfloat16 take."""
+
+MOST_EXTRACTED, MOST_BINS = 64 * 1024, 2048
+"""Up to this `K R`, and `R`, the top-K is extracted in registers, one at a time: beyond, sorting is less work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,15 +53,15 @@ class PallasGPU(Search):
     bits behind the leading one (a relative error below `2^-16` for `S = 128`), and slots whose scores are equal by
     then are ties. The lower slot wins them, but for scores below zero within one bin: there the higher does.
 
-    Products are those of `Binned`: 8-bit keys are multiplied as numbers of the dtype of the queries, float32 without
-    TF32, which is exact and slow (no tensor cores): for speed, keep keys in bfloat16 or 8 bits.
+    Products are those of `Binned`: 8-bit keys are multiplied as numbers of the dtype of the queries, and float32 as
+    `FLOAT32` says, six times the work: for speed, keep keys in bfloat16 or 8 bits.
 
     Nothing is copied where bins divide `M`, `block_queries` divides `N`, and `D` is a power of two of at least 16;
     otherwise what does not fit is padded, by a copy.
 
     Attributes:
         recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
-        block_queries: queries of a program; a power of two, at least 16.
+        block_queries: queries of a program, a power of two, at least 16; fewer where they take more than `QUERY_BYTES`.
         block_bins: bins of a program; a power of two from 16 to 128.
         warps: of a program, each of 32 threads.
         stages: tiles of keys that are loaded ahead.
@@ -90,23 +97,21 @@ class PallasGPU(Search):
         strides = -(-slots // bins)
         # Triton multiplies blocks whose sides are powers of two, 16 or more. Zeros change no product.
         head_size = max(16, pl.next_power_of_2(queries_BHND.shape[3]))
-        block_queries = min(self.block_queries, max(16, pl.next_power_of_2(tokens)))
-        padded = -(-tokens // block_queries) * block_queries
         vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
         dtype = vectors_BHMD.dtype if scales_BHM is None else queries_BHND.dtype
+        fitting = max(16, QUERY_BYTES // (head_size * dtype.itemsize))
+        block_queries = min(self.block_queries, fitting, max(16, pl.next_power_of_2(tokens)))
+        padded = -(-tokens // block_queries) * block_queries
         queries_BHND = pad(queries_BHND.astype(dtype), {2: padded, 3: head_size})
         tiles = pad(vectors_BHMD, {2: strides * bins, 3: head_size}).reshape(-1, strides, bins, head_size)
         valid_BSR = pad(valid_BM, {1: strides * bins}).reshape(rows, strides, bins)
-        is_full_BS, is_used_BS = valid_BSR.all(-1), valid_BSR.any(-1)
-        # Strides without a gap come first, which need no mask, and those without a slot last, which are not visited.
-        order_BS = jnp.argsort(2 - is_full_BS.astype(jnp.int32) - is_used_BS, axis=-1).astype(jnp.int32)
-        counts_B2 = jnp.stack([is_full_BS.sum(-1), is_used_BS.sum(-1)], -1).astype(jnp.int32)
+        run_B3, others_BS = itinerary(valid_BSR)
 
         block_bins = min(self.block_bins, bins)
         of_slots = pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head // heads, 0, group))
         arguments = [
-            (order_BS, pl.BlockSpec((None, strides), lambda _, group, head: (head // heads, 0))),
-            (counts_B2, pl.BlockSpec((None, 2), lambda _, group, head: (head // heads, 0))),
+            (run_B3, pl.BlockSpec((None, 3), lambda _, group, head: (head // heads, 0))),
+            (others_BS, pl.BlockSpec((None, strides), lambda _, group, head: (head // heads, 0))),
             (valid_BSR.astype(jnp.int8), of_slots),
             (
                 queries_BHND.reshape(-1, padded, head_size),
@@ -140,10 +145,10 @@ class PallasGPU(Search):
     ) -> tuple[Int[jax.Array, "B H N K"], Int[jax.Array, "B H N K"]]:
         """The exact top-K of the winners: ordered words, best first, and their bins; equal words by lower bin first."""
         bins = words_BHNR.shape[3]
-        if neighbours * bins > SELECTED_IN_REGISTERS:
+        if neighbours * bins > MOST_EXTRACTED or bins > MOST_BINS:
             return tuple(lax.top_k(ordered(words_BHNR, stride_bits), neighbours))
         words = words_BHNR.reshape(-1, bins)
-        block_rows = 8  # two rows to a warp: `R / 16` registers of each thread, 32 of 512 bins
+        block_rows = 2 if bins <= MOST_BINS // 2 else 1  # one warp: its maxima then need no shared memory
         width = pl.next_power_of_2(neighbours)
         found = pl.pallas_call(
             functools.partial(select_kernel, stride_bits=stride_bits, neighbours=neighbours),
@@ -151,7 +156,7 @@ class PallasGPU(Search):
             in_specs=[pl.BlockSpec((block_rows, bins), lambda block: (block, 0))],
             out_specs=(pl.BlockSpec((block_rows, width), lambda block: (block, 0)),) * 2,
             out_shape=(jax.ShapeDtypeStruct((words.shape[0], width), jnp.int32),) * 2,
-            compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
+            compiler_params=pltriton.CompilerParams(num_warps=1, num_stages=1),
             interpret=self.interpret,
             name="memory_search_select",
         )(words)
@@ -163,33 +168,56 @@ def stride_bits_for(slots: int, bins: int) -> int:
     return (-(-slots // bins) - 1).bit_length()
 
 
-def winners_kernel(order_ref, counts_ref, valid_ref, queries_ref, keys_ref, *rest, stride_bits: int):
+def itinerary(valid_BSR: Bool[jax.Array, "B S R"]) -> tuple[Int[jax.Array, "B 3"], Int[jax.Array, "B S"]]:
+    """Which strides are visited: a run of full ones, around the end if need be, and then others, which need a mask.
+
+        valid      xxxx xx.. .... ..xx xxxx       a ring buffer: a run of two strides from 4 on, and the others 1, 3
+        strides    0    1    2    3    4
+
+    Returns the first of the run, its length and the number of others; and the others. Strides without a slot are none.
+    """
+    strides = valid_BSR.shape[1]
+    is_full_BS = valid_BSR.all(-1)
+    first_B = (is_full_BS & ~jnp.roll(is_full_BS, 1, axis=1)).argmax(1)
+    place_BS = (jnp.arange(strides) - first_B[:, None]) % strides
+    length_B = jnp.where(is_full_BS, strides, place_BS).min(1)  # up to the first that is not full
+    is_other_BS = valid_BSR.any(-1) & (place_BS >= length_B[:, None])
+    others_BS = jnp.argsort(~is_other_BS, axis=1)
+    return jnp.stack([first_B, length_B, is_other_BS.sum(1)], 1).astype(jnp.int32), others_BS.astype(jnp.int32)
+
+
+def winners_kernel(run_ref, others_ref, valid_ref, queries_ref, keys_ref, *rest, stride_bits: int):
     """One program: the best of some bins for some queries, over all strides that hold a slot."""
     *scales, words_ref = rest
     queries_ND = queries_ref[...]
-    exact = queries_ND.dtype == jnp.float32
+    strides = keys_ref.shape[0]
 
-    def visit(at, best_NR, masked: bool):
-        stride = order_ref[at]
-        keys_RD = keys_ref[stride].astype(queries_ND.dtype)
+    def words_of(stride):
         scores_NR = lax.dot_general(
             queries_ND,
-            keys_RD,
+            keys_ref[stride].astype(queries_ND.dtype),
             (((1,), (1,)), ((), ())),
-            precision=lax.Precision.HIGHEST if exact else None,
+            precision=FLOAT32 if queries_ND.dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32,
         )
         if scales:
             scores_NR = scores_NR * scales[0][stride][None, :]
-        words_NR = pack(scores_NR, stride, stride_bits)
-        if masked:
-            words_NR = jnp.where((valid_ref[stride] != 0)[None, :], words_NR, LOWEST)
+        return pack(scores_NR, stride, stride_bits)
+
+    def visit_full(at, best_NR):
+        # Computed, not looked up: the compiler then loads the keys of strides to come while it multiplies.
+        stride = first + at
+        return jnp.maximum(best_NR, words_of(jnp.where(stride < strides, stride, stride - strides)))
+
+    def visit_other(at, best_NR):
+        stride = others_ref[at]
+        words_NR = jnp.where((valid_ref[stride] != 0)[None, :], words_of(stride), LOWEST)
         return jnp.maximum(best_NR, words_NR)
 
-    full, used = counts_ref[0], counts_ref[1]
+    first, length, others = run_ref[0], run_ref[1], run_ref[2]
     best_NR = jnp.full(words_ref.shape, LOWEST, jnp.float32)
-    best_NR = lax.fori_loop(0, full, functools.partial(visit, masked=False), best_NR)
-    words_ref[...] = lax.fori_loop(full, used, functools.partial(visit, masked=True), best_NR)
+    best_NR = lax.fori_loop(0, length, visit_full, best_NR)
+    words_ref[...] = lax.fori_loop(0, others, visit_other, best_NR)
 
 
 def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighbours: int):
