@@ -35,8 +35,8 @@ TINY = 2.0**-100
 all. No score above 1e-23 feels it."""
 
 FLOAT32 = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
-"""How float32 is multiplied: on tensor cores, as the six larger products of three bfloat16 parts each, which is about as
-exact as float32 (TF32 is not). Without tensor cores, a block of it does not fit in registers."""
+"""How float32 is multiplied: on tensor cores, as the six larger products of three bfloat16 parts each, about as exact
+as float32 (TF32 is not). Without tensor cores, a block of it does not fit in registers."""
 
 QUERY_BYTES = 32 * 1024
 """Of a block of queries, at most: what 128 of 128 features in bfloat16 take."""
