@@ -15,7 +15,8 @@ from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search.binned import Binned, bins_for, expected_recall, top_winners
 from memorizing.memory.search.contract import Keys
 from memorizing.memory.search.exact import Exact
-from memorizing.memory.search.pallas_gpu import PallasGPU, itinerary, ordered, pack, scores_of, strides_of
+from memorizing.memory.search.pallas_gpu import PallasGPU, itinerary
+from memorizing.memory.search.words import ordered, pack, scores_of, strides_of
 from memorizing.model.memory_attention import attend_to_memory
 
 pytestmark = pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning")
@@ -71,6 +72,17 @@ def share_found(found, exact) -> float:
 def test_finds_what_binned_finds(slots, share_valid, neighbours, distinct):
     queries, keys, valid = whole_numbers(slots, share_valid, distinct=distinct)
     assert_same(INTERPRETED(queries, keys, valid, neighbours), Binned()(queries, keys, valid, neighbours))
+
+
+@pytest.mark.parametrize(
+    ("slots", "share_valid", "tokens"),
+    [(640, 1.0, 5), (640, 0.99, 130), (100, 0.0, 5)],  # one block of queries, two blocks, nothing to visit
+)
+def test_on_mosaic_finds_what_binned_finds(slots, share_valid, tokens):
+    queries, keys, valid = whole_numbers(slots, share_valid, tokens=tokens, features=64)
+    queries, keys = queries.astype(jnp.bfloat16), Keys(keys.vectors_BHMD.astype(jnp.bfloat16))
+    search = PallasGPU(backend="mosaic", interpret=True)
+    assert_same(search(queries, keys, valid, 3), Binned()(queries, keys, valid, 3))
 
 
 def test_scores_below_the_minimum_do_not_count():
@@ -163,7 +175,7 @@ def lowered(function, *arguments) -> str:
     """The StableHLO for an H200."""
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
-    checks = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in ("__gpu$xla.gpu.triton", "mosaic_gpu_v2")]
     with use_abstract_mesh(mesh):
         return export.export(jax.jit(function), platforms=["cuda"], disabled_checks=checks)(*arguments).mlir_module()
 
@@ -181,6 +193,14 @@ def at_full_size(dtype, features: int = 128):
 def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, features):
     text = lowered(functools.partial(PallasGPU(), neighbours=32), *at_full_size(dtype, features))
     assert text.count("__gpu$xla.gpu.triton") == 2
+    assert not re.search(r"512x65536|512x128x512x", text)
+    assert "stablehlo.pad" not in text
+
+
+@pytest.mark.parametrize("features", [32, 64, 128, 256])
+def test_lowers_for_a_gpu_by_mosaic(features):
+    text = lowered(functools.partial(PallasGPU(backend="mosaic"), neighbours=32), *at_full_size(jnp.bfloat16, features))
+    assert text.count("@mosaic_gpu_v2") == text.count("__gpu$xla.gpu.triton") == 1
     assert not re.search(r"512x65536|512x128x512x", text)
     assert "stablehlo.pad" not in text
 
@@ -204,19 +224,28 @@ def test_attention_to_the_memory_lowers_for_a_gpu(dtype):
 @pytest.mark.parametrize("share_valid", [1.0, 0.9, 0.0])
 @pytest.mark.parametrize("slots", [4096, 1000])
 @pytest.mark.parametrize("neighbours", [1, 7, 32, 64, 256])
-def test_on_a_gpu_finds_what_binned_finds(neighbours, slots, share_valid):
-    queries, keys, valid = whole_numbers(slots, share_valid, tokens=200, features=16)
-    assert_same(PallasGPU()(queries, keys, valid, neighbours), Binned()(queries, keys, valid, neighbours))
+@pytest.mark.parametrize(
+    ("backend", "dtype"), [("triton", jnp.bfloat16), ("triton", jnp.float32), ("mosaic", jnp.bfloat16)]
+)
+def test_on_a_gpu_finds_what_binned_finds(backend, dtype, neighbours, slots, share_valid):
+    queries, keys, valid = whole_numbers(slots, share_valid, tokens=200, features=32)
+    queries, keys = queries.astype(dtype), Keys(keys.vectors_BHMD.astype(dtype))
+    search = PallasGPU(backend=backend)
+    assert_same(search(queries, keys, valid, neighbours), Binned()(queries, keys, valid, neighbours))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("block_bins", [64, 128])
 @pytest.mark.parametrize("block_queries", [64, 128])
 @pytest.mark.parametrize("features", [32, 64, 128, 256])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.int8, jnp.float8_e4m3fn])
-def test_on_a_gpu_recall_and_scores(dtype, features, block_queries, block_bins):
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("triton", dtype) for dtype in (jnp.bfloat16, jnp.float32, jnp.int8, jnp.float8_e4m3fn)]
+    + [("mosaic", jnp.bfloat16)],
+)
+def test_on_a_gpu_recall_and_scores(backend, dtype, features, block_queries):
     queries, keys, valid = normal(16384, dtype, tokens=256, features=features)
-    search = PallasGPU(block_queries=block_queries, block_bins=block_bins)
+    valid = valid.at[0, 100:300].set(False).at[1, 5000:].set(False)
+    search = PallasGPU(backend=backend, block_queries=block_queries)
     found, exact = search(queries, keys, valid, 32), Exact()(queries, keys, valid, 32)
     assert share_found(found, exact) >= expected_recall(bins_for(0.95, 32), 32) - 0.01
     np.testing.assert_allclose(found.scores_BHNK[..., 0], exact.scores_BHNK[..., 0], rtol=1e-4)

@@ -16,6 +16,7 @@ each stage of keys. Keys are read `N / 128` times from the L2 cache: 128 queries
 
 import dataclasses
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,13 +27,8 @@ from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.search.binned import bins_for
 from memorizing.memory.search.contract import Keys, Neighbours, Search
-
-LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Of a bin without a slot. Not `-inf`, which with a stride in its lowest bits would be NaN."""
-
-TINY = 2.0**-100
-"""Added to every score, so that a score of zero is no subnormal number, which some devices take for zero, stride and
-all. No score above 1e-23 feels it."""
+from memorizing.memory.search.pallas_hopper import hopper_winners
+from memorizing.memory.search.words import LOWEST, ordered, pack, scores_of, stride_bits_for, strides_of
 
 FLOAT32 = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
 """How float32 is multiplied: on tensor cores, as the six larger products of three bfloat16 parts each, about as exact
@@ -61,14 +57,18 @@ class PallasGPU(Search):
 
     Attributes:
         recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
+        backend: what compiles the first kernel: Pallas Triton; or, for keys of 16 bits on Hopper, Mosaic GPU, see
+            `pallas_hopper.py` (other keys then still take Triton).
         block_queries: queries of a program, a power of two, at least 16; fewer where they take more than `QUERY_BYTES`.
+            With Mosaic twice as many.
         block_bins: bins of a program; a power of two from 16 to 128.
-        warps: of a program, each of 32 threads.
-        stages: tiles of keys that are loaded ahead.
+        warps: of a program, each of 32 threads; Mosaic always takes 12.
+        stages: tiles of keys in shared memory, all but one of them loaded ahead.
         interpret: run on any device, slowly, as a test of the kernel.
     """
 
     recall_target: float = 0.95
+    backend: Literal["triton", "mosaic"] = "triton"
     block_queries: int = 128
     block_bins: int = 64
     warps: int = 4
@@ -99,8 +99,10 @@ class PallasGPU(Search):
         head_size = max(16, pl.next_power_of_2(queries_BHND.shape[3]))
         vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
         dtype = vectors_BHMD.dtype if scales_BHM is None else queries_BHND.dtype
-        fitting = max(16, QUERY_BYTES // (head_size * dtype.itemsize))
-        block_queries = min(self.block_queries, fitting, max(16, pl.next_power_of_2(tokens)))
+        on_mosaic = self.backend == "mosaic" and scales_BHM is None and dtype.itemsize == 2
+        warpgroups, least = (2, 128) if on_mosaic else (1, 16)
+        fitting = warpgroups * min(self.block_queries, QUERY_BYTES // (head_size * dtype.itemsize))
+        block_queries = max(least, min(fitting, pl.next_power_of_2(tokens)))
         padded = -(-tokens // block_queries) * block_queries
         queries_BHND = pad(queries_BHND.astype(dtype), {2: padded, 3: head_size})
         tiles = pad(vectors_BHMD, {2: strides * bins, 3: head_size}).reshape(-1, strides, bins, head_size)
@@ -108,6 +110,19 @@ class PallasGPU(Search):
         run_B3, others_BS = itinerary(valid_BSR)
 
         block_bins = min(self.block_bins, bins)
+        if on_mosaic:
+            words = hopper_winners(
+                queries_BHND.reshape(-1, padded, head_size),
+                tiles,
+                run_B3,
+                others_BS,
+                jnp.where(valid_BSR, -LOWEST, LOWEST),
+                block_queries=block_queries,
+                block_bins=block_bins,
+                stages=self.stages,
+                interpret=self.interpret,
+            )
+            return words.reshape(rows, heads, padded, bins)
         of_slots = pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head // heads, 0, group))
         arguments = [
             (run_B3, pl.BlockSpec((None, 3), lambda _, group, head: (head // heads, 0))),
@@ -161,11 +176,6 @@ class PallasGPU(Search):
             name="memory_search_select",
         )(words)
         return tuple(part[:, :neighbours].reshape(*words_BHNR.shape[:3], neighbours) for part in found)
-
-
-def stride_bits_for(slots: int, bins: int) -> int:
-    """How many bits number the strides over all bins."""
-    return (-(-slots // bins) - 1).bit_length()
 
 
 def itinerary(valid_BSR: Bool[jax.Array, "B S R"]) -> tuple[Int[jax.Array, "B 3"], Int[jax.Array, "B S"]]:
@@ -240,34 +250,6 @@ def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighb
 
     nothing = jnp.zeros(selected_ref.shape, jnp.int32)
     _, selected_ref[...], bins_ref[...] = lax.fori_loop(0, neighbours, extract, (left_NR, nothing, nothing))
-
-
-def pack(scores: Float[jax.Array, "*any"], stride: Int[jax.Array, ""], stride_bits: int) -> Float[jax.Array, "*any"]:
-    """Scores with the stride in their lowest bits: greater by score, and of equal scores the lower stride."""
-    low = (1 << stride_bits) - 1
-    bits = lax.bitcast_convert_type(scores + TINY, jnp.int32)
-    return lax.bitcast_convert_type((bits & ~low) | (low - stride), jnp.float32)
-
-
-def ordered(words: Float[jax.Array, "*any"], stride_bits: int) -> Int[jax.Array, "*any"]:
-    """Words as integers: greater by score, and of equal scores the lower stride, also below zero."""
-    bits = lax.bitcast_convert_type(words, jnp.int32)
-    # Of a negative number the magnitude is turned around, but for the stride.
-    return jnp.where(bits < 0, bits ^ (0x7FFFFFFF & -(1 << stride_bits)), bits)
-
-
-def scores_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Float[jax.Array, "*any"]:
-    """The scores of ordered words; `-inf` for bins without a slot."""
-    high = -(1 << stride_bits)
-    bits = jnp.where(words < 0, words ^ 0x7FFFFFFF, words) & high
-    scores = lax.bitcast_convert_type(bits, jnp.float32)
-    return jnp.where(scores > LOWEST / 2, scores - TINY, -jnp.inf)
-
-
-def strides_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Int[jax.Array, "*any"]:
-    """The strides of ordered words."""
-    low = (1 << stride_bits) - 1
-    return low - (words & low)
 
 
 def pad(array: jax.Array, sizes: dict[int, int]) -> jax.Array:
