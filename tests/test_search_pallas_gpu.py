@@ -60,7 +60,6 @@ def share_found(found, exact) -> float:
     ("slots", "share_valid", "neighbours", "distinct"),
     [
         (1024, 1.0, 32, None),
-        (1024, 0.5, 32, None),
         (1000, 0.9, 7, None),  # no whole number of strides
         (640, 1.0, 1, 3),  # ties everywhere: the lowest slots
         (100, 0.7, 100, None),  # more bins than slots
@@ -116,7 +115,7 @@ def test_blocks_that_do_not_divide_are_padded():
     assert (np.asarray(found.slots_BHNK) == np.asarray(binned.slots_BHNK)).mean() > 0.97  # but for near ties
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_itinerary_visits_each_stride_that_has_slots_once(seed):
     rng = np.random.default_rng(seed)
     states = rng.integers(0, 3, (3, 6)) if seed else np.full((3, 6), 2)
@@ -197,6 +196,13 @@ def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, f
     assert "stablehlo.pad" not in text
 
 
+def test_more_8_bit_keys_than_offsets_reach_are_refused():
+    queries, keys, _ = at_full_size(jnp.int8)
+    keys = Keys(*(jax.ShapeDtypeStruct((8, 8, 2**20, *part.shape[3:]), part.dtype) for part in keys[:2]))
+    with pytest.raises(ValueError, match="at most 2147483648 on a device"):
+        lowered(functools.partial(PallasGPU(), neighbours=32), queries, keys, jax.ShapeDtypeStruct((8, 2**20), bool))
+
+
 @pytest.mark.parametrize("features", [32, 64, 128, 256])
 def test_lowers_for_a_gpu_by_mosaic(features):
     text = lowered(functools.partial(PallasGPU(backend="mosaic"), neighbours=32), *at_full_size(jnp.bfloat16, features))
@@ -246,7 +252,8 @@ def test_on_a_gpu_recall_and_scores(backend, dtype, features, block_queries):
     queries, keys, valid = normal(16384, dtype, tokens=256, features=features)
     valid = valid.at[0, 100:300].set(False).at[1, 5000:].set(False)
     search = PallasGPU(backend=backend, block_queries=block_queries)
-    found, exact = search(queries, keys, valid, 32), Exact()(queries, keys, valid, 32)
+    with jax.default_matmul_precision("highest"):  # `Exact` of float32 would be in TF32
+        found, exact = search(queries, keys, valid, 32), Exact()(queries, keys, valid, 32)
     assert share_found(found, exact) >= expected_recall(bins_for(0.95, 32), 32) - 0.01
     np.testing.assert_allclose(found.scores_BHNK[..., 0], exact.scores_BHNK[..., 0], rtol=1e-4)
 

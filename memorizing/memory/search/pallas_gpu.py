@@ -6,12 +6,12 @@
     stride 1   [ ######## | ........ | ........ ]        queries  x  stride 1  ->  max   [128, 64] each, in registers
     ...        [ ######## | ........ | ........ ]
 
-Score and stride share one 32-bit word, the stride in the lowest bits of the mantissa, so that the best of a bin is one
-float maximum: per score an add, a bitwise operation and a maximum. A second kernel takes the top-K of the R winners.
+Score and stride share one 32-bit word (`words.py`), so that the best of a bin is one float maximum: per score an add, a
+bitwise operation and a maximum. A second kernel extracts the top-K of the R winners.
 
-Budget of a program with 4 warps: 64 registers a thread for scores, 64 for the best, about 40 for addresses, so that two
-programs fit on an SM and one multiplies while the other compares; 32 KiB of shared memory for queries and 16 KiB for
-each stage of keys. Keys are read `N / 128` times from the L2 cache: 128 queries keep that just within its bandwidth.
+Budget of a program of 4 warps at 128 features in 16 bits: 64 registers a thread for scores, 64 for the best, 254 in all
+(none spilled), and 80 KiB of shared memory: two programs fit on an SM, and one multiplies while the other compares.
+Keys are read `N / 128` times, from the L2 cache: fewer queries to a program would wait for it.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ class PallasGPU(Search):
 
     With `S = ceil(M / R)` strides and `b = ceil(log2 S)`, scores are those of `Binned` rounded towards zero to `23 - b`
     bits behind the leading one (a relative error below `2^-16` for `S = 128`), and slots whose scores are equal by
-    then are ties. The lower slot wins them, but for scores below zero within one bin: there the higher does.
+    then are ties. The lower slot wins them, but for scores below zero within one bin: there the higher does. It is
+    the rounded scores that are compared with `minimum_score`.
 
     Products are those of `Binned`: 8-bit keys are multiplied as numbers of the dtype of the queries, and float32 as
     `FLOAT32` says, six times the work: for speed, keep keys in bfloat16 or 8 bits.
@@ -93,8 +94,7 @@ class PallasGPU(Search):
     ) -> Float[jax.Array, "B H N_padded R"]:
         """The best of each bin, as a word of score and stride; `N` is padded to whole blocks of queries."""
         rows, heads, tokens, _ = queries_BHND.shape
-        slots = valid_BM.shape[1]
-        strides = -(-slots // bins)
+        strides = -(-valid_BM.shape[1] // bins)
         # Triton multiplies blocks whose sides are powers of two, 16 or more. Zeros change no product.
         head_size = max(16, pl.next_power_of_2(queries_BHND.shape[3]))
         vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
@@ -107,52 +107,20 @@ class PallasGPU(Search):
         queries_BHND = pad(queries_BHND.astype(dtype), {2: padded, 3: head_size})
         tiles = pad(vectors_BHMD, {2: strides * bins, 3: head_size}).reshape(-1, strides, bins, head_size)
         valid_BSR = pad(valid_BM, {1: strides * bins}).reshape(rows, strides, bins)
-        run_B3, others_BS = itinerary(valid_BSR)
-
-        block_bins = min(self.block_bins, bins)
-        if on_mosaic:
-            words = hopper_winners(
-                queries_BHND.reshape(-1, padded, head_size),
-                tiles,
-                run_B3,
-                others_BS,
-                jnp.where(valid_BSR, -LOWEST, LOWEST),
-                block_queries=block_queries,
-                block_bins=block_bins,
-                stages=self.stages,
-                interpret=self.interpret,
-            )
-            return words.reshape(rows, heads, padded, bins)
-        of_slots = pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head // heads, 0, group))
-        arguments = [
-            (run_B3, pl.BlockSpec((None, 3), lambda _, group, head: (head // heads, 0))),
-            (others_BS, pl.BlockSpec((None, strides), lambda _, group, head: (head // heads, 0))),
-            (valid_BSR.astype(jnp.int8), of_slots),
-            (
-                queries_BHND.reshape(-1, padded, head_size),
-                pl.BlockSpec((None, block_queries, head_size), lambda block, group, head: (head, block, 0)),
-            ),
-            (
-                tiles,
-                pl.BlockSpec((None, strides, block_bins, head_size), lambda block, group, head: (head, 0, group, 0)),
-            ),
-        ]
         if scales_BHM is not None:
-            scales = pad(scales_BHM.astype(jnp.float32), {2: strides * bins}).reshape(-1, strides, bins)
-            arguments.append(
-                (scales, pl.BlockSpec((None, strides, block_bins), lambda block, group, head: (head, 0, group)))
-            )
-        # Programs that run at the same time differ first in their queries: they share keys, through the L2 cache.
-        words = pl.pallas_call(
-            functools.partial(winners_kernel, stride_bits=stride_bits_for(slots, bins)),
-            grid=(padded // block_queries, bins // block_bins, rows * heads),
-            in_specs=[spec for _, spec in arguments],
-            out_specs=pl.BlockSpec((None, block_queries, block_bins), lambda block, group, head: (head, block, group)),
-            out_shape=jax.ShapeDtypeStruct((rows * heads, padded, bins), jnp.float32),
-            compiler_params=pltriton.CompilerParams(num_warps=self.warps, num_stages=self.stages),
+            scales_BHM = pad(scales_BHM.astype(jnp.float32), {2: strides * bins}).reshape(-1, strides, bins)
+        words = (
+            hopper_winners if on_mosaic else functools.partial(triton_winners, scales=scales_BHM, warps=self.warps)
+        )(
+            queries_BHND.reshape(-1, padded, head_size),
+            tiles,
+            *itinerary(valid_BSR),
+            jnp.where(valid_BSR, -LOWEST, LOWEST),
+            block_queries=block_queries,
+            block_bins=min(self.block_bins, bins),
+            stages=self.stages,
             interpret=self.interpret,
-            name="memory_search",
-        )(*(argument for argument, _ in arguments))
+        )
         return words.reshape(rows, heads, padded, bins)
 
     def select(
@@ -178,6 +146,55 @@ class PallasGPU(Search):
         return tuple(part[:, :neighbours].reshape(*words_BHNR.shape[:3], neighbours) for part in found)
 
 
+def triton_winners(
+    queries: Float[jax.Array, "heads N D"],
+    tiles: Float[jax.Array, "heads S R D"] | Int[jax.Array, "heads S R D"],
+    run_B3: Int[jax.Array, "B 3"],
+    others_BS: Int[jax.Array, "B S"],
+    bounds_BSR: Float[jax.Array, "B S R"],
+    *,
+    scales: Float[jax.Array, "heads S R"] | None,
+    block_queries: int,
+    block_bins: int,
+    warps: int,
+    stages: int,
+    interpret: bool,
+) -> Float[jax.Array, "heads N R"]:
+    """The best of each bin as a word, over a run of strides and others: words of these are at most their bound."""
+    heads, tokens, head_size = queries.shape
+    _, strides, bins, _ = tiles.shape
+    heads_of_row = heads // len(run_B3)
+    if scales is not None and tiles.size > 2**31:
+        # Triton's offsets into an array of up to 4 GiB have 32 bits and a sign.
+        raise ValueError(
+            f"{tiles.size} features of keys in 8 bits: at most {2**31} on a device can be searched by this kernel; "
+            "split rows or slots over more devices, or keep keys in bfloat16"
+        )
+    arguments = [
+        (run_B3, pl.BlockSpec((None, 3), lambda _, group, head: (head // heads_of_row, 0))),
+        (others_BS, pl.BlockSpec((None, strides), lambda _, group, head: (head // heads_of_row, 0))),
+        (
+            bounds_BSR,
+            pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head // heads_of_row, 0, group)),
+        ),
+        (queries, pl.BlockSpec((None, block_queries, head_size), lambda block, group, head: (head, block, 0))),
+        (tiles, pl.BlockSpec((None, strides, block_bins, head_size), lambda block, group, head: (head, 0, group, 0))),
+    ]
+    if scales is not None:
+        arguments.append((scales, pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head, 0, group))))
+    return pl.pallas_call(
+        functools.partial(winners_kernel, stride_bits=stride_bits_for(strides * bins, bins)),
+        # Programs that run at the same time differ first in their queries: they share keys, through the L2 cache.
+        grid=(tokens // block_queries, bins // block_bins, heads),
+        in_specs=[spec for _, spec in arguments],
+        out_specs=pl.BlockSpec((None, block_queries, block_bins), lambda block, group, head: (head, block, group)),
+        out_shape=jax.ShapeDtypeStruct((heads, tokens, bins), jnp.float32),
+        compiler_params=pltriton.CompilerParams(num_warps=warps, num_stages=stages),
+        interpret=interpret,
+        name="memory_search",
+    )(*(argument for argument, _ in arguments))
+
+
 def itinerary(valid_BSR: Bool[jax.Array, "B S R"]) -> tuple[Int[jax.Array, "B 3"], Int[jax.Array, "B S"]]:
     """Which strides are visited: a run of full ones, around the end if need be, and then others, which need a mask.
 
@@ -196,7 +213,7 @@ def itinerary(valid_BSR: Bool[jax.Array, "B S R"]) -> tuple[Int[jax.Array, "B 3"
     return jnp.stack([first_B, length_B, is_other_BS.sum(1)], 1).astype(jnp.int32), others_BS.astype(jnp.int32)
 
 
-def winners_kernel(run_ref, others_ref, valid_ref, queries_ref, keys_ref, *rest, stride_bits: int):
+def winners_kernel(run_ref, others_ref, bounds_ref, queries_ref, keys_ref, *rest, stride_bits: int):
     """One program: the best of some bins for some queries, over all strides that hold a slot."""
     *scales, words_ref = rest
     queries_ND = queries_ref[...]
@@ -207,7 +224,7 @@ def winners_kernel(run_ref, others_ref, valid_ref, queries_ref, keys_ref, *rest,
             queries_ND,
             keys_ref[stride].astype(queries_ND.dtype),
             (((1,), (1,)), ((), ())),
-            precision=FLOAT32 if queries_ND.dtype == jnp.float32 else None,
+            precision=FLOAT32 if queries_ND.dtype == jnp.float32 else lax.Precision.DEFAULT,
             preferred_element_type=jnp.float32,
         )
         if scales:
@@ -221,8 +238,7 @@ def winners_kernel(run_ref, others_ref, valid_ref, queries_ref, keys_ref, *rest,
 
     def visit_other(at, best_NR):
         stride = others_ref[at]
-        words_NR = jnp.where((valid_ref[stride] != 0)[None, :], words_of(stride), LOWEST)
-        return jnp.maximum(best_NR, words_NR)
+        return jnp.maximum(best_NR, jnp.minimum(words_of(stride), bounds_ref[stride][None, :]))
 
     first, length, others = run_ref[0], run_ref[1], run_ref[2]
     best_NR = jnp.full(words_ref.shape, LOWEST, jnp.float32)
