@@ -5,19 +5,19 @@ On CPUs XLA gathers number by number; the kernel beside the native search copies
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Float, Int
 
 from memorizing.memory.search.contract import Keys
 from memorizing.memory.search.native import missing
+from memorizing.parallel.topology import platform_compiled_for
 
 
 def gather(slots_BHMD: jax.Array, index_BHNK: Int[jax.Array, "B H N K"]) -> jax.Array:
     """Vectors `[B, H, N, K, D]` from `[B, H, M, D]`; an index beyond the slots means the nearest of them."""
     slots, size = slots_BHMD.shape[2:]
     index_GR = index_BHNK.reshape(index_BHNK.shape[0] * index_BHNK.shape[1], -1)
-    ways = {} if missing() else {"cpu": _gather_natively}
-    found_GRD = lax.platform_dependent(slots_BHMD.reshape(-1, slots, size), index_GR, default=_gather_by_xla, **ways)
+    way = _gather_natively if platform_compiled_for() == "cpu" and not missing() else _gather_by_xla
+    found_GRD = way(slots_BHMD.reshape(-1, slots, size), index_GR)
     return found_GRD.reshape(*index_BHNK.shape, size)
 
 

@@ -25,7 +25,7 @@ class MemorySettings:
 
     size: int = 8192
     neighbours: int = 32
-    search: Literal["auto", "exact", "native", "blocked", "approximate", "binned"] = "auto"
+    search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate"] = "auto"
     minimum_score: float | None = None
     recall_target: float = 0.95
     block_size: int = 8192

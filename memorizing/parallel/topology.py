@@ -50,6 +50,15 @@ def chip_of(device: jax.Device) -> Chip | None:
     return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
 
 
+def platform_compiled_for() -> str:
+    """`cpu`, `tpu` or `gpu`, as are the devices of the surrounding `jax.set_mesh` (they need not be here) or those here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is None:
+        return jax.default_backend()
+    kind = device.device_kind.lower()
+    return "tpu" if kind.startswith("tpu") else "cpu" if "cpu" in kind else "gpu"
+
+
 def memory_of(device: jax.Device) -> int | None:
     """Bytes that programs may take of a device; None where nothing says.
 
