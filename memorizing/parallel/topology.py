@@ -51,7 +51,7 @@ def chip_of(device: jax.Device) -> Chip | None:
 
 
 def platform_compiled_for() -> str:
-    """`cpu`, `tpu` or `gpu`, as are the devices of the surrounding `jax.set_mesh` (they need not be here) or those here."""
+    """`cpu`, `tpu` or `gpu`, as are the devices of the surrounding `jax.set_mesh`, or else those here."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         return jax.default_backend()
