@@ -93,20 +93,26 @@ def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[j
     return place_BHNC, number_C < ends_BHNR[..., -1:], runs._replace(sizes_BHNR=looked_at)
 
 
-def by_queries(
-    find: Callable[[Float[jax.Array, "B H N D"]], Neighbours], queries_BHND: Float[jax.Array, "B H N D"], features: int
-) -> Neighbours:
-    """`find` for blocks of queries, of which each gathers `features`: `GATHERED` are held at a time."""
-    rows, heads, tokens, _ = queries_BHND.shape
+def by_queries[T](find: Callable[[T], Neighbours], queries: T, features: int) -> Neighbours:
+    """`find` for blocks of queries, of which each gathers `features`: `GATHERED` are held at a time.
+
+    `queries` are arrays `[B, H, N, ...]`.
+    """
+    rows, heads, tokens = jax.tree.leaves(queries)[0].shape[:3]
     blocks = -(-rows * heads * tokens * features // GATHERED)
     size = -(-tokens // min(blocks, tokens))
     blocks = -(-tokens // size)
     if blocks == 1:
-        return find(queries_BHND)
-    padded = jnp.pad(queries_BHND, ((0, 0), (0, 0), (0, blocks * size - tokens), (0, 0)))
-    found = lax.map(find, jnp.moveaxis(padded.reshape(rows, heads, blocks, size, -1), 2, 0))
-    whole = lambda part: jnp.moveaxis(part, 0, 2).reshape(rows, heads, blocks * size, -1)[:, :, :tokens]  # noqa: E731
-    return jax.tree.map(whole, found)
+        return find(queries)
+
+    def split(part: jax.Array) -> jax.Array:
+        padded = jnp.pad(part, ((0, 0), (0, 0), (0, blocks * size - tokens), *((0, 0),) * (part.ndim - 3)))
+        return jnp.moveaxis(padded.reshape(rows, heads, blocks, size, *part.shape[3:]), 2, 0)
+
+    def join(part: jax.Array) -> jax.Array:
+        return jnp.moveaxis(part, 0, 2).reshape(rows, heads, blocks * size, -1)[:, :, :tokens]
+
+    return jax.tree.map(join, lax.map(find, jax.tree.map(split, queries)))
 
 
 def best_candidates(
@@ -169,3 +175,9 @@ def best(
     )
     scores, slots = lax.sort((-scores, slots), num_keys=2)
     return Neighbours(-scores[..., :neighbours], slots[..., :neighbours])
+
+
+def take(numbers_BHX: Int[jax.Array, "B H X"], places_BHNC: Int[jax.Array, "B H N C"]) -> Int[jax.Array, "B H N C"]:
+    """The numbers in the named places."""
+    flat = places_BHNC.reshape(*places_BHNC.shape[:2], -1)
+    return jnp.take_along_axis(numbers_BHX, flat, axis=2, mode="clip").reshape(places_BHNC.shape)

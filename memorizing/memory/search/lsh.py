@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
-from memorizing.memory.search.buckets import best_candidates, by_queries, fill, runs_of, sort_into_buckets
+from memorizing.memory.search.buckets import best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
 from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
 
 
@@ -109,9 +109,3 @@ class LSH(Search):
 
     def _weights(self) -> jax.Array:
         return 2 ** jnp.arange(self.bits, dtype=jnp.int32)
-
-
-def take(numbers_BHX: Int[jax.Array, "B H X"], places_BHNC: Int[jax.Array, "B H N C"]) -> Int[jax.Array, "B H N C"]:
-    """The numbers in the named places."""
-    flat = places_BHNC.reshape(*places_BHNC.shape[:2], -1)
-    return jnp.take_along_axis(numbers_BHX, flat, axis=2, mode="clip").reshape(places_BHNC.shape)
