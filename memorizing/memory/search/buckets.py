@@ -4,8 +4,8 @@
     runs of a query, most promising first           b       d                       its buckets, in each table
     its candidates                                  9 8 4 1 6 3                     a fixed number, filled run by run
 
-The candidates' keys are gathered and scored as every search scores. So that recall is all there is to lose, the best of
-them are chosen by the rule of all searches: by score, of equal scores the lower slot, and no slot twice.
+The candidates' keys are gathered and scored as in every search, and the best of them chosen by the rule of all: by
+score, of equal scores the lower slot. So recall is all that there is to lose.
 """
 
 import functools
@@ -74,23 +74,20 @@ def runs_of(buckets: Buckets, wanted_BHNTP: Int[jax.Array, "B H N T P"]) -> Runs
     return Runs(*(by_query(part).reshape(*shape[:3], -1).astype(jnp.int32) for part in (starts, sizes)))
 
 
-def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[jax.Array, "B H N C"], Runs]:
-    """Places in `Buckets.order_BHTM` of the first `candidates` of each query's runs, and which of them there are.
-
-    Also gives the runs as far as they were looked at.
-    """
+def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[jax.Array, "B H N C"]]:
+    """Places in `Buckets.order_BHTM` of the first `candidates` of each query's runs, and which of them there are."""
     ends_BHNR = jnp.cumsum(runs.sizes_BHNR, axis=-1)
-    before_BHNR = ends_BHNR - runs.sizes_BHNR
     # Candidate c lies in the run that it reaches: as far behind the run's start as it is behind all runs before.
-    shift_BHNR = runs.starts_BHNR - before_BHNR
+    shift_BHNR = runs.starts_BHNR - (ends_BHNR - runs.sizes_BHNR)
+    # On CPUs XLA would otherwise compute the sums anew for each candidate.
+    ends_BHNR, shift_BHNR = lax.optimization_barrier((ends_BHNR, shift_BHNR))
     steps_BHNR = jnp.diff(shift_BHNR, axis=-1)
     number_C = jnp.arange(candidates, dtype=jnp.int32)
     passed_BHNCR = number_C[:, None] >= ends_BHNR[..., None, :-1]
     place_BHNC = (
         number_C + shift_BHNR[..., :1] + jnp.where(passed_BHNCR, steps_BHNR[..., None, :], 0).sum(-1, dtype=jnp.int32)
     )
-    looked_at = jnp.clip(candidates - before_BHNR, 0, runs.sizes_BHNR)
-    return place_BHNC, number_C < ends_BHNR[..., -1:], runs._replace(sizes_BHNR=looked_at)
+    return lax.optimization_barrier((place_BHNC, number_C < ends_BHNR[..., -1:]))
 
 
 def by_queries[T](find: Callable[[T], Neighbours], queries: T, features: int) -> Neighbours:
@@ -123,12 +120,21 @@ def best_candidates(
     neighbours: int,
     minimum_score: float | None,
 ) -> Neighbours:
-    """The best of the candidates, by their present keys; no two of them may be the same slot."""
-    slots_BHNC = jnp.where(is_one_BHNC, slots_BHNC, 0)
+    """The best of the candidates, by their present keys; one that is named several times counts once."""
+    if (missing := neighbours - slots_BHNC.shape[-1]) > 0:
+        wide = [(0, 0)] * 3 + [(0, missing)]
+        slots_BHNC, is_one_BHNC = jnp.pad(slots_BHNC, wide), jnp.pad(is_one_BHNC, wide)
+    # In the order of slots: what is named again stands next to itself, and of equal scores `top_k` takes the first.
+    none = keys.vectors_BHMD.shape[2]
+    slots_BHNC = jnp.sort(jnp.where(is_one_BHNC, slots_BHNC, none), axis=-1)
+    is_new_BHNC = jnp.pad(slots_BHNC[..., 1:] != slots_BHNC[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=True)
+    counts_BHNC = is_new_BHNC & (slots_BHNC < none)
+    slots_BHNC = jnp.minimum(slots_BHNC, none - 1)
     scores_BHNC = scores_of(queries_BHND, keys, slots_BHNC)
     if minimum_score is not None:
-        is_one_BHNC = is_one_BHNC & (scores_BHNC >= minimum_score)
-    return best(jnp.where(is_one_BHNC, scores_BHNC, -jnp.inf), slots_BHNC, neighbours)
+        counts_BHNC &= scores_BHNC >= minimum_score
+    scores_BHNK, places_BHNK = lax.top_k(jnp.where(counts_BHNC, scores_BHNC, -jnp.inf), neighbours)
+    return Neighbours(scores_BHNK, jnp.take_along_axis(slots_BHNC, places_BHNK, axis=-1))
 
 
 def scores_of(
@@ -149,32 +155,6 @@ def gather(slots_BHMD: jax.Array, index_BHNC: Int[jax.Array, "B H N C"]) -> jax.
     """The vectors `[B, H, N, C, D]` that lie in the named slots."""
     flat = index_BHNC.reshape(*index_BHNC.shape[:2], -1, 1)
     return jnp.take_along_axis(slots_BHMD, flat, axis=2, mode="clip").reshape(*index_BHNC.shape, -1)
-
-
-def best(
-    scores_BHNC: Float[jax.Array, "B H N C"], slots_BHNC: Int[jax.Array, "B H N C"], neighbours: int
-) -> Neighbours:
-    """The best by score, then by lower slot, in whatever order the candidates stand; filled up with `-inf`.
-
-    Two selections in place of a sort of all candidates, which is many times slower: `top_k`, and then of those that
-    are equal to the last of these the ones with the lowest slots. Slots stay below 2^24, where float32 holds them.
-    """
-    if (missing := neighbours - scores_BHNC.shape[-1]) > 0:
-        wide = [(0, 0)] * 3 + [(0, missing)]
-        scores_BHNC = jnp.pad(scores_BHNC, wide, constant_values=-jnp.inf)
-        slots_BHNC = jnp.pad(slots_BHNC, wide)
-    scores, places = lax.top_k(scores_BHNC, neighbours)
-    last = scores[..., -1:]
-    lowest, _ = lax.top_k(jnp.where(scores_BHNC == last, -slots_BHNC.astype(jnp.float32), -jnp.inf), neighbours)
-    scores = jnp.concatenate(
-        [jnp.where(scores > last, scores, -jnp.inf), jnp.where(lowest > -jnp.inf, last, -jnp.inf)], axis=-1
-    )
-    slots = jnp.concatenate(
-        [jnp.take_along_axis(slots_BHNC, places, axis=-1), jnp.where(lowest > -jnp.inf, -lowest, 0).astype(jnp.int32)],
-        axis=-1,
-    )
-    scores, slots = lax.sort((-scores, slots), num_keys=2)
-    return Neighbours(-scores[..., :neighbours], slots[..., :neighbours])
 
 
 def take(numbers_BHX: Int[jax.Array, "B H X"], places_BHNC: Int[jax.Array, "B H N C"]) -> Int[jax.Array, "B H N C"]:

@@ -87,7 +87,7 @@ class IVF(Search):
             promise_BHNC = jnp.where(sizes_BH1C > 0, promise_BHNC, -jnp.inf)
             _, wanted_BHNP = lax.top_k(promise_BHNC, self.probes)
             runs = Runs(take(starts_BH1C[:, :, 0], wanted_BHNP), take(sizes_BH1C[:, :, 0], wanted_BHNP))
-            place_BHNC, is_one_BHNC, _ = fill(runs, candidates)
+            place_BHNC, is_one_BHNC = fill(runs, candidates)
             slots_BHNC = take(flat_BHM, place_BHNC)
             return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
 

@@ -7,8 +7,10 @@
        -----+----- plane        probability (1 - a / pi)^bits. Queries are not distributed like keys: their best
       query |                   keys can lie at wide angles, and then it takes probes more than bits to find them.
 
-Codes are computed as keys are written. Planes follow from a seed alone; those of a table are orthogonal, which makes
-their sides depend less on each other.
+Keys of a trained model have much in common, so that most lie on one side of a plane through the origin: codes are of
+what a key differs by from the running mean of keys, which changes no order of inner products with a query. Codes are
+computed as keys are written, and as the mean moves on they go stale. Planes follow from a seed alone; those of a table
+are orthogonal, which makes their sides depend less on each other.
 """
 
 import dataclasses
@@ -34,6 +36,7 @@ class LSH(Search):
         probes: buckets of each table that a query looks into, the most likely ones first.
         candidates: slots that a query looks at, over all tables; first the best bucket of each, then the next ...
         bucket_size: slots of a bucket that are looked at, the latest ones, so that none takes all the candidates.
+        decay: what the mean of the keys before counts when a segment is written.
         seed: of the planes.
     """
 
@@ -42,6 +45,7 @@ class LSH(Search):
     probes: int = 8
     candidates: int = 1024
     bucket_size: int = 256
+    decay: float = 0.95
     seed: int = 0
 
     def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
@@ -50,15 +54,18 @@ class LSH(Search):
                 "codes_BHMT": jnp.zeros((rows, heads, slots, self.tables), jnp.int32),
                 "stamps_BHM": jnp.zeros((rows, heads, slots), jnp.int32),
             },
-            {"written": jnp.zeros((), jnp.int32)},
+            {"mean_BHD": jnp.zeros((rows, heads, head_size), jnp.float32), "written": jnp.zeros((), jnp.int32)},
         )
 
     def entries(self, keys_BHND, learned):
         written, tokens = learned["written"], keys_BHND.shape[2]
         stamps_BHN = jnp.broadcast_to(written + jnp.arange(tokens, dtype=jnp.int32), keys_BHND.shape[:3])
-        is_above = self._distances(keys_BHND) >= 0
+        keys_BHND = keys_BHND.astype(jnp.float32)
+        share = jnp.where(written > 0, 1 - self.decay, 1.0)
+        mean_BHD = (1 - share) * learned["mean_BHD"] + share * keys_BHND.mean(2)
+        is_above = self._distances(keys_BHND - mean_BHD[:, :, None]) >= 0
         codes = (is_above * self._weights()).sum(-1, dtype=jnp.int32)
-        return {"codes_BHMT": codes, "stamps_BHM": stamps_BHN}, {"written": written + tokens}
+        return {"codes_BHMT": codes, "stamps_BHM": stamps_BHN}, {"mean_BHD": mean_BHD, "written": written + tokens}
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
         slots, entries = valid_BM.shape[1], keys.index.slots
@@ -66,21 +73,13 @@ class LSH(Search):
         age_BHM = keys.index.learned["written"] - entries["stamps_BHM"]
         buckets = sort_into_buckets(entries["codes_BHMT"], age_BHM, valid_BM)
         flat_BHX = buckets.order_BHTM.reshape(*buckets.order_BHTM.shape[:2], -1)
-        places_BHMT = jnp.moveaxis(jnp.argsort(buckets.order_BHTM, axis=-1), 2, 3)
         candidates = min(self.candidates, self.tables * slots)
 
         def find(queries_BHND):
             runs = runs_of(buckets, self._probed(queries_BHND))
             runs = runs._replace(sizes_BHNR=jnp.minimum(runs.sizes_BHNR, self.bucket_size))
-            place_BHNC, is_one_BHNC, runs = fill(runs, candidates)
+            place_BHNC, is_one_BHNC = fill(runs, candidates)
             slots_BHNC = take(flat_BHX, place_BHNC)
-            # In which tables each candidate was looked at: it counts in the first of them.
-            seen = jnp.stack([take(places_BHMT[..., table], slots_BHNC) for table in range(self.tables)], axis=-1)
-            seen = seen + slots * jnp.arange(self.tables)
-            from_BHNPT, size_BHNPT = (part.reshape(*part.shape[:3], 1, -1, self.tables) for part in runs)
-            behind = seen[..., None, :] - from_BHNPT
-            first_BHNC = ((behind >= 0) & (behind < size_BHNPT)).any(-2).argmax(-1)
-            is_one_BHNC &= place_BHNC // slots == first_BHNC
             return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
 
         return by_queries(find, queries_BHND, candidates * (queries_BHND.shape[-1] + self.tables * self.probes))

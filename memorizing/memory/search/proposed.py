@@ -58,7 +58,7 @@ class Proposed(Search):
             own, copy = {"vectors_BHMP": vectors}, vectors
         else:
             vectors, scales = quantize(keys_BHND, jnp.dtype(DTYPES[self.kind]))
-            own, copy = {"vectors_BHMP": vectors, "scales_BHM": scales}, vectors * scales[..., None]
+            own, copy = {"vectors_BHMP": vectors, "scales_BHM": scales}, vectors.astype(jnp.float32) * scales[..., None]
         entries, learned = self.inner.entries(copy.astype(keys_BHND.dtype), inners(learned))
         return own | named(entries), named(learned)
 
