@@ -23,8 +23,9 @@ from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
 FIRST_ROUNDS = 8
 """Rounds of k-means over the first segment, which finds no centroids."""
 
-DEAD = 0.25
-"""A centroid whose count is below this share of the mean starts anew."""
+DEAD = 0.02
+"""A centroid whose count is below this share of the mean starts anew. Not sooner: slots of its list may still be valid,
+and would be looked for where it has gone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class IVF(Search):
     lists: int = 128
     probes: int = 32
     candidates: int = 2048
-    decay: float = 0.95
+    decay: float = 0.98
 
     def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
         return Index(
