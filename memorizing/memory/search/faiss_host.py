@@ -160,6 +160,10 @@ class Host:
 class Faiss(Search):
     """Neighbours from Faiss' indexes in the memory of the host.
 
+    What is found is right at any time, but which neighbours are missed depends on what an index has seen before: a
+    resumed run need not repeat the interrupted one to the last digit. All keys pass to the host with each search, which
+    costs nothing much on CPUs alone.
+
     Attributes:
         kind: the index: a graph of near keys, or inverted lists.
         links: of a key in the graph.
@@ -204,7 +208,8 @@ class Faiss(Search):
 def stamps(keys_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N"]:
     """A hash of each key: other keys have others, but for one pair in 2^32."""
     bits = lax.bitcast_convert_type(keys_BHND.astype(jnp.float32), jnp.uint32)
-    odd = np.random.default_rng(0).integers(0, 2**32, (2, bits.shape[-1]), np.uint32) | np.uint32(1)
-    # The second product reaches the low bits from the high ones, in which most of a float's digits are.
-    mixed = (bits * odd[0]) ^ ((bits * odd[0]) >> 16)
-    return lax.bitcast_convert_type((mixed * odd[1]).sum(-1, dtype=jnp.uint32), jnp.int32)
+    # Each feature is mixed by itself (the end of MurmurHash3) before they are summed: keys may be of few small numbers.
+    bits = bits + np.random.default_rng(0).integers(0, 2**32, bits.shape[-1], np.uint32)
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return lax.bitcast_convert_type((bits ^ (bits >> 16)).sum(-1, dtype=jnp.uint32), jnp.int32)
