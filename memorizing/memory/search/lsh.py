@@ -1,16 +1,13 @@
 """Locality-sensitive hashing: only slots whose key lies on the same side of some random planes are looked at.
 
-    code in a table     the sides of `bits` planes, 0 or 1 each            several tables: several chances
-    probes              also the buckets across the planes that the query lies nearest to (Lv et al., 2007)
+            |  key              The code in a table: the sides of `bits` planes, 0 or 1 each. Two vectors at an angle a
+       -----+----- plane        have the same one with probability (1 - a / pi)^bits; several tables, several chances;
+      query |                   and probes across the planes that the query lies nearest to (Lv et al., 2007).
 
-            |  key              Two unit vectors at an angle a have the same code of `bits` planes with
-       -----+----- plane        probability (1 - a / pi)^bits. Queries are not distributed like keys: their best
-      query |                   keys can lie at wide angles, and then it takes probes more than bits to find them.
-
-Keys of a trained model have much in common, so that most lie on one side of a plane through the origin: codes are of
-what a key differs by from the running mean of keys, which changes no order of inner products with a query. Codes are
-computed as keys are written, and as the mean moves on they go stale. Planes follow from a seed alone; those of a table
-are orthogonal, which makes their sides depend less on each other.
+The best keys of a query can lie at wide angles, and then it takes probes more than bits to find them. Keys of a trained
+model have much in common, so that most lie on one side of a plane through the origin: codes are of what a key differs
+by from the running mean of keys, which changes no order of inner products with a query. Codes are computed as keys are
+written, and as the mean moves on they go stale. Planes follow from a seed alone, orthogonal within a table.
 """
 
 import dataclasses
@@ -41,9 +38,9 @@ class LSH(Search):
     """
 
     tables: int = 4
-    bits: int = 8
-    probes: int = 8
-    candidates: int = 1024
+    bits: int = 10
+    probes: int = 32
+    candidates: int = 2048
     bucket_size: int = 256
     decay: float = 0.95
     seed: int = 0
@@ -61,7 +58,7 @@ class LSH(Search):
         written, tokens = learned["written"], keys_BHND.shape[2]
         stamps_BHN = jnp.broadcast_to(written + jnp.arange(tokens, dtype=jnp.int32), keys_BHND.shape[:3])
         keys_BHND = keys_BHND.astype(jnp.float32)
-        share = jnp.where(written > 0, 1 - self.decay, 1.0)
+        share = jnp.where(written != 0, 1 - self.decay, 1.0)
         mean_BHD = (1 - share) * learned["mean_BHD"] + share * keys_BHND.mean(2)
         is_above = self._distances(keys_BHND - mean_BHD[:, :, None]) >= 0
         codes = (is_above * self._weights()).sum(-1, dtype=jnp.int32)
