@@ -1,0 +1,163 @@
+"""What searches that look at a few slots only have in common: slots in buckets, candidates, and the best of these.
+
+    slots by bucket, the latest of each first     | 7 2 | 9 8 4 1 | 5 | 6 3 0 |     sorted once for a segment
+    runs of a query, most promising first           b       d                       its buckets, in each table
+    its candidates                                  9 8 4 1 6 3                     a fixed number, filled run by run
+
+The candidates' keys are gathered and scored as in every search, and the best of them chosen by the rule of all: by
+score, of equal scores the lower slot. So recall is all that there is to lose.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Bool, Float, Int
+
+from memorizing.memory.search.contract import Keys, Neighbours, inner_products
+
+GATHERED = 1 << 24
+"""Features of candidates' keys that are held at a time: queries are searched in blocks so that there are no more."""
+
+
+class Buckets(NamedTuple):
+    """Slots sorted into the buckets of each table; those that are not valid lie in none.
+
+    Attributes:
+        order_BHTM: slots by bucket, within one the latest first; behind them those that are not valid.
+        sorted_BHTM: the buckets that these lie in.
+    """
+
+    order_BHTM: Int[jax.Array, "B H T M"]
+    sorted_BHTM: Int[jax.Array, "B H T M"]
+
+
+class Runs(NamedTuple):
+    """Stretches of `Buckets.order_BHTM`, for each query in the order in which they are to be looked at.
+
+    Attributes:
+        starts_BHNR: where they start, counted through all tables.
+        sizes_BHNR: slots in them; may be 0.
+    """
+
+    starts_BHNR: Int[jax.Array, "B H N R"]
+    sizes_BHNR: Int[jax.Array, "B H N R"]
+
+
+def sort_into_buckets(
+    buckets_BHMT: Int[jax.Array, "B H M T"], age_BHM: Int[jax.Array, "B H M"], valid_BM: Bool[jax.Array, "B M"]
+) -> Buckets:
+    """Sorts the slots of each table by bucket (at least 0), then by age."""
+    none = jnp.iinfo(jnp.int32).max
+    buckets_BHTM = jnp.moveaxis(jnp.where(valid_BM[:, None, :, None], buckets_BHMT, none), 3, 2)
+    age_BHTM = jnp.broadcast_to(age_BHM[:, :, None], buckets_BHTM.shape)
+    slot_BHTM = lax.broadcasted_iota(jnp.int32, buckets_BHTM.shape, 3)
+    sorted_BHTM, _, order_BHTM = lax.sort((buckets_BHTM, age_BHTM, slot_BHTM), num_keys=2)
+    return Buckets(order_BHTM, sorted_BHTM)
+
+
+def runs_of(buckets: Buckets, wanted_BHNTP: Int[jax.Array, "B H N T P"]) -> Runs:
+    """The whole buckets that each query wants in each table: first the first of all tables, then the second ..."""
+    slots = buckets.sorted_BHTM.shape[-1]
+    shape = wanted_BHNTP.shape
+    wanted_BHTX = jnp.moveaxis(wanted_BHNTP, 2, 3).reshape(*shape[:2], shape[3], -1)
+    find = functools.partial(jnp.searchsorted, method="scan_unrolled")
+    for _ in range(3):
+        find = jax.vmap(find)
+    first = find(buckets.sorted_BHTM, wanted_BHTX)
+    sizes = find(buckets.sorted_BHTM, wanted_BHTX + 1) - first
+    starts = first + slots * jnp.arange(shape[3])[:, None]
+    by_query = lambda part: part.reshape(*shape[:2], shape[3], shape[2], shape[4]).transpose(0, 1, 3, 4, 2)  # noqa: E731
+    return Runs(*(by_query(part).reshape(*shape[:3], -1).astype(jnp.int32) for part in (starts, sizes)))
+
+
+def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[jax.Array, "B H N C"]]:
+    """Places in `Buckets.order_BHTM` of the first `candidates` of each query's runs, and which of them there are."""
+    ends_BHNR = jnp.cumsum(runs.sizes_BHNR, axis=-1)
+    # Candidate c lies in the run that it reaches: as far behind the run's start as it is behind all runs before.
+    shift_BHNR = runs.starts_BHNR - (ends_BHNR - runs.sizes_BHNR)
+    # On CPUs XLA would otherwise compute the sums anew for each candidate.
+    ends_BHNR, shift_BHNR = lax.optimization_barrier((ends_BHNR, shift_BHNR))
+    steps_BHNR = jnp.diff(shift_BHNR, axis=-1)
+    number_C = jnp.arange(candidates, dtype=jnp.int32)
+    passed_BHNCR = number_C[:, None] >= ends_BHNR[..., None, :-1]
+    place_BHNC = (
+        number_C + shift_BHNR[..., :1] + jnp.where(passed_BHNCR, steps_BHNR[..., None, :], 0).sum(-1, dtype=jnp.int32)
+    )
+    return lax.optimization_barrier((place_BHNC, number_C < ends_BHNR[..., -1:]))
+
+
+def by_queries[T](find: Callable[[T], Neighbours], queries: T, features: int) -> Neighbours:
+    """`find` for blocks of queries, of which each gathers `features`: `GATHERED` are held at a time.
+
+    `queries` are arrays `[B, H, N, ...]`.
+    """
+    rows, heads, tokens = jax.tree.leaves(queries)[0].shape[:3]
+    blocks = -(-rows * heads * tokens * features // GATHERED)
+    size = -(-tokens // min(blocks, tokens))
+    blocks = -(-tokens // size)
+    if blocks == 1:
+        return find(queries)
+
+    def split(part: jax.Array) -> jax.Array:
+        padded = jnp.pad(part, ((0, 0), (0, 0), (0, blocks * size - tokens), *((0, 0),) * (part.ndim - 3)))
+        return jnp.moveaxis(padded.reshape(rows, heads, blocks, size, *part.shape[3:]), 2, 0)
+
+    def join(part: jax.Array) -> jax.Array:
+        return jnp.moveaxis(part, 0, 2).reshape(rows, heads, blocks * size, -1)[:, :, :tokens]
+
+    return jax.tree.map(join, lax.map(find, jax.tree.map(split, queries)))
+
+
+def best_candidates(
+    queries_BHND: Float[jax.Array, "B H N D"],
+    keys: Keys,
+    slots_BHNC: Int[jax.Array, "B H N C"],
+    is_one_BHNC: Bool[jax.Array, "B H N C"],
+    neighbours: int,
+    minimum_score: float | None,
+) -> Neighbours:
+    """The best of the candidates, by their present keys; one that is named several times counts once."""
+    if (missing := neighbours - slots_BHNC.shape[-1]) > 0:
+        wide = [(0, 0)] * 3 + [(0, missing)]
+        slots_BHNC, is_one_BHNC = jnp.pad(slots_BHNC, wide), jnp.pad(is_one_BHNC, wide)
+    # In the order of slots: what is named again stands next to itself, and of equal scores `top_k` takes the first.
+    none = keys.vectors_BHMD.shape[2]
+    slots_BHNC = jnp.sort(jnp.where(is_one_BHNC, slots_BHNC, none), axis=-1)
+    is_new_BHNC = jnp.pad(slots_BHNC[..., 1:] != slots_BHNC[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=True)
+    counts_BHNC = is_new_BHNC & (slots_BHNC < none)
+    slots_BHNC = jnp.minimum(slots_BHNC, none - 1)
+    scores_BHNC = scores_of(queries_BHND, keys, slots_BHNC)
+    if minimum_score is not None:
+        counts_BHNC &= scores_BHNC >= minimum_score
+    scores_BHNK, places_BHNK = lax.top_k(jnp.where(counts_BHNC, scores_BHNC, -jnp.inf), neighbours)
+    return Neighbours(scores_BHNK, jnp.take_along_axis(slots_BHNC, places_BHNK, axis=-1))
+
+
+def scores_of(
+    queries_BHND: Float[jax.Array, "B H N D"], keys: Keys, slots_BHNC: Int[jax.Array, "B H N C"]
+) -> Float[jax.Array, "B H N C"]:
+    """The inner product of each query with the keys in slots of its own."""
+    rows, heads, tokens, size = queries_BHND.shape
+    vectors = gather(keys.vectors_BHMD, slots_BHNC).reshape(rows, heads * tokens, -1, size)
+    scales = None
+    if keys.scales_BHM is not None:
+        scales = gather(keys.scales_BHM[..., None], slots_BHNC).reshape(rows, heads * tokens, -1)
+    # Queries as heads of their own, each with its own memory: scored as in every search.
+    queries = queries_BHND.reshape(rows, heads * tokens, 1, size)
+    return inner_products(queries, vectors, scales).reshape(slots_BHNC.shape)
+
+
+def gather(slots_BHMD: jax.Array, index_BHNC: Int[jax.Array, "B H N C"]) -> jax.Array:
+    """The vectors `[B, H, N, C, D]` that lie in the named slots."""
+    flat = index_BHNC.reshape(*index_BHNC.shape[:2], -1, 1)
+    return jnp.take_along_axis(slots_BHMD, flat, axis=2, mode="clip").reshape(*index_BHNC.shape, -1)
+
+
+def take(numbers_BHX: Int[jax.Array, "B H X"], places_BHNC: Int[jax.Array, "B H N C"]) -> Int[jax.Array, "B H N C"]:
+    """The numbers in the named places."""
+    flat = places_BHNC.reshape(*places_BHNC.shape[:2], -1)
+    return jnp.take_along_axis(numbers_BHX, flat, axis=2, mode="clip").reshape(places_BHNC.shape)

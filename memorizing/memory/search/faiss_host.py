@@ -1,0 +1,215 @@
+"""Faiss on the host, behind a callback: graphs (HNSW) or inverted lists (IVF), with no index on the device.
+
+    device    bank with a stamp for each slot: a hash of its key       queries            exact scores of what was found
+    host      compares stamps with those of the keys it has added;     searches among
+              adds what is new, gives up what is stale                 valid, current keys
+
+The host's indexes are only a cache of what the bank holds. A bank is recognised by its stamps: when they differ from
+those of each bank seen before in more slots than one segment writes (another process, a resumed run, an evaluation
+beside training), its index is built afresh. So nothing has to be told to the host, saved or kept in step.
+"""
+
+import dataclasses
+import importlib
+import threading
+import warnings
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Float, Int
+
+from memorizing.errors import InputError
+from memorizing.memory.search.buckets import best_candidates
+from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+
+
+def load_faiss() -> Any:
+    """The module `faiss`.
+
+    Raises:
+        InputError: when it is not installed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on import
+            return importlib.import_module("faiss")
+    except ImportError as error:
+        raise InputError(
+            "Memory.search = 'faiss' needs Faiss, which is not installed: `pip install faiss-cpu`, or choose another "
+            "search (blocked, ivf)"
+        ) from error
+
+
+class Part:
+    """The index of one row and head. Keys are added under running numbers; a slot's latest number is the one in use."""
+
+    def __init__(self, settings: "Faiss", slots: int):
+        self.settings = settings
+        self.index: Any = None
+        self.trained_on = 0
+        self.stamp_M = np.zeros(slots, np.int32)
+        self.number_M = np.full(slots, -1)
+        self.slots = np.zeros(0, np.int64)  # by number
+
+    def update(self, stamp_M: np.ndarray, valid_M: np.ndarray, read: Any) -> None:
+        """Adds the valid keys that are not there. `read` gives the keys of slots."""
+        missing = np.flatnonzero(valid_M & ((self.number_M < 0) | (self.stamp_M != stamp_M)))
+        count = int(valid_M.sum())
+        # Half of what is searched may be stale; lists that were learned from few keys are learned again from more.
+        if self.index is None or len(self.slots) + len(missing) > 2 * count or self.trained_on < count // 4:
+            missing = np.flatnonzero(valid_M)
+            self.index = self._made(read(missing))
+            self.number_M[:] = -1
+            self.slots = np.zeros(0, np.int64)
+        if len(missing):
+            self.index.add(read(missing))
+            self.number_M[missing] = len(self.slots) + np.arange(len(missing))
+            self.stamp_M[missing] = stamp_M[missing]
+            self.slots = np.concatenate([self.slots, missing])
+
+    def search(self, queries_ND: np.ndarray, valid_M: np.ndarray, neighbours: int) -> np.ndarray:
+        """Slots of the best keys, `[N, K]`; -1 where too few are found."""
+        faiss, settings = load_faiss(), self.settings
+        in_use = np.zeros(len(self.slots), bool)
+        in_use[self.number_M[valid_M]] = True
+        bits = np.packbits(in_use, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        if settings.kind == "hnsw":
+            # What is stale takes places in the queue, too.
+            effort = max(settings.effort, neighbours) * len(in_use) // max(int(valid_M.sum()), 1)
+            parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
+        else:
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(settings.probes, self.index.nlist))
+        _, numbers = self.index.search(queries_ND, neighbours, params=parameters)
+        return np.where(numbers >= 0, self.slots[numbers], -1)
+
+    def _made(self, keys_XD: np.ndarray) -> Any:
+        faiss, size = load_faiss(), keys_XD.shape[1]
+        self.trained_on = len(keys_XD)
+        if self.settings.kind == "hnsw":
+            return faiss.IndexHNSWFlat(size, self.settings.links, faiss.METRIC_INNER_PRODUCT)
+        lists = max(1, min(self.settings.lists, len(keys_XD) // 8))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, lists, faiss.METRIC_INNER_PRODUCT)
+        index.cp.min_points_per_centroid = 1  # no warnings of few keys
+        index.train(keys_XD)
+        return index
+
+
+class Known:
+    """A bank as it was last seen, and the indexes of its rows and heads."""
+
+    def __init__(self, settings: "Faiss", stamps_BHM: np.ndarray):
+        rows, heads, slots = stamps_BHM.shape
+        self.stamps_BHM = stamps_BHM
+        self.parts = [[Part(settings, slots) for _ in range(heads)] for _ in range(rows)]
+
+    def differs(self, stamps_BHM: np.ndarray) -> int:
+        """In how many slots of a row and head at most this is not the bank of these stamps."""
+        if self.stamps_BHM.shape != stamps_BHM.shape:
+            return stamps_BHM.shape[2] + 1
+        return int((self.stamps_BHM != stamps_BHM).sum(-1).max())
+
+
+class Host:
+    """The banks that this process has seen last, latest last. Callbacks may come from several threads."""
+
+    def __init__(self):
+        self.banks: list[Known] = []
+        self._lock = threading.Lock()
+
+    def search(self, settings: "Faiss", neighbours: int, queries, vectors, scales, stamps, valid) -> np.ndarray:
+        """The slots found, `[B, H, N, K]`; -1 where too few are."""
+        queries_BHND, vectors_BHMD, valid_BM = np.asarray(queries, np.float32), np.asarray(vectors), np.asarray(valid)
+        stamps_BHM = np.array(stamps)  # the buffer is the device's, and is written again
+        scales_BHM = None if scales is None else np.asarray(scales)
+        rows, heads, tokens = queries_BHND.shape[:3]
+        found = np.full((rows, heads, tokens, neighbours), -1, np.int32)
+        if not valid_BM.any():
+            return found
+        with self._lock:
+            bank = self._recognised(settings, stamps_BHM, tokens)
+            for row in np.flatnonzero(valid_BM.any(1)):
+                for head in range(heads):
+
+                    def read(slots: np.ndarray, row=row, head=head) -> np.ndarray:
+                        keys = vectors_BHMD[row, head, slots].astype(np.float32)
+                        return keys if scales_BHM is None else keys * scales_BHM[row, head, slots][:, None]
+
+                    part = bank.parts[row][head]
+                    part.update(stamps_BHM[row, head], valid_BM[row], read)
+                    found[row, head] = part.search(
+                        np.ascontiguousarray(queries_BHND[row, head]), valid_BM[row], neighbours
+                    )
+        return found
+
+    def _recognised(self, settings: "Faiss", stamps_BHM: np.ndarray, tokens: int) -> Known:
+        nearest = min(self.banks, key=lambda bank: bank.differs(stamps_BHM), default=None)
+        if nearest is not None and nearest.differs(stamps_BHM) <= tokens:
+            self.banks.remove(nearest)
+            nearest.stamps_BHM = stamps_BHM
+        else:
+            nearest = Known(settings, stamps_BHM)
+        self.banks = [*self.banks, nearest][-settings.banks :]
+        return nearest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Faiss(Search):
+    """Neighbours from Faiss' indexes in the memory of the host.
+
+    What is found is right at any time, but which neighbours are missed depends on what an index has seen before: a
+    resumed run need not repeat the interrupted one to the last digit. All keys pass to the host with each search, which
+    costs nothing much on CPUs alone.
+
+    Attributes:
+        kind: the index: a graph of near keys, or inverted lists.
+        links: of a key in the graph.
+        effort: keys of the graph that a query holds in view (`efSearch`).
+        lists: inverted lists of each row and head.
+        probes: lists that a query looks into.
+        banks: how many banks the host keeps indexes of: of each memory layer, on each device of the process, and twice
+            as many where evaluation goes on beside training. Fewer are right, too, but are built again and again.
+        host: where they are kept.
+    """
+
+    kind: Literal["hnsw", "ivf"] = "hnsw"
+    links: int = 32
+    effort: int = 128
+    lists: int = 128
+    probes: int = 16
+    banks: int = 16
+    host: Host = dataclasses.field(default_factory=Host, compare=False, repr=False)
+
+    def __post_init__(self):
+        load_faiss()
+
+    def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
+        return Index({"stamps_BHM": jnp.zeros((rows, heads, slots), jnp.int32)}, {})
+
+    def entries(self, keys_BHND, learned):
+        return {"stamps_BHM": stamps(keys_BHND)}, learned
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        queries_BHND, keys = lax.stop_gradient((queries_BHND, keys))
+
+        def search(queries, vectors, scales, stamps, valid) -> np.ndarray:
+            return self.host.search(self, neighbours, queries, vectors, scales, stamps, valid)
+
+        shape = jax.ShapeDtypeStruct((*queries_BHND.shape[:3], neighbours), jnp.int32)
+        slots_BHNK = jax.pure_callback(
+            search, shape, queries_BHND, keys.vectors_BHMD, keys.scales_BHM, keys.index.slots["stamps_BHM"], valid_BM
+        )
+        return best_candidates(queries_BHND, keys, slots_BHNK, slots_BHNK >= 0, neighbours, self.minimum_score)
+
+
+def stamps(keys_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N"]:
+    """A hash of each key: other keys have others, but for one pair in 2^32."""
+    bits = lax.bitcast_convert_type(keys_BHND.astype(jnp.float32), jnp.uint32)
+    # Each feature is mixed by itself (the end of MurmurHash3) before they are summed: keys may be of few small numbers.
+    bits = bits + np.random.default_rng(0).integers(0, 2**32, bits.shape[-1], np.uint32)
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
+    return lax.bitcast_convert_type((bits ^ (bits >> 16)).sum(-1, dtype=jnp.uint32), jnp.int32)

@@ -1,0 +1,148 @@
+"""Inverted lists: keys near the same centroid lie in one list, and a query looks into the most promising lists.
+
+    written     list = argmax of key . centroid                       kept with the slot
+    learned     sum  = decay * count * centroid + keys of the list    spherical k-means, a segment at a time
+                centroid = sum / |sum|
+    searched    the `probes` lists with the largest query . centroid, until `candidates` slots are looked at
+
+Centroids are of a row and head. They follow the keys as the ring turns: what is old weighs less and less, and a
+centroid that few keys come to starts anew where keys are many. They only guide: what a slot's list is was settled when
+it was written, and that a row begins a new document, or centroids have moved on, costs recall but is never wrong.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Float
+
+from memorizing.memory.search.buckets import Runs, best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
+from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+
+FIRST_ROUNDS = 8
+"""Rounds of k-means over the first segment, which finds no centroids."""
+
+DEAD = 0.02
+"""A centroid whose count is below this share of the mean starts anew. Not sooner: slots of its list may still be valid,
+and would be looked for where it has gone."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IVF(Search):
+    """Centroids learned as keys come.
+
+    Attributes:
+        lists: centroids of each row and head.
+        probes: lists that a query looks into.
+        candidates: slots that a query looks at: of the lists in their order, the latest slots of each first.
+        decay: what the keys before count when a segment is written, as a share of what they counted.
+    """
+
+    lists: int = 128
+    probes: int = 32
+    candidates: int = 2048
+    decay: float = 0.98
+
+    def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
+        return Index(
+            {
+                "lists_BHM": jnp.zeros((rows, heads, slots), jnp.int32),
+                "stamps_BHM": jnp.zeros((rows, heads, slots), jnp.int32),
+            },
+            {
+                "centroids_BHCD": jnp.zeros((rows, heads, self.lists, head_size), jnp.float32),
+                "counts_BHC": jnp.zeros((rows, heads, self.lists), jnp.float32),
+                "written": jnp.zeros((), jnp.int32),
+            },
+        )
+
+    def entries(self, keys_BHND, learned):
+        written, tokens = learned["written"], keys_BHND.shape[2]
+        keys_BHND = keys_BHND.astype(jnp.float32)
+        centroids_BHCD, counts_BHC = lax.cond(
+            written == 0,
+            lambda: self._first(keys_BHND),
+            lambda: (learned["centroids_BHCD"], self.decay * learned["counts_BHC"]),
+        )
+        centroids_BHCD, counts_BHC = self._moved(keys_BHND, centroids_BHCD, counts_BHC)
+        centroids_BHCD, counts_BHC = self._reseeded(keys_BHND, centroids_BHCD, counts_BHC)
+        entries = {
+            "lists_BHM": jnp.einsum("BHND,BHCD->BHNC", keys_BHND, centroids_BHCD).argmax(-1).astype(jnp.int32),
+            "stamps_BHM": jnp.broadcast_to(written + jnp.arange(tokens, dtype=jnp.int32), keys_BHND.shape[:3]),
+        }
+        learned = {"centroids_BHCD": centroids_BHCD, "counts_BHC": counts_BHC, "written": written + tokens}
+        return entries, learned
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        entries, learned = keys.index.slots, keys.index.learned
+        age_BHM = learned["written"] - entries["stamps_BHM"]
+        buckets = sort_into_buckets(entries["lists_BHM"][..., None], age_BHM, valid_BM)
+        flat_BHM = buckets.order_BHTM[:, :, 0]
+        candidates = min(self.candidates, valid_BM.shape[1])
+        all_lists = jnp.broadcast_to(jnp.arange(self.lists), (*flat_BHM.shape[:2], 1, 1, self.lists))
+        starts_BH1C, sizes_BH1C = runs_of(buckets, all_lists)
+
+        def find(queries_BHND):
+            promise_BHNC = jnp.einsum("BHND,BHCD->BHNC", queries_BHND.astype(jnp.float32), learned["centroids_BHCD"])
+            promise_BHNC = jnp.where(sizes_BH1C > 0, promise_BHNC, -jnp.inf)
+            _, wanted_BHNP = lax.top_k(promise_BHNC, self.probes)
+            runs = Runs(take(starts_BH1C[:, :, 0], wanted_BHNP), take(sizes_BH1C[:, :, 0], wanted_BHNP))
+            place_BHNC, is_one_BHNC = fill(runs, candidates)
+            slots_BHNC = take(flat_BHM, place_BHNC)
+            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
+
+        return by_queries(find, queries_BHND, candidates * (queries_BHND.shape[-1] + self.probes))
+
+    def _first(self, keys_BHND: Float[jax.Array, "B H N D"]) -> tuple[jax.Array, jax.Array]:
+        """Centroids of a first segment; those for which it has no keys have a count of 0."""
+        tokens = keys_BHND.shape[2]
+        chosen = jnp.arange(self.lists) * tokens // max(self.lists, tokens)
+        centroids_BHCD = unit(keys_BHND[:, :, chosen])
+        nothing_BHC = jnp.zeros(centroids_BHCD.shape[:3], jnp.float32)
+
+        def again(_, centroids_BHCD):
+            return self._moved(keys_BHND, centroids_BHCD, nothing_BHC)[0]
+
+        return lax.fori_loop(0, FIRST_ROUNDS, again, centroids_BHCD), nothing_BHC
+
+    def _moved(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
+        """Centroids and counts with these keys added to those that they are nearest to."""
+        nearest_BHN = jnp.einsum("BHND,BHCD->BHNC", keys_BHND, centroids_BHCD).argmax(-1)
+        is_in_BHNC = (nearest_BHN[..., None] == jnp.arange(self.lists)).astype(jnp.float32)
+        sums_BHCD = counts_BHC[..., None] * centroids_BHCD + jnp.einsum("BHNC,BHND->BHCD", is_in_BHNC, unit(keys_BHND))
+        counts_BHC = counts_BHC + is_in_BHNC.sum(2)
+        return jnp.where(counts_BHC[..., None] > 0, unit(sums_BHCD), centroids_BHCD), counts_BHC
+
+    def _reseeded(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
+        """Centroids that few keys come to, put where keys are many: on keys of the segment out of the fullest lists.
+
+        Each takes half the count of the list that it splits. At most as many as the segment has keys.
+        """
+        tokens, lists = keys_BHND.shape[2], self.lists
+        most = min(tokens, lists)
+        nearest_BHN = jnp.einsum("BHND,BHCD->BHNC", keys_BHND, centroids_BHCD).argmax(-1)
+        fullness_BHN = jnp.take_along_axis(counts_BHC, nearest_BHN, axis=-1)
+        # One key of each list first, those of the fullest lists in front: of a list, its k-th key counts its k-th part.
+        is_before_BHN = jnp.tril(nearest_BHN[..., :, None] == nearest_BHN[..., None, :], -1).sum(-1)
+        _, seeds_BHC = lax.top_k(fullness_BHN / (2.0 + is_before_BHN), most)
+        seed_BHC = jnp.take_along_axis(nearest_BHN, seeds_BHC, axis=-1)
+        count_BHC = jnp.take_along_axis(counts_BHC, seed_BHC, axis=-1) / 2
+        sizes_BHC, dead_BHC = lax.top_k(-counts_BHC, most)
+        is_dead_BHC = -sizes_BHC < DEAD * counts_BHC.mean(-1, keepdims=True)
+        is_new_BHCC = (dead_BHC[..., None] == jnp.arange(lists)) & is_dead_BHC[..., None]
+        put = is_new_BHCC.astype(jnp.float32)
+        is_new_BHC = is_new_BHCC.any(2)
+        new_BHCD = jnp.einsum(
+            "BHSC,BHSD->BHCD", put, unit(jnp.take_along_axis(keys_BHND, seeds_BHC[..., None], axis=2))
+        )
+        new_counts_BHC = jnp.einsum("BHSC,BHS->BHC", put, count_BHC)
+        return (
+            jnp.where(is_new_BHC[..., None], new_BHCD, centroids_BHCD),
+            jnp.where(is_new_BHC, new_counts_BHC, counts_BHC),
+        )
+
+
+def unit(vectors: Float[jax.Array, "*any D"]) -> Float[jax.Array, "*any D"]:
+    """The vectors at length 1; zeros stay zeros."""
+    return vectors * lax.rsqrt(jnp.maximum((vectors**2).sum(-1, keepdims=True), 1e-30))

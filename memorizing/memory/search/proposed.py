@@ -1,0 +1,92 @@
+"""Two stages: a small copy of the keys proposes, the keys themselves decide.
+
+    copy        int8, float8    a quarter or half of the bytes to read      score . scale
+                projection      P of D features: (R q) . (R k), with R a fixed P x D matrix of orthonormal rows
+    inner       any search over the copy: its best `candidates` slots
+    decision    their keys gathered, scored in full; the K best by score, then slot
+
+A neighbour is lost only if `candidates` others look better in the copy. What `inner` keeps itself, it keeps of the
+copy, under names that begin with `inner_`.
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from memorizing.memory.quantize import DTYPES, quantize
+from memorizing.memory.search.blocked import Blocked
+from memorizing.memory.search.buckets import best_candidates, by_queries
+from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+
+INNER = "inner_"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Proposed(Search):
+    """`inner` proposes on a small copy of the keys, full precision decides.
+
+    Attributes:
+        inner: the search over the copy; without a minimum score of its own, since the copy's scores are not the keys'.
+        kind: what the copy is.
+        candidates: proposals for each query; at least `neighbours` are made.
+        projection_size: features of a projected copy (`P`).
+        seed: of the projection.
+    """
+
+    inner: Search = dataclasses.field(default_factory=Blocked)
+    kind: Literal["int8", "float8", "projection"] = "int8"
+    candidates: int = 128
+    projection_size: int = 32
+    seed: int = 0
+
+    def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
+        size = self.projection_size if self.kind == "projection" else head_size
+        inner = self.inner.empty_index(rows, heads, slots, size)
+        dtype = DTYPES.get(self.kind, jnp.bfloat16)
+        own = {"vectors_BHMP": jnp.zeros((rows, heads, slots, size), dtype)}
+        if self.kind in DTYPES:
+            own["scales_BHM"] = jnp.zeros((rows, heads, slots), jnp.float32)
+        return Index(own | named(inner.slots), named(inner.learned))
+
+    def entries(self, keys_BHND, learned):
+        if self.kind == "projection":
+            vectors, scales = self._projected(keys_BHND).astype(jnp.bfloat16), None
+            own, copy = {"vectors_BHMP": vectors}, vectors
+        else:
+            vectors, scales = quantize(keys_BHND, jnp.dtype(DTYPES[self.kind]))
+            own, copy = {"vectors_BHMP": vectors, "scales_BHM": scales}, vectors.astype(jnp.float32) * scales[..., None]
+        entries, learned = self.inner.entries(copy.astype(keys_BHND.dtype), inners(learned))
+        return own | named(entries), named(learned)
+
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        entries, learned = keys.index
+        copy = Keys(entries["vectors_BHMP"], entries.get("scales_BHM"), Index(inners(entries), inners(learned)))
+        candidates = min(max(self.candidates, neighbours), valid_BM.shape[1])
+        seen_BHNP = self._projected(queries_BHND) if self.kind == "projection" else queries_BHND
+        proposals = self.inner(seen_BHNP, copy, valid_BM, candidates)
+
+        def decide(parts):
+            queries_BHND, (scores_BHNC, slots_BHNC) = parts
+            is_one_BHNC = scores_BHNC > -jnp.inf
+            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
+
+        return by_queries(decide, (queries_BHND, proposals), candidates * queries_BHND.shape[-1])
+
+    def _projected(self, vectors_BHND: Float[jax.Array, "B H N D"]) -> Float[jax.Array, "B H N P"]:
+        size = vectors_BHND.shape[-1]
+        rows = np.linalg.qr(np.random.default_rng(self.seed).normal(size=(size, size)))[0][: self.projection_size]
+        return jnp.einsum("BHND,PD->BHNP", vectors_BHND.astype(jnp.float32), rows.astype(np.float32))
+
+
+def named(inner: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """What the inner search keeps, by names that are not the outer one's."""
+    return {INNER + name: part for name, part in inner.items()}
+
+
+def inners(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The inner search's parts, by its own names."""
+    return {name.removeprefix(INNER): part for name, part in parts.items() if name.startswith(INNER)}
