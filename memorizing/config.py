@@ -265,18 +265,14 @@ MAY_CHANGE = {
     "Training.checkpoint_every",
     "Training.checkpoints_kept",
     "Training.checkpoint_kept_every",
-    "Memory.size",
     "Optimizer.learning_rate",
     "Optimizer.warmup_steps",
     "Optimizer.clip_norm",
-    "Memory.search",
-    "Memory.block_size",
-    "Memory.minimum_score",
-    "Memory.recall_target",
-    "Memory.report_recall",
     "Model.remat",
     "Model.scan_layers",
-}
+    # How the memory is searched, and how large it is; but not what lies in it.
+    *(f"Memory.{field.name}" for field in dataclasses.fields(MemorySettings)),
+} - {"Memory.neighbours", "Memory.dtype", "Memory.key_dtype"}
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.gather import gather, gather_keys
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search.contract import Keys
 from memorizing.memory.search.exact import Exact
+from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.native import Native, missing
 
 

@@ -13,25 +13,51 @@ class MemorySettings:
     Attributes:
         size: slots per row and head (`M`), in tokens; 0 for no memory.
         neighbours: how many slots a query retrieves (`K`).
-        search: how they are found, see `memorizing.memory.search`; `auto` chooses by device and size.
+        dtype: of the stored keys and values.
+        key_dtype: of the stored keys, if it is to be another: 8 bits take half the room of bfloat16.
+        search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
-        recall_target: the share of the true neighbours that approximate searches are laid out to find; less is faster.
-        block_size: slots that `blocked` and `binned` score at a time.
         report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
             the true neighbours `search` had found.
-        dtype: of the stored keys and values.
-        key_dtype: of the stored keys, if it is to be another: 8 bits take half the room, and are searched faster.
+        block_size: slots that `blocked` and `binned` score at a time.
+        recall_target: the share of the true neighbours that `pallas`, `binned` and `approximate` are laid out to find;
+            less is faster.
+        proposer: a small copy of the keys in which `search` only proposes neighbours, while the keys themselves decide:
+            `int8`, `float8`, or a `projection` to fewer features; None to search among the keys.
+        proposals: how many are proposed for each query, if not more neighbours are wanted.
+        projection_size: features of a projected copy.
+        candidates: slots that `lsh` and `ivf` look at for each query.
+        lsh_tables: of hashes that each slot has.
+        lsh_bits: of a hash.
+        lsh_probes: hashes near its own that a query looks at in each table.
+        ivf_lists: into which `ivf` and `faiss` sort the slots, each with a centroid.
+        ivf_probes: lists that a query looks at, those with the nearest centroids.
+        faiss_index: the kind of index.
+        faiss_effort: slots that a query visits in `hnsw` at least.
     """
 
     size: int = 8192
     neighbours: int = 32
-    search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate"] = "auto"
-    minimum_score: float | None = None
-    recall_target: float = 0.95
-    block_size: int = 8192
-    report_recall: bool = False
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     key_dtype: Literal["bfloat16", "float32", "int8", "float8"] | None = None
+    search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate", "ivf", "lsh", "faiss"] = (
+        "auto"
+    )
+    minimum_score: float | None = None
+    report_recall: bool = False
+    block_size: int = 8192
+    recall_target: float = 0.95
+    proposer: Literal["int8", "float8", "projection"] | None = None
+    proposals: int = 128
+    projection_size: int = 32
+    candidates: int = 2048
+    lsh_tables: int = 4
+    lsh_bits: int = 10
+    lsh_probes: int = 32
+    ivf_lists: int = 128
+    ivf_probes: int = 32
+    faiss_index: Literal["hnsw", "ivf"] = "hnsw"
+    faiss_effort: int = 128
 
     def __post_init__(self):
         if self.size < 0:
@@ -49,4 +75,20 @@ class MemorySettings:
             raise InputError(
                 f"Memory.recall_target = {self.recall_target}: must be between 0 and 1, both excluded; for all of the "
                 "neighbours set Memory.search = 'blocked'"
+            )
+        for name in ("proposals", "projection_size", "candidates", "lsh_tables", "lsh_bits", "lsh_probes", "ivf_lists",
+                     "ivf_probes", "faiss_effort"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"Memory.{name} = {getattr(self, name)}: must be at least 1")
+        if self.lsh_bits > 30:
+            raise InputError(f"Memory.lsh_bits = {self.lsh_bits}: must be at most 30")
+        if self.lsh_probes > 2**self.lsh_bits:
+            raise InputError(
+                f"Memory.lsh_probes = {self.lsh_probes} is more than the {2**self.lsh_bits} hashes of "
+                f"Memory.lsh_bits = {self.lsh_bits}: probe at most so many, or use more bits"
+            )
+        if self.ivf_probes > self.ivf_lists:
+            raise InputError(
+                f"Memory.ivf_probes = {self.ivf_probes} is more than Memory.ivf_lists = {self.ivf_lists}: probe at "
+                "most so many, or make more lists"
             )

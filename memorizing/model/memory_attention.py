@@ -18,9 +18,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import Bank, Recall, valid
-from memorizing.memory.gather import gather, gather_keys
 from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
+from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
 from memorizing.parallel.mesh import current_mesh, spec, specs
 

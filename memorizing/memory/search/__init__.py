@@ -8,8 +8,14 @@ Searches are interchangeable: each takes queries, keys and validity and gives sc
     pallas       approximate, for TPUs and NVIDIA GPUs: the best of each of many bins, in one kernel with the scores
     binned       the same algorithm for any device
     approximate  XLA's approximate top-k: fused with the scores on TPUs, exact on CPUs, brute force on GPUs
-    auto         the fastest of these for the devices at hand
+    ivf, lsh     approximate, for any device, looking at some slots only: near centroids, or of like hashes
+    faiss        the same with an index of faiss, on the host
+    auto         the fastest of the first six for the devices at hand
+
+Any of them can also search a small copy of the keys to propose neighbours, see `proposed.py`.
 """
+
+import dataclasses
 
 from memorizing.errors import InputError
 from memorizing.memory.search.approximate import Approximate
@@ -17,7 +23,11 @@ from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbours, Search
 from memorizing.memory.search.exact import Exact
+from memorizing.memory.search.faiss_host import Faiss
+from memorizing.memory.search.ivf import IVF
+from memorizing.memory.search.lsh import LSH
 from memorizing.memory.search.native import Native, missing
+from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.settings import MemorySettings
 from memorizing.parallel.topology import platform_compiled_for
 
@@ -30,6 +40,15 @@ def make_search(settings: MemorySettings) -> Search:
     Raises:
         InputError: when it needs what these devices or this machine do not have.
     """
+    if settings.proposer is not None:
+        inner = dataclasses.replace(settings, proposer=None, minimum_score=None)
+        return Proposed(
+            minimum_score=settings.minimum_score,
+            inner=make_search(inner),
+            kind=settings.proposer,
+            candidates=settings.proposals,
+            projection_size=settings.projection_size,
+        )
     platform = platform_compiled_for()
     minimum, target, block_size = settings.minimum_score, settings.recall_target, settings.block_size
     match chosen(settings, platform):
@@ -46,6 +65,25 @@ def make_search(settings: MemorySettings) -> Search:
                 why = missing() if platform == "cpu" else f"it is for CPUs, not for a {platform.upper()}"
                 raise InputError(f"Memory.search = 'native': {why}; or use 'blocked', exact too")
             return Native(minimum_score=minimum)
+        case "ivf":
+            lists, probes = settings.ivf_lists, settings.ivf_probes
+            return IVF(minimum_score=minimum, lists=lists, probes=probes, candidates=settings.candidates)
+        case "lsh":
+            return LSH(
+                minimum_score=minimum,
+                tables=settings.lsh_tables,
+                bits=settings.lsh_bits,
+                probes=settings.lsh_probes,
+                candidates=settings.candidates,
+            )
+        case "faiss":
+            return Faiss(
+                minimum_score=minimum,
+                kind=settings.faiss_index,
+                effort=settings.faiss_effort,
+                lists=settings.ivf_lists,
+                probes=settings.ivf_probes,
+            )
         case "pallas" if platform == "tpu":
             from memorizing.memory.search.pallas_tpu import PallasTPU
 
@@ -81,6 +119,8 @@ def searched_by(settings: MemorySettings, platform: str) -> str:
     """What a person is told of the search: which, and why not the one that the platform should have."""
     name = chosen(settings, platform)
     told = f"`{name}`" + (" (chosen for this device)" if settings.search == "auto" else "")
+    if settings.proposer:
+        told += f" in a copy of the keys ({settings.proposer}), of which the keys themselves decide"
     if settings.search == "auto" and platform == "cpu" and missing():
         told += f"; `native` would be faster: {missing()}"
     return told

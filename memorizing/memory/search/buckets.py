@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.search.contract import Keys, Neighbours, inner_products
+from memorizing.memory.search.gather import gather
 
 GATHERED = 1 << 24
 """Features of candidates' keys that are held at a time: queries are searched in blocks so that there are no more."""
@@ -149,12 +150,6 @@ def scores_of(
     # Queries as heads of their own, each with its own memory: scored as in every search.
     queries = queries_BHND.reshape(rows, heads * tokens, 1, size)
     return inner_products(queries, vectors, scales).reshape(slots_BHNC.shape)
-
-
-def gather(slots_BHMD: jax.Array, index_BHNC: Int[jax.Array, "B H N C"]) -> jax.Array:
-    """The vectors `[B, H, N, C, D]` that lie in the named slots."""
-    flat = index_BHNC.reshape(*index_BHNC.shape[:2], -1, 1)
-    return jnp.take_along_axis(slots_BHMD, flat, axis=2, mode="clip").reshape(*index_BHNC.shape, -1)
 
 
 def take(numbers_BHX: Int[jax.Array, "B H X"], places_BHNC: Int[jax.Array, "B H N C"]) -> Int[jax.Array, "B H N C"]:
