@@ -5,9 +5,11 @@ while we step: `M` on a line of its input makes it measure one train step with t
 of JSON. What it is measured on: tests/benchmarks/peer_step.py.
 """
 
+import contextlib
 import json
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,9 +66,10 @@ class Peer:
             "steps": rounds + 1,
         }
         self._command = [python, str(SCRIPT), f"--settings={json.dumps(settings)}", "--turns"]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (a pipe that nobody reads would stop it)
         try:
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
             )
         except OSError as error:
             raise InputError(f"--against={python} cannot be run ({error.strerror}): {SETUP}") from error
@@ -89,23 +92,26 @@ class Peer:
         return float(self.about["recall"][str(memory_size)])
 
     def _line(self) -> dict[str, Any]:
-        stdout, stderr = self._process.stdout, self._process.stderr
-        assert stdout is not None and stderr is not None
+        stdout = self._process.stdout
+        assert stdout is not None
         while line := stdout.readline():
             if line.startswith("{"):
                 return json.loads(line)
-        why = (stderr.read().strip().splitlines() or ["it said nothing"])[-1]
+        self._errors.seek(0)
+        why = (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
         raise InputError(f"--against={self._command[0]}: {shlex.join(self._command[:2])} ended: {why}. {SETUP}")
 
     def __enter__(self) -> "Peer":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
-            pipe.close()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # of one that has ended
+            self._process.stdin.close()  # which ends it
         try:
             self._process.wait(5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
+        self._errors.close()

@@ -29,7 +29,7 @@ from memorizing.benchmarks.timing import (
     program_bytes,
     stopwatch,
 )
-from memorizing.benchmarks.vectors import Vectors, recall, stored
+from memorizing.benchmarks.vectors import Vectors, plain_dtype, recall, stored
 from memorizing.errors import InputError
 from memorizing.memory.quantize import DTYPES
 from memorizing.memory.search import Neighbours, make_search
@@ -83,7 +83,7 @@ def _bench_shape(
     memory: MemorySettings,
     shape: Shape,
     dtype: str,
-    names: Sequence[str],
+    names: Sequence[Any],
     may_refuse: bool,
     rounds: int,
     vectors: Vectors,
@@ -91,15 +91,8 @@ def _bench_shape(
 ) -> list[dict[str, Any]]:
     """The rows of one shape and dtype."""
     platform = jax.devices()[0].platform
-    key_dtype = dtype if dtype in DTYPES else None
-    settings = dataclasses.replace(
-        memory,
-        size=shape.M,
-        neighbours=shape.K,
-        minimum_score=None,
-        dtype="bfloat16" if key_dtype else dtype,
-        key_dtype=key_dtype,
-    )
+    changes: dict[str, Any] = {"size": shape.M, "neighbours": shape.K, "minimum_score": None}
+    changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
     size = _SQUARE_SIZE.get(platform, 8192)
     square = jnp.ones((size, size), vectors.keys_BHMD.dtype)
     trials = [
@@ -109,7 +102,7 @@ def _bench_shape(
     ]
     for name in names:
         try:
-            search = make_search(dataclasses.replace(settings, search=name))
+            search = make_search(dataclasses.replace(memory, **changes, search=name))
         except InputError as error:
             if not may_refuse:
                 raise

@@ -30,13 +30,12 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, open_mesh
-from memorizing.parallel.mesh import MeshSettings, assemble, made
+from memorizing.parallel.mesh import MeshSettings, assemble, shardings
 from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.plan import compile_call
-from memorizing.training.step import TrainState, state_shardings
 
 SMALL_MODEL = (
     "Model.layers = 4",
@@ -107,10 +106,11 @@ def bench_step(
             if memory.size:
                 row |= {"kind": type(make_search(memory)).__name__, "recall": stepping.recall()}
             result["rows"].append(row)
-        for size in sizes if peer is not None else ():
-            row = _row(peer.about["name"], size, times[f"peer {size}"], times.get("peer 0"), tokens)
-            row |= {"search": "HNSW", "kind": "faiss.IndexHNSWFlat", "recall": peer.recall(size)} if size else {}
-            result["rows"].append(row)
+        if peer is not None:
+            for size in sizes:
+                row = _row(peer.about["name"], size, times[f"peer {size}"], times.get("peer 0"), tokens)
+                row |= {"search": "HNSW", "kind": "faiss.IndexHNSWFlat", "recall": peer.recall(size)} if size else {}
+                result["rows"].append(row)
     environment = result["environment"]
     say(
         f"\na train step: {model.layers} layers of {model.embedding_size}, {batch.rows} rows of "
@@ -165,15 +165,14 @@ class Stepping:
         mesh = open_mesh(MeshSettings(), model, memory, batch.segment_length, batch.rows, devices=[device])
         make = StateMaker(model, memory, batch, optimizer, training, mesh)
         compiled: Any = compile_call(make, make.like(1), batch)
-        fill = functools.partial(full_bank, memory=memory, tokens=batch.segment_length)
-
-        def full() -> TrainState:
-            state = make._make(True)
-            rngs = jax.random.split(jax.random.key(training.seed), len(state.carry.banks) or 1)
-            banks = tuple(fill(bank, rng) for bank, rng in zip(state.carry.banks, rngs, strict=False))
-            return state._replace(carry=state.carry._replace(banks=banks))
-
-        self._state = made(mesh, full, functools.partial(state_shardings, mesh))
+        state = make.state()
+        fill = jax.jit(functools.partial(full_bank, memory=memory, tokens=batch.segment_length), donate_argnums=0)
+        rngs = jax.random.split(jax.random.key(training.seed), len(state.carry.banks) + 1)
+        banks = tuple(
+            jax.device_put(fill(bank, rng), shardings(mesh, bank))
+            for bank, rng in zip(state.carry.banks, rngs, strict=False)
+        )
+        self._state = state._replace(carry=state.carry._replace(banks=banks))
         self._chunk = assemble(mesh, random_tokens(model, batch), batch.rows, range(batch.rows), leading="S")
         self.program_bytes, self.device_peak_bytes = program_bytes(compiled), None
         jax.block_until_ready(self._state)

@@ -107,9 +107,8 @@ def trained_vectors(
             f"M{max(shortest - 1, 0) * segment_length} or fewer rows"
         )
     dtype = plain_dtype(dtype)
-    memory = dataclasses.replace(
-        memory, size=shape.M, neighbours=shape.K, dtype=dtype, key_dtype=None, search="blocked"
-    )
+    changes: dict[str, Any] = {"dtype": dtype, "key_dtype": None, "search": "blocked", "minimum_score": None}
+    memory = dataclasses.replace(memory, size=shape.M, neighbours=shape.K, **changes)
     search = make_search(memory)
     graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
 

@@ -63,7 +63,8 @@ def stored(search: Search, keys_BHMD: Float[jax.Array, "B H M D"], tokens: int, 
     if index.slots or index.learned:
         index = _written(search, index, keys_BHMD, tokens)
     if dtype in DTYPES:
-        return Keys(*jax.jit(quantize, static_argnums=1)(keys_BHMD, DTYPES[dtype]), index)
+        vectors_BHMD, scales_BHM = jax.jit(quantize, static_argnums=1)(keys_BHMD, DTYPES[dtype])
+        return Keys(vectors_BHMD, scales_BHM, index)
     return Keys(keys_BHMD, None, index)
 
 
