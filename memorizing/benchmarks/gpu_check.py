@@ -1,7 +1,7 @@
 """What launch/gpu_check.sh runs on a node beside the benches: is every search right on this device, and a summary.
 
     python -m memorizing.benchmarks.gpu_check searches --json=FILE     each search against what it must be
-    python -m memorizing.benchmarks.gpu_check collect --out=DIR        what the script's parts left, as one file and table
+    python -m memorizing.benchmarks.gpu_check collect --out=DIR        what the script's parts left: file, table
 
 Right is: every slot that is found is valid, and named once; its score is that of its key; the best stand first; and
 where fewer slots are valid than neighbours are asked for, the rest have score -inf. Searches that promise all
@@ -28,10 +28,18 @@ from memorizing.memory.quantize import DTYPES
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 
-SIZES = (Shape(2, 2, 128, 1024, 64, 32), Shape(2, 4, 256, 8192, 128, 32), Shape(1, 2, 64, 4096, 32, 16))
-DTYPE_NAMES = ("float32", "bfloat16", "int8")
-VALID = (1.0, 0.4, 0.004)
-"""Shares of the slots that are valid; of the last, fewer than neighbours are asked for in the smaller memories."""
+_SMALL, _LARGE, _NARROW = Shape(2, 2, 128, 1024, 64, 32), Shape(2, 4, 256, 8192, 128, 32), Shape(1, 2, 64, 4096, 32, 16)
+CASES = (
+    (_SMALL, "float32", 1.0),
+    (_SMALL, "bfloat16", 0.4),
+    (_SMALL, "int8", 1.0),
+    (_SMALL, "float32", 0.004),
+    (_LARGE, "bfloat16", 1.0),
+    (_LARGE, "float32", 0.4),
+    (_NARROW, "float32", 1.0),
+    (_NARROW, "bfloat16", 0.004),
+)
+"""Shape, dtype of keys, share of the slots that are valid: of 0.004 fewer than neighbours are asked for."""
 ALL = ("exact", "blocked")
 """Searches that find all neighbours. In float32 a GPU rounds what it multiplies, so nearly all."""
 LEAST = 0.98
@@ -41,16 +49,15 @@ def check_searches(json_file: Path | None) -> bool:
     """Says a line for each search, and writes all; whether all are right."""
     rows, left_out = [], {}
     for name in default_searches(jax.devices()[0].platform):
-        for shape in SIZES:
-            for dtype in DTYPE_NAMES:
-                changes: dict[str, Any] = {"search": name, "size": shape.M, "neighbours": shape.K}
-                changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
-                try:
-                    search = make_search(dataclasses.replace(MemorySettings(), **changes))
-                except InputError as error:
-                    left_out[f"{name}, {dtype}"] = str(error)
-                    continue
-                rows += [_checked(name, search, shape, dtype, share) for share in VALID]
+        for shape, dtype, share in CASES:
+            changes: dict[str, Any] = {"search": name, "size": shape.M, "neighbours": shape.K}
+            changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
+            try:
+                search = make_search(dataclasses.replace(MemorySettings(), **changes))
+            except InputError as error:
+                left_out[f"{name}, {dtype}"] = str(error)
+                continue
+            rows.append(_checked(name, search, shape, dtype, share))
     for name in dict.fromkeys(row["search"] for row in rows):
         own = [row for row in rows if row["search"] == name]
         found = [row["recall"] for row in own if row["recall"] is not None]
