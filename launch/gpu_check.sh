@@ -93,7 +93,7 @@ if $small; then
     shapes=B1xH2xN32xM512xD32xK8 searching=('--searches=exact,blocked')
     stepping+=(--gin_file=configs/sizes/tiny.gin --gin_param 'SEGMENT_LENGTH = 64' --gin_param 'BATCH_SIZE = 2')
     stepping+=(--gin_param 'VOCABULARY_SIZE = 256')
-    sizes=0,512 rounds=2 steps=32 documents=60 collecting=(--collect-only)
+    sizes=0,512 rounds=2 steps=64 documents=60 collecting=(--collect-only)
 fi
 
 part environment 60 "$python" -c 'import jax; print(jax.__version__, jax.devices())'

@@ -72,6 +72,7 @@ class Peer:
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
             )
         except OSError as error:
+            self._errors.close()
             raise InputError(f"--against={python} cannot be run ({error.strerror}): {SETUP}") from error
         try:
             self.about: dict[str, Any] = {**self._line(), "settings": settings}

@@ -63,7 +63,7 @@ def stored(search: Search, keys_BHMD: Float[jax.Array, "B H M D"], tokens: int, 
     if index.slots or index.learned:
         index = _written(search, index, keys_BHMD, tokens)
     if dtype in DTYPES:
-        vectors_BHMD, scales_BHM = jax.jit(quantize, static_argnums=1)(keys_BHMD, DTYPES[dtype])
+        vectors_BHMD, scales_BHM = jax.jit(quantize, static_argnums=1)(keys_BHMD, jnp.dtype(DTYPES[dtype]))
         return Keys(vectors_BHMD, scales_BHM, index)
     return Keys(keys_BHMD, None, index)
 
@@ -111,7 +111,9 @@ def recall(found: Neighbours, vectors: Vectors) -> float:
         last = exact.scores_BHNK[..., -1:]
         is_among = (found_BHNK[..., :, None] == exact.slots_BHNK[..., None, :]).any(-1)
         again = jnp.tril(found_BHNK[..., :, None] == found_BHNK[..., None, :], -1).any(-1)
-        return ((is_among | (scores >= last - 1e-6 * jnp.abs(last))) & ~again).mean()
+        counts = jax.vmap(lambda valid_M, slots: valid_M[slots])(valid_BM, found_BHNK) & (found_BHNK >= 0)
+        size = jnp.linalg.norm(queries_BHND, axis=-1)[..., None] * jnp.linalg.norm(keys_BHNKD, axis=-1)
+        return ((is_among | (scores >= last - 1e-6 * size)) & counts & ~again).mean()
 
     slots = jnp.where(found.scores_BHNK > -jnp.inf, found.slots_BHNK, -1)[:, :, place]
     with jax.default_matmul_precision("highest"):  # else GPUs round float32 to 19 bits in products
