@@ -13,11 +13,17 @@ from memorizing.benchmarks import peer, search
 from memorizing.benchmarks.choices import Shape, search_names
 from memorizing.benchmarks.gpu_check import wrong_with
 from memorizing.benchmarks.timing import in_turn, timing
+from memorizing.benchmarks.trained import trained_vectors
 from memorizing.benchmarks.vectors import Vectors, random_vectors, recall, stored
 from memorizing.cli import main
+from memorizing.data.tokens import Tokenized, TokenSplit, write_split
+from memorizing.errors import InputError
 from memorizing.memory.search import Index, Keys, Neighbours
 from memorizing.memory.search.contract import Search
 from memorizing.memory.search.exact import Exact
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import create_model
 
 TINY = "B2xH1xN8xM64xD16xK4"
 SMALL_STEP = [
@@ -170,6 +176,55 @@ def test_an_index_is_built_segment_by_segment():
     times_M = np.repeat([4, 8, 12], 4)
     np.testing.assert_array_equal(index.slots["half_BHMD"], keys_BHMD[..., :2] * times_M[None, None, :, None])
     assert index.slots["half_BHMD"].dtype == jnp.bfloat16 and int(index.learned["count"]) == 12
+
+
+MODEL = ModelSettings(
+    vocabulary_size=11, layers=1, embedding_size=16, heads=2, head_size=8, feed_forward_size=32, memory_layers=(1,),
+    dtype="float32",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> TokenSplit:
+    """Documents in which three tokens repeat, of 7, 30 and 26 tokens."""
+    folder = tmp_path_factory.mktemp("bench") / "test"
+    texts = [np.resize(np.arange(first, first + 3), length) for first, length in ((2, 7), (5, 30), (8, 26))]
+    documents = [Tokenized(str(number), "", "", text.astype(np.int32), len(text)) for number, text in enumerate(texts)]
+    write_split(folder, documents, np.uint16)
+    return TokenSplit(folder)
+
+
+def test_trained_keys_are_those_of_the_longest_documents(split):
+    memory = MemorySettings(neighbours=4)
+    parameters = create_model(MODEL, memory, seed=0)[1]
+    shape = Shape(2, 2, 8, 16, 8, 4)
+    vectors = trained_vectors(MODEL, memory, 8, parameters, split, shape, "float32", "run")
+    assert vectors.origin == "run" and bool(vectors.valid_BM.all())
+    queries, keys = np.asarray(vectors.queries_BHND), np.asarray(vectors.keys_BHMD)
+    assert queries.shape == (2, 2, 8, 8) and keys.shape == (2, 2, 16, 8)
+    np.testing.assert_allclose(np.linalg.norm(keys, axis=-1), 1, rtol=1e-4)
+    # In the first layer a key depends on its token alone: behind the begin token they repeat as the tokens do.
+    np.testing.assert_allclose(keys[:, :, 1:-3], keys[:, :, 4:], atol=1e-5)
+    assert (np.abs(keys[:, :, 1:-1] - keys[:, :, 2:]).max((0, 1, 3)) > 0.1).all()
+    np.testing.assert_allclose(queries[:, :, :5], queries[:, :, 3:], atol=1e-4)
+    assert np.abs(keys[0] - keys[1]).max() > 0.1
+    exact = Exact()(vectors.queries_BHND, Keys(vectors.keys_BHMD), vectors.valid_BM, 4)
+    assert recall(exact, vectors) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"M": 24}, "needs 2 documents of 32 tokens, and of the longest .* use M16"),
+        ({"M": 20}, "M20 .* is not filled by segments of 8: use M16"),
+        ({"B": 4}, "needs 4 documents"),
+        ({"H": 3}, "H3 .* but the run has H2"),
+    ],
+)
+def test_what_a_run_cannot_give_is_refused(sizes, words, split):
+    shape = Shape(**{"B": 2, "H": 2, "N": 8, "M": 16, "D": 8, "K": 4, **sizes})
+    with pytest.raises(InputError, match=words):
+        trained_vectors(MODEL, MemorySettings(neighbours=4), 8, {}, split, shape, "float32", "run")
 
 
 def test_what_is_wrong_with_neighbours_is_seen():
