@@ -20,6 +20,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
   memorizing evaluate      workdir      -> perplexity      at one or more memory sizes
   memorizing compare       two workdirs -> table, picture  what the memory is worth
+  memorizing bench         this device  -> tables          what searches and train steps take
 """
 
 SETTINGS = """\
@@ -30,7 +31,9 @@ Settings come from gin files (configs/), then from single bindings; later ones w
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns its exit status, and prints errors that a user can mend without a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     from memorizing.parallel import hosts
     from memorizing.training.signals import RUN_ME_AGAIN
 
@@ -58,6 +61,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     """The exit status for an error, and what to say of it; nothing where only a traceback will do."""
     from jax.errors import JaxRuntimeError
 
+    from memorizing.benchmarks.report import BenchFailed
     from memorizing.parallel import hosts
     from memorizing.training.checkpoints import SaveFailed, Unreadable
     from memorizing.training.loop import NonFiniteLoss
@@ -68,7 +72,7 @@ def _explained(error: Exception) -> tuple[int, str]:
         return error.exit_status, f"interrupted: {error}"
     if isinstance(error, InputError | NonFiniteLoss | DoesNotFit):
         return 2, f"error: {error}"
-    if isinstance(error, SaveFailed | Unreadable | OSError):
+    if isinstance(error, SaveFailed | Unreadable | OSError | BenchFailed):
         return 1, f"error: {error}"
     if isinstance(error, JaxRuntimeError) and hosts.are_many():
         return 1, f"error: lost another process, or the way to it: {error}. Repeat the command in all of them"
@@ -81,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, run, summary: str, has_settings: bool = True) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
+    def command(name: str, run, summary: str, has_settings: bool = True, among=commands) -> argparse.ArgumentParser:
+        sub = among.add_parser(
             name, help=summary, description=summary, epilog=SETTINGS if has_settings else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )  # fmt: skip
@@ -146,6 +150,28 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--without", metavar="WORKDIR", required=True, help="run trained without memory")
     compare.add_argument("--with", metavar="WORKDIR", required=True, dest="with_", help="run with memory")
     compare.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for results.json and .png")
+
+    summary = "What searches and train steps take on this device, each beside what it is to be compared with."
+    bench = commands.add_parser("bench", help=summary, description=summary)
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="search|step")
+    search = command("search", _bench_search, "Time, recall and memory of each search.", among=benches)
+    search.add_argument("--shapes", metavar="SHAPES", help="such as B8xH8xN512xM65536xD128xK32,M8192")
+    search.add_argument("--searches", metavar="NAMES", help="such as exact,blocked; default: those for the device")
+    search.add_argument("--dtype", metavar="NAMES", help="of keys: float32, bfloat16, int8, float8; with commas")
+    search.add_argument(
+        "--workdir", metavar="DIR", help="of a run, whose queries and keys are searched; default: random"
+    )
+    step = command("step", _bench_step, "Time of a train step by size of the memory.", among=benches)
+    step.add_argument(
+        "--memory_size", type=_sizes, metavar="M[,M...]", default=[0, 1024, 8192, 32768, 65536],
+        help="default: 0,1024,8192,32768,65536",
+    )  # fmt: skip
+    step.add_argument(
+        "--against", metavar="PYTHON", help="of tests/benchmarks/setup_peer.sh: times the PyTorch port in turn with it"
+    )
+    for sub in (search, step):
+        sub.add_argument("--rounds", type=int, default=10, metavar="N", help="in which all take turns; default: 10")
+        sub.add_argument("--json", type=Path, metavar="FILE", help="to write all figures to")
     return parser
 
 
@@ -237,6 +263,45 @@ def _compare(options: argparse.Namespace) -> None:
     without_memory, with_memory = run_folder("--without", options.without), run_folder("--with", options.with_)
     split = load_trained(with_memory, options.gin_file, options.gin_param).evaluation.split
     compare(without_memory, with_memory, split, options.out)
+
+
+def _bench_search(options: argparse.Namespace) -> None:
+    import jax
+
+    from memorizing.benchmarks.choices import check_rounds, choose, run_sizes
+    from memorizing.benchmarks.search import bench_search
+    from memorizing.benchmarks.trained import run_vectors
+    from memorizing.benchmarks.vectors import random_vectors
+    from memorizing.config import load, load_trained
+    from memorizing.files import run_folder
+
+    check_rounds(options.rounds)
+    draw, sizes, platform = random_vectors, None, jax.devices()[0].platform
+    if options.workdir:
+        workdir = run_folder("--workdir", options.workdir)
+        it = load_trained(workdir, options.gin_file, options.gin_param)
+        segment = it.batch.segment_length
+        sizes = run_sizes(it.model, it.memory, segment)
+        draw = run_vectors(workdir, it.model, it.memory, segment, it.evaluation, it.training.data)
+    else:
+        it, _ = load(options.gin_file, options.gin_param)
+    choices = choose(platform, options.shapes, options.dtype, options.searches, sizes)
+    bench_search(it.memory, choices, options.rounds, draw, options.arguments, options.json)
+
+
+def _bench_step(options: argparse.Namespace) -> None:
+    from memorizing.benchmarks.choices import check_rounds
+    from memorizing.benchmarks.step import SMALL_MODEL, bench_step
+    from memorizing.config import load
+    from memorizing.evaluation.evaluate import at_memory_size
+
+    check_rounds(options.rounds)
+    it, _ = load(options.gin_file, [*(() if options.gin_file else SMALL_MODEL), *options.gin_param])
+    memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, M)).memory for M in options.memory_size]
+    bench_step(
+        it.model, memories, it.batch, it.optimizer, it.training, options.rounds, options.arguments, options.against,
+        options.json,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

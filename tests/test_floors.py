@@ -16,6 +16,7 @@ FLOORS = [
     {"model", "data"},
     {"training"},
     {"evaluation"},
+    {"benchmarks"},
     {"config"},
     {"cli"},
 ]

@@ -2,11 +2,13 @@
 `memorizing`, gcloud, srun and scancel, that output, signals and exit statuses go where they should.
 """
 
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import sysconfig
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ BUCKET = "--workdir=gs://bucket/run"
 POD = ["run", "pod", "--zone=us-east5-a"]
 GKE = ["pod", "--image=image:1", "--tpu=tpu-v5p-slice", "--topology=4x4x4"]
 GPU = ["pod", "--image=image:1", "--gpu=nvidia-h100-80gb", "--pods=4"]
-LAUNCHERS = ["local_multiprocess.sh", "tpu_pod.sh", "tpu_worker.sh", "gke.sh", "slurm.sbatch"]
+LAUNCHERS = ["local_multiprocess.sh", "tpu_pod.sh", "tpu_worker.sh", "gke.sh", "slurm.sbatch", "gpu_check.sh"]
 
 
 def launch(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -86,6 +88,7 @@ def test_help_is_the_header(script):
         ("gke.sh", ["print", *GPU, "--tpu=x", "--", BUCKET], ["--tpu=x", "--gpu=nvidia-h100-80gb"]),
         ("gke.sh", ["xpk", *GPU, "--", BUCKET], ["--tpu=", "xpk"]),
         ("gke.sh", ["print", "pod"], ["--image is missing"]),
+        ("gpu_check.sh", ["--gpu"], ["--gpu", "--cpu, --dry-run and --help"]),
         ("slurm.sbatch", ["--dry-run", *TRAIN], ["--workdir is missing"]),
         ("slurm.sbatch", ["--workdir=w", "--processes=2"], ["--processes=2"]),
         ("slurm.sbatch", ["--workdir=w"], ["sbatch launch/slurm.sbatch"]),
@@ -172,6 +175,55 @@ def test_dry_run_of_slurm():
     assert train[0] == "srun" and train[-len(TRAIN) - 3 :] == ["memorizing", "train", *TRAIN, "--workdir=w"]
     assert terminate == ["scancel", "--signal=TERM", "JOB"]
     assert requeue == ["scontrol", "requeue", "JOB"]
+
+
+def test_dry_run_of_the_check_of_a_gpu():
+    commands = dry_run("gpu_check.sh", "--dry-run")
+    assert [words[3] for words in commands if words[1:3] == ["-m", "memorizing.cli"]] == [
+        *("bench", "bench", "prepare", "train", "evaluate")
+    ]
+    assert [words[3] for words in commands if words[2:3] == ["memorizing.benchmarks.gpu_check"]] == [
+        "searches",
+        "collect",
+    ]
+    (search,), (step,) = ([words for words in commands if words[4:5] == [bench]] for bench in ("search", "step"))
+    assert "--shapes=M8192,M65536,M262144" in search and "--json=runs/gpu_check/bench_search.json" in search
+    assert {"--gin_file=configs/base.gin", "--memory_size=0,8192,65536"} <= set(step)
+
+
+@pytest.mark.slow
+def test_the_check_of_a_gpu_in_a_small_way_on_a_cpu(tmp_path):
+    out = tmp_path / "out"
+    environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable}
+    command = ["bash", LAUNCH / "gpu_check.sh", "--cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads((out / "gpu_check.json").read_text())
+    parts = {part["part"]: part for part in figures["parts"]}
+    assert {"environment", "searches", "bench_search", "bench_step", "prepare", "train", "evaluate"} <= parts.keys()
+    assert all(part["status"] == 0 for part in parts.values())
+    assert all(row["problem"] is None for row in parts["searches"]["result"]["rows"])
+    assert parts["bench_step"]["result"]["rows"] and parts["bench_search"]["result"]["rows"]
+    assert {evaluation["memory_size"] for evaluation in figures["evaluations"].values()} == {0, 2048}
+
+
+def test_the_check_of_a_gpu_goes_on_after_failures(tmp_path):
+    """With a stand-in for Python that fails at the benches: the rest still runs, and the status is 1."""
+    python = executable(
+        tmp_path / "python",
+        f"""
+case "$*" in
+*gpu_check?collect*) exec {sys.executable} "$@" ;;
+*bench*step*) echo "no room"; exit 3 ;;
+esac
+""",
+    )
+    done = launch("gpu_check.sh", "--cpu", OUT=str(tmp_path / "out"), PYTHON=str(python))
+    assert done.returncode == 1, done.stderr
+    parts = {part["part"]: part for part in json.loads((tmp_path / "out" / "gpu_check.json").read_text())["parts"]}
+    assert parts["bench_step"]["status"] == 3 and parts["bench_step"]["last_lines"] == ["no room"]
+    assert [name for name, part in parts.items() if part["status"]] == ["bench_step"] and "evaluate" in parts
+    assert "FAILED (3)" in done.stdout and "no room" in done.stdout
 
 
 def test_dry_run_of_kubernetes():

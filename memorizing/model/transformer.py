@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import Bank, clear, empty_bank
-from memorizing.memory.search import make_search
+from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
 from memorizing.model.layers import Embedding, FeedForward, RMSNorm
@@ -118,13 +118,14 @@ class Transformer(nnx.Module):
         self.final_norm = RMSNorm(settings.embedding_size)
 
     def __call__(
-        self, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None
+        self, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None, search: Search | None = None
     ) -> tuple[Float[jax.Array, "B N V"], Carry]:
         """Reads one segment per row; returns float32 logits of each target, and the carry for the next segment.
 
-        Rows that start a document first forget the one before. Without `dropout_rng` nothing is dropped.
+        Rows that start a document first forget the one before. Without `dropout_rng` nothing is dropped. `search` is
+        used in place of the one that the settings name.
         """
-        search = make_search(self.memory)
+        search = search or make_search(self.memory)
         cached_B = carry.cached_B & ~batch.starts_document_B
         waiting = [clear(bank, batch.starts_document_B) for bank in carry.banks]
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
@@ -198,10 +199,15 @@ def _dropout(rate: float, rng: jax.Array | None, layer: int | jax.Array):
 
 
 def apply_model(
-    graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None
+    graph: nnx.GraphDef,
+    parameters: Parameters,
+    batch: Batch,
+    carry: Carry,
+    dropout_rng: jax.Array | None = None,
+    search: Search | None = None,
 ) -> tuple[Float[jax.Array, "B N V"], Carry]:
     """The model as a pure function of its parameters: what `jax.jit` and `jax.grad` are given."""
-    return nnx.merge(graph, parameters)(batch, carry, dropout_rng)
+    return nnx.merge(graph, parameters)(batch, carry, dropout_rng, search)
 
 
 def create_model(model: ModelSettings, memory: MemorySettings, seed: int) -> tuple[nnx.GraphDef, Parameters]:

@@ -1,0 +1,132 @@
+"""What a bench of searches is asked for: shapes, dtypes and searches, and what each platform is asked by default."""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from memorizing.errors import InputError
+from memorizing.memory.quantize import DTYPES
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+
+DTYPE_NAMES = ("float32", "bfloat16", *DTYPES)
+_CPU, _OTHER = (
+    {"B": 4, "H": 4, "N": 256, "D": 64, "K": 32},
+    {"B": 8, "H": 8, "N": 512, "D": 128, "K": 32},
+)
+_CPU_SLOTS, _OTHER_SLOTS = "M1024,M8192,M32768,M65536", "M8192,M65536,M262144"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes of one search, by their letters (see `memorizing.shapes`)."""
+
+    B: int
+    H: int
+    N: int
+    M: int
+    D: int
+    K: int
+
+    def __post_init__(self):
+        for letter, size in dataclasses.asdict(self).items():
+            if size < 1:
+                raise InputError(f"--shapes: {letter}{size} in {self}: every size must be at least 1")
+        if self.K > self.M:
+            raise InputError(f"--shapes: K{self.K} in {self} is more than M{self.M}: retrieve at most {self.M}")
+
+    def __str__(self):
+        return "x".join(f"{letter}{size}" for letter, size in dataclasses.asdict(self).items())
+
+    @property
+    def flops(self) -> float:
+        """Multiplications and additions of the scores."""
+        return 2.0 * self.B * self.H * self.N * self.M * self.D
+
+
+def read_shapes(text: str, default: Mapping[str, int]) -> list[Shape]:
+    """`B8xH8xN512xM65536xD128xK32,M8192`: shapes with commas between; a letter that is left out takes its default.
+
+    Raises:
+        InputError: naming what cannot be read.
+    """
+    shapes = []
+    for part in text.split(","):
+        sizes = dict(default)
+        named = re.findall(r"(?:^|x)([BHNMDK])(\d+)", part)
+        if not named or "x".join(map("".join, named)) != part or len({letter for letter, _ in named}) < len(named):
+            raise InputError(
+                f"--shapes={text}: {part!r} is no shape: write letters with sizes and x between, such as "
+                f"B8xH8xN512xM65536xD128xK32, or only some of the letters; shapes with commas between"
+            )
+        sizes |= {letter: int(size) for letter, size in named}
+        if missing := [letter for letter in "BHNMDK" if letter not in sizes]:
+            raise InputError(f"--shapes={text}: {part!r} does not say {', '.join(missing)}: add it, such as M65536")
+        shapes.append(Shape(**sizes))
+    return shapes
+
+
+class Choices(NamedTuple):
+    """What is measured: each search at each shape and dtype of keys; no searches stand for those of the platform."""
+
+    shapes: list[Shape]
+    dtypes: list[str]
+    searches: list[str]
+
+
+def choose(
+    platform: str,
+    shapes: str | None,
+    dtypes: str | None,
+    searches: str | None,
+    run: Mapping[str, int] | None = None,
+) -> Choices:
+    """Reads what was asked for; what is left out is that of the platform (`cpu`, `gpu`, ...), or the sizes of a `run`.
+
+    Raises:
+        InputError: naming what cannot be, and what can.
+    """
+    if platform == "cpu":
+        sizes, slots, default_dtypes = _CPU, _CPU_SLOTS, "float32,bfloat16"
+    else:
+        sizes, slots, default_dtypes = _OTHER, _OTHER_SLOTS, "bfloat16"
+    if run is not None:
+        sizes, slots = run, f"M{run['M']}"
+    return Choices(
+        read_shapes(slots if shapes is None else shapes, sizes),
+        _known("--dtype", dtypes or default_dtypes, DTYPE_NAMES, "dtype of keys"),
+        [] if searches is None else _known("--searches", searches, search_names(), "search"),
+    )
+
+
+def search_names() -> tuple[str, ...]:
+    """What `Memory.search` can be set to."""
+    return typing.get_args(typing.get_type_hints(MemorySettings)["search"])
+
+
+def default_searches(platform: str) -> list[str]:
+    """Those whose speed a platform is chosen for: no kernels on CPUs, which interpret them; and no `auto`, which is
+    one of the others."""
+    left_out = ("auto", "pallas") if platform == "cpu" else ("auto", "faiss")
+    return [name for name in search_names() if not name.startswith(left_out)]
+
+
+def run_sizes(model: ModelSettings, memory: MemorySettings, segment_length: int) -> dict[str, int]:
+    """The sizes of a run by their letters, of one row."""
+    sizes = {"B": 1, "H": model.heads, "N": segment_length, "D": model.head_size}
+    return sizes | {"M": memory.size, "K": memory.neighbours}
+
+
+def check_rounds(rounds: int) -> None:
+    """Refuses no rounds."""
+    if rounds < 1:
+        raise InputError(f"--rounds={rounds}: must be at least 1; the spread needs some, such as 10")
+
+
+def _known(option: str, text: str, known: tuple[str, ...], what: str) -> list[str]:
+    for name in (names := text.split(",")):
+        if name not in known:
+            raise InputError(f"{option}={text}: {name!r} is no {what}: name some of {', '.join(known)}")
+    return names

@@ -1,0 +1,215 @@
+"""`memorizing bench search`: what each search takes and finds, beside the product of queries and keys alone.
+
+    square matmul      a large product: the most that this device multiplies, measured
+    score matmul       queries times keys and nothing else: what every exact search has to do
+    einsum + top_k     the same, then `lax.top_k` of all scores: what one writes first
+    exact, ...         the searches that settings can name
+
+All of a shape take turns (see `timing.py`). `of peak` is the rate of the score's multiplications, as a share of the
+larger rate of the two products.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from memorizing.benchmarks import report
+from memorizing.benchmarks.choices import Choices, Shape, default_searches
+from memorizing.benchmarks.report import BenchFailed, mebibytes, number
+from memorizing.benchmarks.timing import (
+    bytes_in_use,
+    in_turn,
+    is_out_of_memory,
+    peak_bytes,
+    program_bytes,
+    stopwatch,
+)
+from memorizing.benchmarks.vectors import Vectors, plain_dtype, recall, stored
+from memorizing.errors import InputError
+from memorizing.memory.quantize import DTYPES
+from memorizing.memory.search import Neighbours, make_search
+from memorizing.memory.search.contract import inner_products
+from memorizing.memory.settings import MemorySettings
+
+SQUARE, SCORES, NAIVE = "square matmul", "score matmul", "einsum + top_k"
+_SQUARE_SIZE = {"cpu": 2048}
+"""Elsewhere 8192: large enough to fill an accelerator."""
+
+
+def bench_search(
+    memory: MemorySettings,
+    choices: Choices,
+    rounds: int,
+    draw: Callable[[Shape, str], Vectors],
+    arguments: Sequence[str],
+    json_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measures every search at every shape and dtype; says tables, and with `json_file` writes what it returns.
+
+    Of searches that were not asked for by name it tells which refuse to be made here. `draw` gives the vectors; of
+    `memory` everything but size, neighbours, minimum score, search and dtypes is used.
+
+    Raises:
+        BenchFailed: at the end, when a search failed for another reason than too little memory.
+    """
+    result = report.opened("search", arguments)
+    result |= {"rounds": rounds, "settings": dataclasses.asdict(memory), "not_made": {}, "rows": []}
+    names = choices.searches or default_searches(result["environment"]["platform"])
+    for shape in choices.shapes:
+        for dtype in choices.dtypes:
+            vectors = draw(shape, dtype)
+            of_shape = _bench_shape(
+                memory, shape, dtype, names, not choices.searches, rounds, vectors, result["not_made"]
+            )
+            say(f"\n{shape}, {dtype}, {vectors.origin} vectors, on {result['environment']['device']}")
+            say(table(of_shape))
+            result["rows"] += of_shape
+            report.written(result, json_file)
+    for name, why in result["not_made"].items():
+        say(f"\nnot measured: {name}: {why}")
+    failed = [f"{row['search']} at {row['shape']}: {row['problem']}" for row in result["rows"] if row["failed"]]
+    if failed:
+        raise BenchFailed(f"{len(failed)} did not run: " + "; ".join(failed))
+    return result
+
+
+def _bench_shape(
+    memory: MemorySettings,
+    shape: Shape,
+    dtype: str,
+    names: Sequence[Any],
+    may_refuse: bool,
+    rounds: int,
+    vectors: Vectors,
+    not_made: dict[str, str],
+) -> list[dict[str, Any]]:
+    """The rows of one shape and dtype."""
+    platform = jax.devices()[0].platform
+    changes: dict[str, Any] = {"size": shape.M, "neighbours": shape.K, "minimum_score": None}
+    changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
+    size = _SQUARE_SIZE.get(platform, 8192)
+    square = jnp.ones((size, size), vectors.keys_BHMD.dtype)
+    trials = [
+        Trial(SQUARE, "jnp.matmul", jnp.matmul, (square, square)),
+        Trial(SCORES, "jnp.einsum", inner_products, (vectors.queries_BHND, vectors.keys_BHMD)),
+        Trial(NAIVE, "lax.top_k", _naive, (vectors.queries_BHND, vectors.keys_BHMD, shape.K), static=(2,)),
+    ]
+    for name in names:
+        try:
+            search = make_search(dataclasses.replace(memory, **changes, search=name))
+        except InputError as error:
+            if not may_refuse:
+                raise
+            not_made[name] = str(error)
+            continue
+        kind = type(search).__name__
+        try:
+            keys = stored(search, vectors.keys_BHMD, shape.N, dtype)
+        except Exception as error:
+            trials.append(Trial(name, kind, search, (), problem=_told(error), failed=not is_out_of_memory(error)))
+            continue
+        trials.append(Trial(name, kind, search, (vectors.queries_BHND, keys, vectors.valid_BM, shape.K), static=(3,)))
+    runs = {trial.name: run for trial in trials if (run := trial.prepare(vectors)) is not None}
+    times = in_turn(runs, rounds)
+    rates = [2.0 * size**3 / times[SQUARE].median] if SQUARE in times else []
+    rates += [shape.flops / times[SCORES].median] if SCORES in times else []
+    rows = []
+    for trial in trials:
+        timing = times.get(trial.name)
+        row: dict[str, Any] = {"shape": str(shape), "dtype": dtype, "vectors": vectors.origin, "search": trial.name}
+        row |= {"kind": trial.kind, "seconds": timing and timing.median, "spread": timing and timing.spread}
+        flops = 2.0 * size**3 if trial.name == SQUARE else shape.flops
+        rate = flops / timing.median if timing else None
+        over = timing.median / times[SCORES].median if timing and SCORES in times else None
+        row |= {"flops_per_second": rate, "of_peak": rate / max(rates) if rate and rates else None}
+        row |= {"over_score_matmul": None if trial.name == SQUARE else over, "recall": trial.recall}
+        row |= {"program_bytes": trial.program_bytes, "device_peak_bytes": trial.device_peak_bytes}
+        row |= {"problem": trial.problem, "failed": trial.failed, "rounds": timing.seconds if timing else []}
+        rows.append(row)
+    return rows
+
+
+@dataclasses.dataclass
+class Trial:
+    """A function to be measured, and what became of it.
+
+    Attributes:
+        name: in the table.
+        kind: what runs.
+        function, arguments, static: what is compiled; `static` are places of arguments.
+        recall: where it returns neighbours.
+        program_bytes: by the compiler's account, see `timing.program_bytes`.
+        device_peak_bytes: by the device's, where it held more than any program of this process before it.
+        problem: why it could not run; `failed` unless it was too large for the device.
+    """
+
+    name: str
+    kind: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    static: tuple[int, ...] = ()
+    recall: float | None = None
+    program_bytes: int | None = None
+    device_peak_bytes: int | None = None
+    problem: str | None = None
+    failed: bool = False
+
+    def prepare(self, vectors: Vectors) -> Callable[[], float] | None:
+        """Compiles, runs once and judges; gives what measures a call, or None when it cannot run."""
+        if self.problem is not None:
+            return None
+        given = [argument for place, argument in enumerate(self.arguments) if place not in self.static]
+        device = jax.devices()[0]
+        try:
+            compiled = jax.jit(self.function, static_argnums=self.static).lower(*self.arguments).compile()
+            self.program_bytes = program_bytes(compiled)
+            before, held = peak_bytes(device), bytes_in_use(device)
+            found = jax.block_until_ready(compiled(*given))
+            after = peak_bytes(device)
+            if before is not None and after is not None and after > before:
+                self.device_peak_bytes = after - held + sum(leaf.nbytes for leaf in jax.tree.leaves(given))
+            if isinstance(found, Neighbours):
+                self.recall = recall(found, vectors)
+            del found
+            return stopwatch(lambda: compiled(*given))
+        except Exception as error:  # whatever it is, the others are still worth measuring
+            self.problem, self.failed = _told(error), not is_out_of_memory(error)
+            return None
+
+
+def _naive(queries_BHND: jax.Array, keys_BHMD: jax.Array, neighbours: int) -> Neighbours:
+    return Neighbours(*lax.top_k(inner_products(queries_BHND, keys_BHMD), neighbours))
+
+
+def _told(error: Exception) -> str:
+    """In a line."""
+    if is_out_of_memory(error):
+        return "out of memory"
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """As a person reads it."""
+    header = ["search", "ms", "+-%", "x matmul", "of peak", "recall", "MiB"]
+    cells = []
+    for row in rows:
+        seconds, spread = row["seconds"], row["spread"]
+        held = row["device_peak_bytes"] or row["program_bytes"]
+        cells.append(
+            [
+                row["search"] + (f" ({row['problem']})" if row["problem"] else ""),
+                number(seconds and 1000 * seconds, ",.2f"),
+                number(None if spread is None else 100 * spread, ".1f"),
+                number(row["over_score_matmul"], ".2f"),
+                number(row["of_peak"], ".1%"),
+                number(row["recall"], ".4f"),
+                mebibytes(held),
+            ]
+        )
+    return report.aligned(header, cells)

@@ -1,0 +1,154 @@
+"""Queries and keys of a trained run: documents are read until the memory is full, then a segment more asks.
+
+    segment 0 ... M/N - 1     written to the memory: the keys
+    segment M/N               its queries, as the memory layer asks them, of a memory that is full
+
+Trained queries are not distributed like keys, which is what misleads indices that are built from keys alone.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from memorizing.benchmarks.choices import Shape
+from memorizing.benchmarks.vectors import Vectors, plain_dtype
+from memorizing.data.batches import read_batch
+from memorizing.data.tokens import TokenSplit
+from memorizing.errors import InputError
+from memorizing.evaluation.evaluate import restore
+from memorizing.evaluation.perplexity import EvaluationSettings
+from memorizing.files import AnyPath
+from memorizing.memory.bank import Bank, valid
+from memorizing.memory.search import Search, make_search
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
+from memorizing.parallel.mesh import MeshSettings
+from memorizing.shapes import Batch
+from memorizing.training.loop import check_data, open_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listening(Search):
+    """`inner`, keeping the queries that it is given: of each memory layer, lowest first, while the model is traced."""
+
+    inner: Search
+    heard: list[jax.Array]
+
+    def __call__(self, queries_BHND, keys, valid_BM, neighbours: int):
+        self.heard.append(queries_BHND)
+        return self.inner(queries_BHND, keys, valid_BM, neighbours)
+
+    def entries(self, keys_BHND, learned):
+        return self.inner.entries(keys_BHND, learned)
+
+
+def memory_queries(
+    graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, search: Search
+) -> tuple[Float[jax.Array, "B H N D"], ...]:
+    """What each memory layer asks its memory for, lowest first. The graph is that of a model without `remat`."""
+
+    @jax.jit
+    def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[jax.Array, ...]:
+        listening = Listening(inner=search, heard=[])
+        apply_model(graph, parameters, batch, carry, search=listening)
+        return tuple(listening.heard)
+
+    return ask(parameters, batch, carry)
+
+
+def plain_keys(bank: Bank) -> Float[jax.Array, "B H M D"]:
+    """The keys of a bank at their own scale."""
+    if bank.scales_BHM is None:
+        return bank.keys_BHMD
+    return bank.keys_BHMD.astype(jnp.float32) * bank.scales_BHM[..., None]
+
+
+def trained_vectors(
+    model: ModelSettings,
+    memory: MemorySettings,
+    segment_length: int,
+    parameters: Parameters,
+    split: TokenSplit,
+    shape: Shape,
+    dtype: str,
+    origin: str,
+) -> Vectors:
+    """Of the first memory layer, from the `shape.B` longest documents of a split; what they find on the way is exact.
+
+    Raises:
+        InputError: when the model has other sizes than the shape, or documents are too short to fill the memory.
+    """
+    own = {"H": model.heads, "D": model.head_size, "N": segment_length}
+    for letter, size in own.items():
+        if getattr(shape, letter) != size:
+            raise InputError(f"--shapes: {letter}{getattr(shape, letter)} in {shape}, but the run has {letter}{size}")
+    if not model.memory_layers:
+        raise InputError("--workdir: the run has no memory layer (Model.memory_layers = ()): name another run")
+    if shape.M % segment_length:
+        nearest = max(shape.M // segment_length, 1) * segment_length
+        raise InputError(
+            f"--shapes: M{shape.M} in {shape} is not filled by segments of {segment_length}: use M{nearest}"
+        )
+    segments = shape.M // segment_length
+    longest = np.argsort(-split.lengths, kind="stable")[: shape.B]
+    shortest = int(split.lengths[longest[-1]]) // segment_length if len(longest) == shape.B else 0
+    if shortest <= segments:
+        raise InputError(
+            f"--shapes: {shape} needs {shape.B} documents of {(segments + 1) * segment_length:,} tokens, and of the "
+            f"longest in {split.folder} one has {shortest * segment_length:,}: use "
+            f"M{max(shortest - 1, 0) * segment_length} or fewer rows"
+        )
+    dtype = plain_dtype(dtype)
+    changes: dict[str, Any] = {"dtype": dtype, "key_dtype": None, "search": "blocked", "minimum_score": None}
+    memory = dataclasses.replace(memory, size=shape.M, neighbours=shape.K, **changes)
+    search = make_search(memory)
+    graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def read(parameters: Parameters, carry: Carry, batch: Batch) -> Carry:
+        return apply_model(graph, parameters, batch, carry)[1]
+
+    def batch_of(segment: int) -> Batch:
+        return _on_device(read_batch(split, [(int(document), segment) for document in longest], segment_length))
+
+    carry = empty_carry(model, memory, shape.B, segment_length)
+    for segment in range(segments):
+        carry = read(parameters, carry, batch_of(segment))
+    queries = memory_queries(graph, parameters, batch_of(segments), carry, search)[0]
+    bank = carry.banks[0]
+    return Vectors(queries.astype(dtype), plain_keys(bank).astype(dtype), valid(bank), origin)
+
+
+def run_vectors(
+    workdir: AnyPath,
+    model: ModelSettings,
+    memory: MemorySettings,
+    segment_length: int,
+    evaluation: EvaluationSettings,
+    data: str,
+) -> Callable[[Shape, str], Vectors]:
+    """What gives the vectors of the run in `workdir` at its newest checkpoint, reading the split of `evaluation`.
+
+    Raises:
+        InputError: when there is no checkpoint, or no tokens that the model can read.
+    """
+    tokens = open_tokens(evaluation.data or data, model)
+    check_data(workdir, tokens, train=False)
+    mesh = open_mesh(MeshSettings(), model, memory, segment_length, 1, devices=jax.devices()[:1])
+    parameters, step = restore(workdir, model, mesh)
+    origin = f"trained ({workdir.name}, step {step})"
+    return lambda shape, dtype: trained_vectors(
+        model, memory, segment_length, parameters, tokens.split(evaluation.split), shape, dtype, origin
+    )
+
+
+def _on_device(parts: Iterable[Any]) -> Batch:
+    return Batch(*map(jnp.asarray, parts))

@@ -1,0 +1,120 @@
+"""What is searched in a bench: shapes, random unit vectors, the index that a search keeps of them, and its recall.
+
+Random unit vectors are the hard case for indices and the easy one for judging: no two keys are alike. Vectors of a
+trained run, whose queries lie elsewhere than its keys: `trained.py`.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Bool, Float
+
+from memorizing.benchmarks.choices import Shape
+from memorizing.memory.quantize import DTYPES, quantize
+from memorizing.memory.search import Index, Keys, Neighbours, Search
+from memorizing.memory.search.exact import Exact
+from memorizing.model.attention import l2_normalize
+from memorizing.model.memory_attention import gather
+
+SAMPLE = 16
+"""Tokens of each row and head whose neighbours are compared with the exact ones."""
+
+
+class Vectors(NamedTuple):
+    """Queries, keys and validity of one search.
+
+    Attributes:
+        origin: where they come from, for people.
+    """
+
+    queries_BHND: Float[jax.Array, "B H N D"]
+    keys_BHMD: Float[jax.Array, "B H M D"]
+    valid_BM: Bool[jax.Array, "B M"]
+    origin: str
+
+
+def plain_dtype(dtype: str) -> str:
+    """Of the vectors that are then stored in `dtype`: bfloat16 for those of 8 bits."""
+    return "bfloat16" if dtype in DTYPES else dtype
+
+
+def random_vectors(shape: Shape, dtype: str, seed: int = 0) -> Vectors:
+    """Queries and keys of length 1 in all directions alike, every slot valid. Of 8-bit dtypes they are in bfloat16."""
+    dtype = plain_dtype(dtype)
+
+    def draw(rng: jax.Array, slots: int) -> jax.Array:
+        vectors = jax.random.normal(rng, (shape.B, shape.H, slots, shape.D), jnp.float32)
+        return l2_normalize(vectors).astype(dtype)
+
+    for_queries, for_keys = jax.random.split(jax.random.key(seed))
+    drawn = jax.jit(draw, static_argnums=1)
+    valid_BM = jnp.ones((shape.B, shape.M), bool)
+    return Vectors(drawn(for_queries, shape.N), drawn(for_keys, shape.M), valid_BM, "random")
+
+
+def stored(search: Search, keys_BHMD: Float[jax.Array, "B H M D"], tokens: int, dtype: str) -> Keys:
+    """The keys as a memory holds them that was written `tokens` at a time: in `dtype`, with the search's index."""
+    slots = keys_BHMD.shape[2]
+    tokens = tokens if slots % tokens == 0 else slots
+    index = search.empty_index(*keys_BHMD.shape)
+    if index.slots or index.learned:
+        index = _written(search, index, keys_BHMD, tokens)
+    if dtype in DTYPES:
+        vectors_BHMD, scales_BHM = jax.jit(quantize, static_argnums=1)(keys_BHMD, jnp.dtype(DTYPES[dtype]))
+        return Keys(vectors_BHMD, scales_BHM, index)
+    return Keys(keys_BHMD, None, index)
+
+
+def _written(search: Search, empty: Index, keys_BHMD: jax.Array, tokens: int) -> Index:
+    """The index once all keys were written to it, segment by segment."""
+
+    def write(learned: dict[str, jax.Array], keys_BHND: jax.Array):
+        entries, learned = search.entries(keys_BHND, learned)
+        return learned, entries
+
+    def build(keys_BHMD: jax.Array, learned: dict[str, jax.Array]) -> Index:
+        rows, heads, slots, size = keys_BHMD.shape
+        segments = jnp.moveaxis(keys_BHMD.reshape(rows, heads, slots // tokens, tokens, size), 2, 0)
+        learned, entries = lax.scan(write, learned, segments)
+        whole = {
+            name: jnp.moveaxis(entry, 0, 2)
+            .reshape(rows, heads, slots, *entry.shape[4:])
+            .astype(empty.slots[name].dtype)
+            for name, entry in entries.items()
+        }
+        return Index(whole, learned)
+
+    return jax.jit(build)(keys_BHMD, empty.learned)
+
+
+def sample(tokens: int) -> np.ndarray:
+    """Which tokens of a segment are compared, spread over it."""
+    return np.unique(np.linspace(0, tokens - 1, min(tokens, SAMPLE)).astype(int))
+
+
+def recall(found: Neighbours, vectors: Vectors) -> float:
+    """Share of the `K` exact neighbours that were found, of a `sample` of the queries.
+
+    A slot whose score equals that of the last neighbour is as good as that one; a slot that is named twice counts once.
+    """
+    place = sample(vectors.queries_BHND.shape[2])
+    neighbours = found.slots_BHNK.shape[-1]
+
+    @jax.jit
+    def judge(queries_BHND, keys_BHMD, valid_BM, found_BHNK):
+        exact = Exact()(queries_BHND, Keys(keys_BHMD), valid_BM, neighbours)
+        keys_BHNKD = gather(keys_BHMD, jnp.clip(found_BHNK, 0, keys_BHMD.shape[2] - 1))
+        scores = jnp.einsum("BHND,BHNKD->BHNK", queries_BHND, keys_BHNKD, preferred_element_type=jnp.float32)
+        last = exact.scores_BHNK[..., -1:]
+        is_among = (found_BHNK[..., :, None] == exact.slots_BHNK[..., None, :]).any(-1)
+        again = jnp.tril(found_BHNK[..., :, None] == found_BHNK[..., None, :], -1).any(-1)
+        counts = jax.vmap(lambda valid_M, slots: valid_M[slots])(valid_BM, found_BHNK) & (found_BHNK >= 0)
+        size = jnp.linalg.norm(queries_BHND, axis=-1)[..., None] * jnp.linalg.norm(keys_BHNKD, axis=-1)
+        return ((is_among | (scores >= last - 1e-6 * size)) & counts & ~again).mean()
+
+    slots = jnp.where(found.scores_BHNK > -jnp.inf, found.slots_BHNK, -1)[:, :, place]
+    with jax.default_matmul_precision("highest"):  # else GPUs round float32 to 19 bits in products
+        return float(judge(vectors.queries_BHND[:, :, place], vectors.keys_BHMD, vectors.valid_BM, slots))

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Makes the environment of the peer, the PyTorch port memorizing-transformers-pytorch 0.4.1, or reuses it, and prints the
+# path of its interpreter:
+#
+#   memorizing bench step --against="$(bash tests/benchmarks/setup_peer.sh)"
+#
+# It lies in .peer of this clone (PEER=DIR names another folder; 1 GB) and has Python 3.11 to 3.13 (PYTHON=/path/to/python3
+# names one) and CPU versions of torch 2.13.0 and FAISS.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+case "${1:-}" in -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
+
+say() { printf '[setup_peer] %s\n' "$*" >&2; }
+fail() {
+    say "error: $*"
+    exit 1
+}
+
+suitable() { # a working interpreter, not just a name: version managers leave shims that fail
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 /usr/local/bin/python3.1[1-3] /usr/bin/python3.1[1-3] \
+        /opt/*/bin/python3 "$HOME"/.local/share/uv/python/*/bin/python3 "$HOME"/{miniconda3,miniforge3,anaconda3}/bin/python3; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 && suitable "$candidate" && {
+            command -v "$candidate"
+            return
+        }
+    done
+    return 1
+}
+
+peer=${PEER:-.peer}
+wanted=(torch==2.13.0 'faiss-cpu>=1.12' 'einops>=0.8' 'einops-exts==0.0.4' 'numpy>=2' filelock joblib)
+if [ "$(cat "$peer/installed" 2>/dev/null || true)" != "${wanted[*]}" ] || ! "$peer/bin/python" -c '' 2>/dev/null; then
+    python=$(find_python) || fail "needs Python 3.11 to 3.13: install one, or name it with PYTHON=/path/to/python3"
+    say "making $peer with $("$python" --version)"
+    rm -rf "$peer"
+    "$python" -m venv "$peer" || fail "$python could not make $peer; is the disk full or read-only?"
+    "$peer/bin/python" -m pip install -q --disable-pip-version-check "${wanted[@]}" >&2 ||
+        fail "could not install ${wanted[*]}: is a Python package index reachable, and 1 GB of disk free?"
+    # It asks for faiss-gpu, which has no wheels for these versions of Python.
+    "$peer/bin/python" -m pip install -q --disable-pip-version-check --no-deps memorizing-transformers-pytorch==0.4.1 >&2 ||
+        fail "could not install memorizing-transformers-pytorch 0.4.1"
+    "$peer/bin/python" -c 'import memorizing_transformers_pytorch' || fail "what was installed in $peer cannot be imported"
+    printf '%s' "${wanted[*]}" >"$peer/installed"
+fi
+printf '%s\n' "$(cd "$peer" && pwd)/bin/python"
