@@ -128,7 +128,7 @@ def test_steps_by_memory_size_and_the_peer_in_turn(tmp_path, capsys, monkeypatch
         assert row["tokens_per_second"] == pytest.approx(16 / row["seconds"]) and len(row["rounds"]) == 2
         assert row["program_bytes"] > 0 and row["model_flops_utilization"] > 0 and row["over_no_memory"] > 0
     assert rows[0]["over_no_memory"] == 1.0
-    assert (rows[1]["recall"], rows[1]["search"], rows[1]["kind"]) == (1.0, "blocked", "Blocked")
+    assert (rows[1]["recall"], rows[1]["search"], rows[1]["kind"]) == (1.0, "native", "Native")
     none, full = rows[2:]
     assert (none["who"], none["seconds"], none["recall"]) == ("stand-in", 1.0, None)
     assert (full["seconds"], full["over_no_memory"], full["recall"], full["rounds"]) == (17.0, 17.0, 0.25, [17.0, 17.0])

@@ -106,7 +106,7 @@ def test_reading_and_writing_a_memory_makes_no_scores():
     search = PallasTPU()
 
     def step(bank, queries_BHND):
-        read, _ = attend_to_memory(queries_BHND, bank, search, NEIGHBOURS)
+        read, _, _ = attend_to_memory(queries_BHND, bank, search, NEIGHBOURS)
         return append(bank, queries_BHND, queries_BHND, search), read
 
     assert not scores_in(compiled(step, bank, queries))
