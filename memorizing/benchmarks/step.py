@@ -50,7 +50,6 @@ SMALL_MODEL = (
     "Memory.neighbours = 32",
     "Batch.rows = 4",
     "Batch.segment_length = 256",
-    "Batch.segments_per_call = 1",
     "Optimizer.kind = 'adamw'",
     "Optimizer.learning_rate = 0.001",
     "Optimizer.schedule = 'constant'",
@@ -101,7 +100,11 @@ def bench_step(
         for memory, stepping in zip(memories, own.values(), strict=True):
             row = _row(OWN, memory.size, times[f"{OWN} {memory.size}"], times.get(f"{OWN} 0"), tokens)
             flops = training_flops_per_token(model, memory, batch.segment_length) * tokens
-            row |= {"search": chosen(memory, jax.default_backend()), "kind": None, "model_flops_utilization": flops / row["seconds"] / peak}
+            row |= {
+                "search": chosen(memory, jax.default_backend()),
+                "kind": None,
+                "model_flops_utilization": flops / row["seconds"] / peak,
+            }
             row |= {"program_bytes": stepping.program_bytes, "device_peak_bytes": stepping.device_peak_bytes}
             if memory.size:
                 row |= {"kind": type(make_search(memory)).__name__, "recall": stepping.recall()}

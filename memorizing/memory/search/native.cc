@@ -3,11 +3,12 @@
 // One pass over the keys: scores live in registers and are compared with the K-th best so far of their query; only the
 // few that are larger are written anywhere.
 //
-//   for each 2 vectors of slots:                       keys transposed once to [D, slots], in the first cache
-//     for each 12 queries:                             24 accumulators, 2 keys, 1 query: 27 of 32 vector registers
-//       scores [12, slots] = queries . keys            a multiply-add per vector and feature
-//       any score > its query's bound?                 rarely, once the bound is high
-//         append (score, slot); when the buffer is full keep its K best, and raise the bound to the K-th
+//   for each block of slots:                           keys as floats, in the first cache
+//     for each 2 vectors of queries:                   queries transposed once to [D, queries]
+//       for each 12 slots:                             24 accumulators, 2 vectors of queries, 1 key: 27 of 32 registers
+//         scores [12, queries] = keys . queries        a multiply-add per vector and feature
+//         any score > the bound of its query?          rarely, once bounds are high
+//           append (score, slot); when the query's buffer is full keep its K best, and raise its bound to the K-th
 //
 // Slots come in ascending order and only a strictly larger score enters, so that of equal scores the lower slot stays.
 
@@ -34,13 +35,16 @@ namespace ffi = xla::ffi;
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16, kQueries = 12;
+constexpr int kLanes = 16, kKeys = 12;
 #elif defined(__AVX__)
-constexpr int kLanes = 8, kQueries = 4;
+constexpr int kLanes = 8, kKeys = 6;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kKeys = 12;
 #else
-constexpr int kLanes = 4, kQueries = 4;
+constexpr int kLanes = 4, kKeys = 6;
 #endif
-constexpr int kSlots = 2 * kLanes;  // of a tile
+constexpr int kQueries = 2 * kLanes;  // scored at a time
+constexpr int kBlock = 96;            // slots whose keys are held as floats: 24 KiB for 64 features
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 
@@ -107,54 +111,70 @@ float ToFloat(Float8 key) {
   return table[key.bits];
 }
 
+inline Floats Load(const float* from) {
+  Floats values;
+  std::memcpy(&values, from, sizeof values);
+  return values;
+}
+
 // The best slots so far of some queries of one row and head, and some that were better than the bound of their time.
 class Best {
  public:
   Best(int64_t queries, int64_t neighbours, float above)
-      : neighbours_(neighbours), capacity_(2 * neighbours + kSlots), scores_(queries * capacity_),
+      : neighbours_(neighbours), capacity_((3 * neighbours + kLanes) / kLanes * kLanes), scores_(queries * capacity_),
         slots_(queries * capacity_), counts_(queries), bounds_(queries, above) {}
 
-  // Only slots with a larger score can be among the best.
-  float bound(int64_t query) const { return bounds_[query]; }
+  // Of each query: only slots with a larger score can be among its best.
+  const float* bounds() const { return bounds_.data(); }
 
   void Add(int64_t query, float score, int32_t slot) {
     int64_t place = query * capacity_ + counts_[query]++;
     scores_[place] = score;
     slots_[place] = slot;
-  }
-
-  // To be called after at most `kSlots` additions.
-  void MakeRoom(int64_t query) {
-    if (counts_[query] + kSlots > capacity_) Prune(query);
+    if (counts_[query] == capacity_) Prune(query);
   }
 
   void Write(int64_t query, float* scores, int32_t* slots) {
     if (counts_[query] > neighbours_) Prune(query);
-    int64_t count = counts_[query];
+    int64_t count = counts_[query], first = query * capacity_;
     order_.resize(count);
-    for (int64_t place = 0; place < count; ++place) order_[place] = int32_t(place);
-    const float* score = &scores_[query * capacity_];
-    // What was added first has the lower slot.
-    std::sort(order_.begin(), order_.end(), [score](int32_t one, int32_t other) {
-      return score[one] != score[other] ? score[one] > score[other] : one < other;
-    });
+    for (int64_t place = 0; place < count; ++place) {
+      order_[place] = uint64_t{Descending(scores_[first + place])} << 32 | uint32_t(place);  // lower slots came first
+    }
+    std::sort(order_.begin(), order_.end());
     for (int64_t rank = 0; rank < neighbours_; ++rank) {
-      scores[rank] = rank < count ? score[order_[rank]] : kNothing;
-      slots[rank] = rank < count ? slots_[query * capacity_ + order_[rank]] : 0;
+      int64_t place = rank < count ? first + uint32_t(order_[rank]) : 0;
+      scores[rank] = rank < count ? scores_[place] : kNothing;
+      slots[rank] = rank < count ? slots_[place] : 0;
     }
   }
 
  private:
+  // Numbers in the opposite order of the floats; 0 and -0 are the same.
+  static uint32_t Descending(float score) {
+    score += 0.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &score, 4);
+    return bits >> 31 ? bits : ~bits & 0x7fffffff;
+  }
+
   // Keeps the best, in the order in which they were added, and raises the bound: to the K-th score or, since that takes
   // many comparisons to find, to a lower one that lets a few more stay.
   void Prune(int64_t query) {
     float* scores = &scores_[query * capacity_];
     int32_t* slots = &slots_[query * capacity_];
     int64_t count = counts_[query], enough = neighbours_ + neighbours_ / 8;
-    float low = scores[0], high = scores[0];
-    for (int64_t place = 1; place < count; ++place) {
-      low = std::min(low, scores[place]);
-      high = std::max(high, scores[place]);
+    std::fill(scores + count, scores + capacity_, scores[0]);  // so that whole vectors can be read
+    Floats lows = Load(scores), highs = lows;
+    for (int64_t place = kLanes; place < capacity_; place += kLanes) {
+      Floats some = Load(scores + place);
+      lows = some < lows ? some : lows;
+      highs = some > highs ? some : highs;
+    }
+    float low = lows[0], high = highs[0];
+    for (int lane = 1; lane < kLanes; ++lane) {
+      low = std::min(low, lows[lane]);
+      high = std::max(high, highs[lane]);
     }
     int64_t kept = count;  // with scores of at least `low`: never fewer than K
     for (int halving = 0; halving < 16 && kept > enough; ++halving) {
@@ -169,7 +189,7 @@ class Best {
       }
     }
     int64_t equal = count;  // how many of those with just the score `low` stay
-    if (kept > enough) {  // many equal or nearly equal scores
+    if (kept > enough) {    // many equal or nearly equal scores
       sorted_.assign(scores, scores + count);
       std::nth_element(sorted_.begin(), sorted_.begin() + neighbours_ - 1, sorted_.end(), std::greater<float>());
       low = sorted_[neighbours_ - 1];
@@ -181,7 +201,9 @@ class Best {
       int32_t slot = slots[place];
       scores[kept] = score;
       slots[kept] = slot;
-      kept += score > low || (score == low && equal-- > 0);
+      bool is_equal = score == low;
+      kept += (score > low) | (is_equal & (equal > 0));
+      equal -= is_equal;
     }
     counts_[query] = kept;
     bounds_[query] = low;  // of later slots with just this score none is wanted: K before them have at least that
@@ -192,44 +214,47 @@ class Best {
   std::vector<int32_t> slots_;
   std::vector<int64_t> counts_;
   std::vector<float> bounds_, sorted_;
-  std::vector<int32_t> order_;
+  std::vector<uint64_t> order_;
 };
 
-// Scores of `kQueries` queries against a tile of slots; `queries` have a stride of D, the tile one of `kSlots`.
-inline void Score(const float* queries, const float* tile, int64_t size, Floats (*scores)[2]) {
-  Floats sums[kQueries][2] = {};
-  for (int64_t feature = 0; feature < size; ++feature) {
-    Floats first, second;
-    std::memcpy(&first, tile + feature * kSlots, sizeof first);
-    std::memcpy(&second, tile + feature * kSlots + kLanes, sizeof second);
-#pragma GCC unroll 12
-    for (int query = 0; query < kQueries; ++query) {
-      float value = queries[query * size + feature];
-      sums[query][0] += value * first;
-      sums[query][1] += value * second;
-    }
-  }
-  for (int query = 0; query < kQueries; ++query) {
-    scores[query][0] = sums[query][0];
-    scores[query][1] = sums[query][1];
-  }
-}
-
-// Which of a tile's slots have a score above the bound, a bit each.
-inline uint32_t Above(const Floats* scores, float bound) {
+// Which of `kQueries` scores are above the bounds of their queries, a bit each.
+inline uint32_t Above(Floats first, Floats second, const float* bounds) {
 #if defined(__AVX512F__)
-  __m512 bounds = _mm512_set1_ps(bound);
-  return uint32_t{_mm512_cmp_ps_mask((__m512)scores[0], bounds, _CMP_GT_OQ)} |
-         uint32_t{_mm512_cmp_ps_mask((__m512)scores[1], bounds, _CMP_GT_OQ)} << kLanes;
+  return uint32_t{_mm512_cmp_ps_mask((__m512)first, _mm512_loadu_ps(bounds), _CMP_GT_OQ)} |
+         uint32_t{_mm512_cmp_ps_mask((__m512)second, _mm512_loadu_ps(bounds + kLanes), _CMP_GT_OQ)} << kLanes;
 #elif defined(__AVX__)
-  __m256 bounds = _mm256_set1_ps(bound);
-  return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)scores[0], bounds, _CMP_GT_OQ))) |
-         uint32_t(_mm256_movemask_ps(_mm256_cmp_ps((__m256)scores[1], bounds, _CMP_GT_OQ))) << kLanes;
+  __m256 one = _mm256_cmp_ps((__m256)first, _mm256_loadu_ps(bounds), _CMP_GT_OQ);
+  __m256 other = _mm256_cmp_ps((__m256)second, _mm256_loadu_ps(bounds + kLanes), _CMP_GT_OQ);
+  return uint32_t(_mm256_movemask_ps(one)) | uint32_t(_mm256_movemask_ps(other)) << kLanes;
 #else
   uint32_t bits = 0;
-  for (int lane = 0; lane < kSlots; ++lane) bits |= uint32_t{scores[lane / kLanes][lane % kLanes] > bound} << lane;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    bits |= uint32_t{first[lane] > bounds[lane]} << lane | uint32_t{second[lane] > bounds[lane + kLanes]}
+                                                               << (lane + kLanes);
+  }
   return bits;
 #endif
+}
+
+// Scores of `kKeys` keys `[kKeys, D]` with `kQueries` queries `[D, kQueries]`, and which are above the bounds.
+inline void Score(const float* keys, const float* queries, int64_t size, const float* bounds,
+                  float (*scores)[kQueries], uint32_t* above) {
+  Floats sums[kKeys][2] = {};
+  for (int64_t feature = 0; feature < size; ++feature) {
+    Floats first = Load(queries + feature * kQueries), second = Load(queries + feature * kQueries + kLanes);
+#pragma GCC unroll 12
+    for (int key = 0; key < kKeys; ++key) {
+      float value = keys[key * size + feature];
+      sums[key][0] += value * first;
+      sums[key][1] += value * second;
+    }
+  }
+#pragma GCC unroll 12
+  for (int key = 0; key < kKeys; ++key) {
+    above[key] = Above(sums[key][0], sums[key][1], bounds);
+    std::memcpy(scores[key], &sums[key][0], sizeof(Floats));
+    std::memcpy(scores[key] + kLanes, &sums[key][1], sizeof(Floats));
+  }
 }
 
 struct Sizes {
@@ -239,37 +264,41 @@ struct Sizes {
 template <typename Key>
 void SearchSome(const Sizes& its, const float* queries, int64_t count, const Key* keys, const float* scales,
                 const bool* valid, float above, float* scores_out, int32_t* slots_out) {
-  // Queries in whole groups; those that fill up the last one are zeros, and their results are not used.
-  int64_t padded = (count + kQueries - 1) / kQueries * kQueries;
-  std::vector<float> rows(padded * its.size);
-  std::memcpy(rows.data(), queries, count * its.size * sizeof(float));
-  Best best(padded, its.neighbours, above);
-  std::vector<float> tile(its.size * kSlots);
-  for (int64_t first = 0; first < its.slots; first += kSlots) {
-    int64_t width = std::min<int64_t>(kSlots, its.slots - first);
-    uint32_t counts = 0;
-    for (int64_t lane = 0; lane < width; ++lane) counts |= uint32_t{valid[first + lane]} << lane;
-    if (!counts) continue;
-    for (int64_t lane = 0; lane < width; ++lane) {
-      const Key* key = keys + (first + lane) * its.size;
-      float scale = scales ? scales[first + lane] : 1.0f;
+  // Queries in whole groups, each `[D, kQueries]`; those that fill up the last one are zeros, and nothing enters there.
+  int64_t groups = (count + kQueries - 1) / kQueries;
+  std::vector<float> turned(groups * its.size * kQueries), block(kBlock * its.size);
+  for (int64_t query = 0; query < count; ++query) {
+    float* to = &turned[query / kQueries * its.size * kQueries + query % kQueries];
+    for (int64_t feature = 0; feature < its.size; ++feature) to[feature * kQueries] = queries[query * its.size + feature];
+  }
+  Best best(groups * kQueries, its.neighbours, above);
+  for (int64_t first = 0; first < its.slots; first += kBlock) {
+    int64_t width = std::min<int64_t>(kBlock, its.slots - first);
+    if (!std::any_of(valid + first, valid + first + width, [](bool is_valid) { return is_valid; })) continue;
+    for (int64_t slot = 0; slot < width; ++slot) {
+      const Key* key = keys + (first + slot) * its.size;
+      float scale = scales ? scales[first + slot] : 1.0f;
       for (int64_t feature = 0; feature < its.size; ++feature) {
-        tile[feature * kSlots + lane] = scales ? ToFloat(key[feature]) * scale : ToFloat(key[feature]);
+        block[slot * its.size + feature] = scales ? ToFloat(key[feature]) * scale : ToFloat(key[feature]);
       }
     }
-    for (int64_t group = 0; group < padded; group += kQueries) {
-      Floats scores[kQueries][2];
-      Score(&rows[group * its.size], tile.data(), its.size, scores);
-      for (int query = 0; query < kQueries; ++query) {
-        uint32_t above_bound = Above(scores[query], best.bound(group + query)) & counts;
-        if (!above_bound) continue;
-        float each[kSlots];
-        std::memcpy(each, scores[query], sizeof each);
-        for (; above_bound; above_bound &= above_bound - 1) {
-          int lane = __builtin_ctz(above_bound);
-          best.Add(group + query, each[lane], int32_t(first + lane));
+    for (int64_t group = 0; group < groups; ++group) {
+      uint32_t exist = group * kQueries + kQueries <= count ? ~0u : (1u << count % kQueries) - 1;
+      const float* bounds = best.bounds() + group * kQueries;
+      for (int64_t some = 0; some < width; some += kKeys) {
+        float scores[kKeys][kQueries];
+        uint32_t above[kKeys];
+        Score(&block[some * its.size], &turned[group * its.size * kQueries], its.size, bounds, scores, above);
+        for (int64_t key = 0; key < std::min<int64_t>(kKeys, width - some); ++key) {
+          if (!(above[key] &= exist) || !valid[first + some + key]) continue;
+          for (; above[key]; above[key] &= above[key] - 1) {
+            int query = __builtin_ctz(above[key]);
+            // The bound may have risen since.
+            if (scores[key][query] > bounds[query]) {
+              best.Add(group * kQueries + query, scores[key][query], int32_t(first + some + key));
+            }
+          }
         }
-        best.MakeRoom(group + query);
       }
     }
   }
@@ -281,9 +310,9 @@ void SearchSome(const Sizes& its, const float* queries, int64_t count, const Key
 template <typename Key>
 void SearchAll(ffi::ThreadPool& pool, const Sizes& its, int64_t rows, const float* queries, const Key* keys,
                const float* scales, const bool* valid, float above, float* scores, int32_t* slots) {
-  // Large parts, because each transposes the keys for itself; but enough of them for all threads.
+  // Large parts, because each reads all keys; but enough of them for all threads.
   int64_t parts = 1, pairs = rows * its.heads;
-  while (pairs * parts < 4 * pool.num_threads() && its.queries / (2 * parts) >= 4 * kQueries) parts *= 2;
+  while (pairs * parts < 4 * pool.num_threads() && its.queries / (2 * parts) >= 2 * kQueries) parts *= 2;
   int64_t part_size = (its.queries + parts - 1) / parts;
   Parallel(pool, pairs * parts, [=](int64_t item) {
     int64_t pair = item / parts, first = item % parts * part_size;
