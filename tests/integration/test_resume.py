@@ -252,3 +252,30 @@ def test_the_workdir_alone_is_enough_to_evaluate(undisturbed):
 def test_there_is_nothing_to_evaluate_without_a_run(tmp_path):
     output = finish(memorizing("evaluate", f"--workdir={tmp_path / 'none'}"), status=2)
     assert str(tmp_path / "none") in output and "memorizing train" in output
+
+
+INDEXED = [
+    "--gin_param=Memory.search = 'ivf'", "--gin_param=Memory.ivf_lists = 4", "--gin_param=Memory.ivf_probes = 2",
+    "--gin_param=Memory.key_dtype = 'int8'", "--gin_param=Memory.report_recall = True",
+]  # fmt: skip
+
+
+def test_an_index_is_part_of_the_run_and_is_made_anew_for_another_search(place):
+    whole, parts = place / "indexed", place / "indexed-in-parts"
+    steps = lambda number: f"--gin_param=NUM_STEPS = {number}"  # noqa: E731
+    assert "searched by `ivf`" in finish(train(place, whole, *INDEXED, steps(80)))
+    finish(train(place, parts, *INDEXED, steps(40)))
+    finish(train(place, parts, *INDEXED, steps(80)))
+    one, other = saved(parts, 80), saved(whole, 80)
+    assert {"keys_BHMD", "scales_BHM", "centroids_BHCD"} <= one["memory"][0].keys()
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert all(0 < line["recall/layer_2"] <= 1 for line in metrics(whole) if line["step"] > 40)
+
+    output = finish(train(place, parts, *INDEXED, "--gin_param=Memory.search = 'exact'", steps(120)))
+    assert "Memory.search = 'exact' from here on; the run began with 'ivf'" in output
+    assert "centroids_BHCD" not in saved(parts, 120)["memory"][0]
+    assert metrics(parts)[-1]["recall/layer_2"] == 1.0
+    finish(train(place, parts, *INDEXED, "--gin_param=MEMORY_SIZE = 64", steps(160)))
+    memory = saved(parts, 160)["memory"][0]
+    assert memory["keys_BHMD"].shape[2] == memory["lists_BHM"].shape[2] == 64
+    assert 0.5 < metrics(parts)[-1]["recall/layer_2"] <= 1
