@@ -180,13 +180,14 @@ def test_dry_run_of_slurm():
 def test_dry_run_of_the_check_of_a_gpu():
     commands = dry_run("gpu_check.sh", "--dry-run")
     assert [words[3] for words in commands if words[1:3] == ["-m", "memorizing.cli"]] == [
-        *("bench", "bench", "prepare", "train", "evaluate")
+        *("bench", "bench", "bench", "prepare", "train", "evaluate")
     ]
     assert [words[3] for words in commands if words[2:3] == ["memorizing.benchmarks.gpu_check"]] == [
         "searches",
         "collect",
     ]
-    (search,), (step,) = ([words for words in commands if words[4:5] == [bench]] for bench in ("search", "step"))
+    (search, mosaic), (step,) = ([words for words in commands if words[4:5] == [bench]] for bench in ("search", "step"))
+    assert {"--searches=pallas", "Memory.gpu_kernel = 'mosaic'"} <= set(mosaic)
     assert "--shapes=M8192,M65536,M262144" in search and "--json=runs/gpu_check/bench_search.json" in search
     assert {"--gin_file=configs/base.gin", "--memory_size=0,8192,65536"} <= set(step)
 

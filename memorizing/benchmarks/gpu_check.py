@@ -40,7 +40,7 @@ CASES = (
     (_NARROW, "bfloat16", 0.004),
 )
 """Shape, dtype of keys, share of the slots that are valid: of 0.004 fewer than neighbours are asked for."""
-ALL = ("exact", "blocked")
+ALL = ("exact", "native", "blocked")
 """Searches that find all neighbours. In float32 a GPU rounds what it multiplies, so nearly all."""
 LEAST = 0.98
 
@@ -48,9 +48,13 @@ LEAST = 0.98
 def check_searches(json_file: Path | None) -> bool:
     """Says a line for each search, and writes all; whether all are right."""
     rows, left_out = [], {}
-    for name in default_searches(jax.devices()[0].platform):
+    platform = jax.devices()[0].platform
+    named: dict[str, dict[str, Any]] = {name: {"search": name} for name in default_searches(platform)}
+    if platform == "gpu":
+        named["pallas, mosaic"] = {"search": "pallas", "gpu_kernel": "mosaic"}
+    for name, settings in named.items():
         for shape, dtype, share in CASES:
-            changes: dict[str, Any] = {"search": name, "size": shape.M, "neighbours": shape.K}
+            changes: dict[str, Any] = settings | {"size": shape.M, "neighbours": shape.K}
             changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
             try:
                 search = make_search(dataclasses.replace(MemorySettings(), **changes))

@@ -22,6 +22,8 @@ class MemorySettings:
         block_size: slots that `blocked` and `binned` score at a time.
         recall_target: the share of the true neighbours that `pallas`, `binned` and `approximate` are laid out to find;
             less is faster.
+        gpu_kernel: what compiles `pallas` for NVIDIA GPUs; `mosaic` is for keys of 16 bits on Hopper, others then take
+            `triton`.
         proposer: a small copy of the keys in which `search` only proposes neighbours, while the keys themselves decide:
             `int8`, `float8`, or a `projection` to fewer features; None to search among the keys.
         proposals: how many are proposed for each query, if not more neighbours are wanted.
@@ -47,6 +49,7 @@ class MemorySettings:
     report_recall: bool = False
     block_size: int = 8192
     recall_target: float = 0.95
+    gpu_kernel: Literal["triton", "mosaic"] = "triton"
     proposer: Literal["int8", "float8", "projection"] | None = None
     proposals: int = 128
     projection_size: int = 32

@@ -91,7 +91,7 @@ def make_search(settings: MemorySettings) -> Search:
         case "pallas" if platform == "gpu":
             from memorizing.memory.search.pallas_gpu import PallasGPU
 
-            return PallasGPU(minimum_score=minimum, recall_target=target)
+            return PallasGPU(minimum_score=minimum, recall_target=target, backend=settings.gpu_kernel)
         case name:
             raise InputError(
                 f"Memory.search = {name!r}: these kernels are for TPUs and NVIDIA GPUs, not for a {platform.upper()}: "
