@@ -2,14 +2,18 @@
 
 import collections
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, valid
-from memorizing.memory.search import Search
+from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, reindexed, valid
+from memorizing.memory.search import NO_INDEX, Search
+from memorizing.memory.search.ivf import IVF
+from memorizing.memory.search.lsh import LSH
+from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.settings import MemorySettings
 
 ROWS, HEADS, SIZE, SEGMENT = 3, 2, 4, 4
@@ -58,3 +62,25 @@ def test_a_segment_that_would_wrap_around_is_refused():
     bank = bank_of(1, 1, 10, 4)
     with pytest.raises(ValueError, match=r"segment of 4 tokens must divide the 10 slots"):
         append(bank, jnp.zeros((1, 1, 4, 4)), jnp.zeros((1, 1, 4, 4)), Search())
+
+
+@pytest.mark.parametrize("search", [LSH(candidates=8), IVF(lists=4, probes=2), Proposed(kind="int8")])
+def test_an_index_made_anew_is_that_of_writing_again(search):
+    """Also where part of the bank was never written, and where rows hold different parts of it."""
+    settings = MemorySettings(size=32, neighbours=1, dtype="float32")
+    bank = empty_bank(ROWS, HEADS, SIZE, settings)._replace(index=search.empty_index(ROWS, HEADS, 32, SIZE))
+    for number in range(3):
+        keys = np.random.default_rng(number).normal(size=(ROWS, HEADS, 8, SIZE)).astype(np.float32)
+        bank = append(bank, jnp.asarray(keys), jnp.asarray(keys), search)
+    found = reindexed(bank._replace(index=NO_INDEX), search, 8)
+    assert jax.tree.structure(found) == jax.tree.structure(bank)
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), found.index.learned, bank.index.learned
+    )
+    for name, entries in found.index.slots.items():
+        np.testing.assert_array_equal(entries[:, :, :24], bank.index.slots[name][:, :, :24])
+    cleared = clear(bank, np.array([True, False, False]))
+    learned = reindexed(cleared._replace(index=NO_INDEX), search, 8).index.learned
+    for part in learned.values():
+        if part.ndim:  # nothing was learned from the row that holds nothing
+            assert not np.any(part[0]) and np.any(part[1])

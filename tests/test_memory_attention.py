@@ -66,6 +66,13 @@ def test_rows_without_a_memory_have_no_neighbours_to_find():
     assert recall(bank._replace(recall=None), after) is None
 
 
+def test_what_does_not_reach_the_minimum_is_no_neighbour_to_find():
+    bank, query = bank_and_query()
+    _, _, counted = attend_to_memory(query, bank, Exact(minimum_score=4.0), NEIGHBOURS)
+    np.testing.assert_array_equal(counted.found_BH, counted.wanted_BH)
+    assert 0 < counted.wanted_BH.sum() < ROWS * HEADS * SAMPLED * NEIGHBOURS
+
+
 def test_nothing_is_counted_unless_asked_for():
     bank, query = bank_and_query()
     assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBOURS)[2] is None

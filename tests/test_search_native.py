@@ -43,7 +43,7 @@ def test_whatever_order_the_scores_come_in(order, queries, slots, neighbours):
     }[order]
     query = jnp.asarray(rng.integers(1, 4, (2, 1, queries, 1)), jnp.float32)
     keys, valid = Keys(jnp.asarray(np.tile(values, (2, 1, 1))[..., None], jnp.float32)), rng.random((2, slots)) < 0.9
-    for minimum_score in (None, 2.0):
+    for minimum_score in (None, 2.0, 0.0):
         expected = Exact(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbours)
         same(Native(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbours), expected)
 
@@ -61,6 +61,13 @@ def test_keys_of_every_dtype(dtype, size):
     valid = jnp.asarray(rng.random((2, 500)) < 0.8)
     same(Native()(queries, keys, valid, 9), Exact()(queries, keys, valid, 9))
     same(Native()(queries.astype(jnp.bfloat16), keys, valid, 9), Exact()(queries.astype(jnp.bfloat16), keys, valid, 9))
+
+
+def test_operands_that_do_not_fit_together_are_refused():
+    """Rather than read beyond them."""
+    queries, valid = jnp.ones((1, 1, 4, 16)), jnp.ones((1, 8), bool)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="differ in their sizes"):
+        jax.block_until_ready(Native()(queries, Keys(jnp.ones((1, 1, 8, 12))), valid, 2))
 
 
 def test_every_float8_number_is_read_as_it_is():
@@ -108,6 +115,16 @@ def test_without_a_compiler_another_exact_search_takes_over_and_the_reason_is_to
     assert told.stdout.strip() == "blocked"
     for part in ("Memory.search = 'native'", "no-such-compiler", "CXX", "'blocked'"):
         assert part in told.stderr
+
+
+def test_a_compiler_is_named_with_its_arguments_and_a_home_is_not_needed(tmp_path):
+    told = look("print(chosen(S(), 'cpu'))", tmp_path, CXX="env c++")
+    assert told.stdout.strip() == "native", told.stderr
+    (library,) = (tmp_path / "memorizing").iterdir()
+    library.write_bytes(b"")  # as a full disk leaves it
+    assert look("print(chosen(S(), 'cpu'))", tmp_path, CXX="env c++").stdout.strip() == "native"
+    told = look("print(chosen(S(), 'cpu'))", tmp_path / "memorizing" / library.name)
+    assert told.stdout.strip() == "native", told.stderr
 
 
 def test_a_compiler_that_fails_is_named(tmp_path):

@@ -120,13 +120,33 @@ def append(
     )
 
 
-def reindexed(bank: Bank, search: Search) -> Bank:
-    """The same keys with the index that `search` keeps of them, as if all had been written at once."""
+def reindexed(bank: Bank, search: Search, tokens: int) -> Bank:
+    """The same bank with the index that `search` keeps of it, as if its segments of `tokens` were written again.
+
+    Nothing is learned from slots that hold nothing of a row's document.
+    """
     rows, heads, slots, size = bank.keys_BHMD.shape
-    keys_BHMD = bank.keys_BHMD.astype(jnp.float32)
-    if bank.scales_BHM is not None:
-        keys_BHMD = keys_BHMD * bank.scales_BHM[..., None]
-    return bank._replace(index=Index(*search.entries(keys_BHMD, search.empty_index(rows, heads, slots, size).learned)))
+
+    def write(index: Index, number: jax.Array) -> tuple[Index, None]:
+        start = (bank.cursor + number * tokens) % slots  # oldest first
+        part = lambda array, axis: lax.dynamic_slice_in_dim(array, start, tokens, axis)  # noqa: E731
+        keys_BHND = part(bank.keys_BHMD, 2).astype(jnp.float32)
+        if bank.scales_BHM is not None:
+            keys_BHND = keys_BHND * part(bank.scales_BHM, 2)[..., None]
+        entries, learned = search.entries(keys_BHND, index.learned)
+        holds_B = part(valid(bank), 1).any(1)
+
+        def learn(new: jax.Array, old: jax.Array) -> jax.Array:
+            holds = holds_B.reshape(-1, *(1,) * (new.ndim - 1)) if new.ndim else holds_B.any()
+            return jnp.where(holds, new, old)
+
+        stored = jax.tree.map(
+            lambda old, new: lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, 2), index.slots, entries
+        )
+        return Index(stored, jax.tree.map(learn, learned, index.learned)), None
+
+    empty = search.empty_index(rows, heads, slots, size)
+    return bank._replace(index=lax.scan(write, empty, jnp.arange(slots // tokens))[0])
 
 
 class Stored(NamedTuple):

@@ -18,7 +18,7 @@ class MemorySettings:
         search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
-            the true neighbours `search` had found.
+            the true neighbours `search` had found; true among the keys as they are stored.
         block_size: slots that `blocked` and `binned` score at a time.
         recall_target: the share of the true neighbours that `pallas`, `binned` and `approximate` are laid out to find;
             less is faster.
@@ -74,10 +74,10 @@ class MemorySettings:
             )
         if self.block_size < 1:
             raise InputError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 8192 is a good start")
-        if not 0 < self.recall_target < 1:
+        if not 0 < self.recall_target <= 0.99:
             raise InputError(
-                f"Memory.recall_target = {self.recall_target}: must be between 0 and 1, both excluded; for all of the "
-                "neighbours set Memory.search = 'blocked'"
+                f"Memory.recall_target = {self.recall_target}: must be above 0 and at most 0.99, since beyond that "
+                "approximate searches save nothing: for all of the neighbours set Memory.search = 'blocked'"
             )
         for name in ("proposals", "projection_size", "candidates", "lsh_tables", "lsh_bits", "lsh_probes", "ivf_lists",
                      "ivf_probes", "faiss_effort"):  # fmt: skip

@@ -67,7 +67,7 @@ def _attend(
     axis: str | None = None,
 ) -> tuple[Float[jax.Array, "B H N_own D"], Recall | None]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
-    slots, first, oracle = valid_BM.shape[1], 0, Blocked()
+    slots, first, oracle = valid_BM.shape[1], 0, Blocked(minimum_score=search.minimum_score)
     if axis is not None:
         search, oracle = Sharded(inner=search, axis=axis), Sharded(inner=oracle, axis=axis)
         first = lax.axis_index(axis) * slots

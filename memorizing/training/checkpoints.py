@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -40,6 +41,9 @@ CHECKPOINTS = "checkpoints"
 
 DAMAGED = ".damaged"
 """What the name of a checkpoint that cannot be read ends in, once it is set aside."""
+
+INDEX_KIND = "index_kind"
+"""Beside the arrays of a bank that has an index: what made it."""
 
 FINGERPRINTS = "fingerprints"
 """Item of a checkpoint: the fingerprints of the others' arrays."""
@@ -114,9 +118,11 @@ class Checkpoints:
         workdir: of the run.
         keep: the newest so many stay.
         keep_every: those at multiples of so many steps stay as well; 0 for none.
+        index_kind: a number for what makes the banks' indexes; one that another kind has made is not restored.
     """
 
-    def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0):
+    def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0, index_kind: int = 0):
+        self._index_kind = index_kind
         _hush_orbax()
         self._folder = workdir / CHECKPOINTS
         if isinstance(self._folder, Path):
@@ -176,7 +182,7 @@ class Checkpoints:
         rest = state._replace(parameters={}, carry=state.carry._replace(banks=()))
         items: dict[str, Any] = {"parameters": state.parameters, "progress": rest}
         if banks:
-            items["memory"] = [_by_name(bank) for bank in banks]
+            items["memory"] = [_by_name(bank) | self._marks(bank) for bank in banks]
         saves: dict[str, Any] = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
         saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
@@ -224,12 +230,15 @@ class Checkpoints:
         restored = self._restore(step, **items, **({"memory": saved} if saved else {}))
         if saved:
             found = zip(restored["memory"], banks, strict=True)
-            banks = tuple(resized(_bank(by_name, each), each, mesh) for by_name, each in found)
+            banks = tuple(resized(_bank(by_name, each, self._index_kind), each, mesh) for by_name, each in found)
         elif banks:
             empty = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), banks)  # noqa: E731
             banks = made(mesh, empty, functools.partial(shardings, mesh))
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
+
+    def _marks(self, bank: Bank) -> dict[str, np.ndarray]:
+        return {INDEX_KIND: np.asarray(self._index_kind, np.int32)} if bank.index.slots else {}
 
     def memory_size(self, step: int) -> int:
         """How many slots the memory saved at `step` has; 0 if none was saved.
@@ -370,13 +379,15 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
 def _by_name(bank: Bank) -> dict[str, jax.Array]:
     """What is saved of a bank: all but what is counted about it."""
     leaves = jax.tree.leaves_with_path(bank._replace(recall=None))
-    return {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
+    named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise ValueError(f"two arrays of a bank have the same name, so one of them would be lost: {sorted(named)}")
+    return named
 
 
-def _bank(by_name: dict[str, jax.Array], like: Bank) -> Bank:
-    """The other way round; without an index unless that of `like` was saved."""
-    wanted = _by_name(like)
-    if not wanted.keys() <= by_name.keys():
+def _bank(by_name: dict[str, jax.Array], like: Bank, index_kind: int) -> Bank:
+    """The other way round; without an index unless one of this kind was saved."""
+    if INDEX_KIND not in by_name or int(by_name[INDEX_KIND]) != index_kind:
         like = like._replace(index=NO_INDEX)
     like = like._replace(recall=None)
     return jax.tree.unflatten(jax.tree.structure(like), [by_name[name] for name in _by_name(like)])

@@ -9,6 +9,7 @@ import functools
 import json
 import signal
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -119,7 +120,9 @@ def train(
     say(describe(model, memory, batch, make.like(training.steps).parameters, mesh))
     with (
         Signals(() if are_many() else (signal.SIGTERM, signal.SIGINT)) as signals,  # else JAX notes them, for all
-        Checkpoints(workdir, training.checkpoints_kept, training.checkpoint_kept_every) as checkpoints,
+        Checkpoints(
+            workdir, training.checkpoints_kept, training.checkpoint_kept_every, make.index_kind()
+        ) as checkpoints,
     ):
         drop_memory = drop_memory and _is_first_drop(workdir, checkpoints.latest_step(), say)
         step, state = resume(checkpoints, make, training, drop_memory, say)
@@ -173,7 +176,7 @@ class StateMaker:
         self.graph, _ = abstract_model(model, memory)
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
         self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
-        self._search = make_search(memory)
+        self._memory, self._segment_length = memory, batch.segment_length
         self._accumulates = training.update == "call"
         self._dropout_seed = training.seed if model.dropout else None
 
@@ -183,7 +186,8 @@ class StateMaker:
 
     def like(self, step: int) -> TrainState:
         """Shapes, dtypes and places of the state at the end of `step`."""
-        state = jax.eval_shape(functools.partial(self._make, step > self.memory_from_step))
+        with jax.set_mesh(self.mesh):  # what an index is depends on the devices
+            state = jax.eval_shape(functools.partial(self._make, step > self.memory_from_step))
         return placed(state, self._where(state))
 
     def train_call(self) -> TrainCall:
@@ -194,17 +198,23 @@ class StateMaker:
         """The memory, empty."""
         return made(self.mesh, lambda: self._carry().banks, functools.partial(shardings, self.mesh))
 
+    def index_kind(self) -> int:
+        """A number for the search and its settings, by which an index that another one made is told."""
+        with jax.set_mesh(self.mesh):
+            return zlib.crc32(repr(make_search(self._memory)).encode()) & 0x7FFFFFFF
+
     def indexed(self, state: TrainState) -> TrainState:
         """The state, its banks with the index that the search keeps: made anew of those that came without."""
 
         def with_index(bank: Bank, like: Bank) -> Bank:
             if jax.tree.structure(bank) == jax.tree.structure(like):
                 return bank
-            index = functools.partial(reindexed, search=self._search)
             with jax.set_mesh(self.mesh):
+                search = make_search(self._memory)
+                index = functools.partial(reindexed, search=search, tokens=self._segment_length)
                 return jax.jit(index, out_shardings=shardings(self.mesh, jax.eval_shape(index, bank)))(bank)
 
-        like = jax.eval_shape(self._carry).banks
+        like = self.like(self.memory_from_step + 1).carry.banks
         return state._replace(carry=state.carry._replace(banks=tuple(map(with_index, state.carry.banks, like))))
 
     def _make(self, with_memory: bool) -> TrainState:

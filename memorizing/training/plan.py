@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from memorizing.data.batches import BatchSettings
 from memorizing.files import write_whole
+from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import count_parameters, open_mesh
@@ -78,6 +79,7 @@ def plan(
         "topology": topology,
         "devices": mesh.size,
         "device_kind": devices[0].device_kind,
+        "platform": devices[0].platform,
         "mesh": dict(mesh.shape),
         "parameters": count_parameters(state.parameters),
         "memory_size": memory.size,
@@ -186,9 +188,10 @@ def _estimate(
     # computed again, and twice backward.
     weights = 2 * figures["parameters"] / figures["mesh"]["model"]
     traffic = 2 * (held["parameters"] + held["optimizer"]) + (4 if model.remat else 3) * weights + held["memory"] / 2
-    # Every search writes the scores [B, H, N, M] in float32, whole or by blocks, and reads them to select. Not again
-    # backward: what was found is kept. B, H and M are split over the mesh, each over an axis of its own.
-    traffic += len(model.memory_layers) * 2 * 4 * tokens_each * model.heads * memory.size
+    # Searches but for kernels write the scores [B, H, N, M] in float32, whole or by blocks, and read them to select.
+    # Not again backward: what was found is kept. B, H and M are split over the mesh, each over an axis of its own.
+    is_written = chosen(memory, devices[0].platform) not in ("pallas", "approximate", "native")
+    traffic += is_written * len(model.memory_layers) * 2 * 4 * tokens_each * model.heads * memory.size
     seconds = {
         "arithmetic": executed / chip.flops,
         "memory": traffic / chip.memory_bandwidth,
@@ -230,9 +233,10 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
         ways.append(f"temporaries take most, {temporaries / GIB:.1f} GiB: {rows}")
         if not model.remat:
             ways.append("Model.remat = True, which computes activations again instead of keeping them")
-        if memory.size and memory.search == "blocked":
+        search = chosen(memory, figures["platform"])
+        if memory.size and search == "blocked":
             ways.append(f"a smaller Memory.block_size ({memory.block_size})")
-        elif memory.size:
+        elif memory.size and search == "exact":
             ways.append("Memory.search = 'blocked', which holds only some of the scores at a time")
         if banks > temporaries / 10:  # large enough for padding and copies of it to count
             ways.append(f"{smaller}: the memory takes {banks / GIB:.1f} GiB, and temporaries can grow with it")

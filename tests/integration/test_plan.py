@@ -113,8 +113,9 @@ def test_advice_is_for_what_takes_the_most(settings, message, state, banks, most
     held = {"parameters": state * GIB, "optimizer": 0, "memory": banks * GIB}
     assert needed(message, held) == "needs 40.00G of 15.75G of memory"
     assert (held["total"], held["temporaries"]) == (40 * GIB, (40 - state - banks) * GIB)
-    figures = {"bytes_per_device": held, "mesh": {"data": 4, "model": 1, "memory": 1}}
-    found = advice(figures, it.model, it.memory, it.batch)
+    figures = {"bytes_per_device": held, "mesh": {"data": 4, "model": 1, "memory": 1}, "platform": "tpu"}
+    memory = dataclasses.replace(it.memory, search="blocked")
+    found = advice(figures, it.model, memory, it.batch)
     assert found.startswith(f"Try {most}") and all(other in found for other in others)
     assert ("MEMORY_SIZE" in found) == (banks >= 8)
     assert "Model.remat" not in advice(figures, dataclasses.replace(it.model, remat=True), it.memory, it.batch)

@@ -7,10 +7,12 @@ Most searches keep nothing beside the keys: their index is empty, and `entries` 
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Float, Int
 
 
@@ -111,3 +113,14 @@ def counted(
     if minimum_score is not None:
         counts_BHNM = counts_BHNM & (scores_BHNM >= minimum_score)
     return jnp.where(counts_BHNM, scores_BHNM, -jnp.inf)
+
+
+def just_below(minimum_score: float | None) -> float:
+    """A bound that the scores from the minimum on are above, and no others; for kernels that keep what is larger."""
+    if minimum_score is None:
+        return -math.inf
+    below = float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
+    smallest = float(np.finfo(np.float32).tiny)
+    if abs(below) < smallest:  # which chips, and CPUs as XLA sets them, take for zero
+        return 0.0 if minimum_score > 0 else -smallest
+    return below

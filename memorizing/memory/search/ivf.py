@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
+from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import Runs, best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
 from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
 
@@ -75,6 +76,8 @@ class IVF(Search):
         return entries, learned
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        if self.candidates >= valid_BM.shape[1]:  # all may be looked at
+            return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbours)
         entries, learned = keys.index.slots, keys.index.learned
         age_BHM = learned["written"] - entries["stamps_BHM"]
         buckets = sort_into_buckets(entries["lists_BHM"][..., None], age_BHM, valid_BM)

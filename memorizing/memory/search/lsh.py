@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
+from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
 from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
 
@@ -65,6 +66,8 @@ class LSH(Search):
         return {"codes_BHMT": codes, "stamps_BHM": stamps_BHN}, {"mean_BHD": mean_BHD, "written": written + tokens}
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        if self.candidates >= valid_BM.shape[1]:  # all may be looked at
+            return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbours)
         slots, entries = valid_BM.shape[1], keys.index.slots
         # Ages by subtraction are right even when the count of what was written has wrapped around.
         age_BHM = keys.index.learned["written"] - entries["stamps_BHM"]

@@ -22,6 +22,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #if defined(__AVX__)
@@ -52,16 +53,21 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 // Calls work(0) .. work(count - 1) on the pool's threads and this one. Only items that a thread has begun are waited for,
 // so that this cannot block a pool whose threads all wait here.
-void Parallel(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> work) {
+ffi::Error Parallel(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> work) {
   struct Progress {
     std::atomic<int64_t> next{0}, done{0};
+    std::atomic<bool> failed{false};
     std::mutex mutex;
     std::condition_variable all_done;
   };
   auto progress = std::make_shared<Progress>();
   auto run = [progress, count, work = std::move(work)] {
     for (int64_t item; (item = progress->next++) < count;) {
-      work(item);
+      try {
+        work(item);
+      } catch (const std::bad_alloc&) {
+        progress->failed = true;
+      }
       if (++progress->done == count) {
         std::lock_guard<std::mutex> lock(progress->mutex);
         progress->all_done.notify_all();
@@ -73,6 +79,8 @@ void Parallel(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)>
   run();
   std::unique_lock<std::mutex> lock(progress->mutex);
   progress->all_done.wait(lock, [&] { return progress->done == count; });
+  return progress->failed ? ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for the search on the CPU")
+                          : ffi::Error::Success();
 }
 
 // Stored numbers as floats.
@@ -308,13 +316,13 @@ void SearchSome(const Sizes& its, const float* queries, int64_t count, const Key
 }
 
 template <typename Key>
-void SearchAll(ffi::ThreadPool& pool, const Sizes& its, int64_t rows, const float* queries, const Key* keys,
+ffi::Error SearchAll(ffi::ThreadPool& pool, const Sizes& its, int64_t rows, const float* queries, const Key* keys,
                const float* scales, const bool* valid, float above, float* scores, int32_t* slots) {
   // Large parts, because each reads all keys; but enough of them for all threads.
   int64_t parts = 1, pairs = rows * its.heads;
   while (pairs * parts < 4 * pool.num_threads() && its.queries / (2 * parts) >= 2 * kQueries) parts *= 2;
   int64_t part_size = (its.queries + parts - 1) / parts;
-  Parallel(pool, pairs * parts, [=](int64_t item) {
+  return Parallel(pool, pairs * parts, [=](int64_t item) {
     int64_t pair = item / parts, first = item % parts * part_size;
     int64_t count = std::min(part_size, its.queries - first);
     if (count <= 0) return;
@@ -329,12 +337,16 @@ ffi::Error Search(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> queries, ffi::AnyB
                   ffi::Buffer<ffi::PRED> valid, ffi::ResultBuffer<ffi::F32> scores, ffi::ResultBuffer<ffi::S32> slots,
                   float above) {
   auto shape = queries.dimensions();
-  Sizes its{shape[1], shape[2], keys.dimensions()[2], shape[3], scores->dimensions()[3]};
+  auto of_keys = keys.dimensions();
+  bool agree = shape.size() == 4 && of_keys.size() == 4 && of_keys[0] == shape[0] && of_keys[1] == shape[1] &&
+               of_keys[3] == shape[3] && int64_t(valid.element_count()) == shape[0] * of_keys[2] &&
+               (!scales.element_count() || int64_t(scales.element_count()) == shape[0] * shape[1] * of_keys[2]);
+  if (!agree) return ffi::Error::InvalidArgument("queries, keys, scales and validity differ in their sizes");
+  Sizes its{shape[1], shape[2], of_keys[2], shape[3], scores->dimensions()[3]};
   auto search = [&](auto key) {
-    SearchAll(pool, its, shape[0], queries.typed_data(), static_cast<const decltype(key)*>(keys.untyped_data()),
+    return SearchAll(pool, its, shape[0], queries.typed_data(), static_cast<const decltype(key)*>(keys.untyped_data()),
               scales.element_count() ? scales.typed_data() : nullptr, valid.typed_data(), above, scores->typed_data(),
               slots->typed_data());
-    return ffi::Error::Success();
   };
   switch (keys.element_type()) {
     case ffi::F32: return search(float{});
@@ -354,7 +366,7 @@ ffi::Error Gather(ffi::ThreadPool pool, ffi::AnyBuffer tables, ffi::Buffer<ffi::
   const char* source = static_cast<const char*>(tables.untyped_data());
   char* target = static_cast<char*>(out->untyped_data());
   const int32_t* wanted = index.typed_data();
-  Parallel(pool, (count + kPart - 1) / kPart, [=](int64_t part) {
+  return Parallel(pool, (count + kPart - 1) / kPart, [=](int64_t part) {
     int64_t last = std::min(count, (part + 1) * kPart);
     auto at = [&](int64_t place) {
       int64_t row = std::min<int64_t>(std::max<int64_t>(wanted[place], 0), rows - 1);
@@ -365,7 +377,6 @@ ffi::Error Gather(ffi::ThreadPool pool, ffi::AnyBuffer tables, ffi::Buffer<ffi::
       std::memcpy(target + place * bytes, at(place), bytes);
     }
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search
+from memorizing.memory.search.contract import Keys, Neighbours, Search, just_below
 
 SOURCE = Path(__file__).with_name("native.cc")
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
@@ -35,18 +36,26 @@ class Native(Search):
         dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
         queries_BHND = queries_BHND.astype(dtype).astype(jnp.float32)  # with the precision of `inner_products`
         scales_BHM = jnp.zeros((0, 0, 0), jnp.float32) if keys.scales_BHM is None else keys.scales_BHM
-        above = -np.inf if self.minimum_score is None else np.nextafter(np.float32(self.minimum_score), -np.inf)
         shape = (*queries_BHND.shape[:3], neighbours)
         results = (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32))
         search = jax.ffi.ffi_call("memorizing_search", results)
-        return Neighbours(*search(queries_BHND, keys.vectors_BHMD, scales_BHM, valid_BM, above=np.float32(above)))
+        return Neighbours(
+            *search(
+                queries_BHND, keys.vectors_BHMD, scales_BHM, valid_BM, above=np.float32(just_below(self.minimum_score))
+            )
+        )
 
 
 @functools.cache
 def missing() -> str:
     """Makes the kernels known to XLA, compiled if they are not yet; says why they cannot be used, or nothing."""
     try:
-        library = ctypes.CDLL(str(_compiled()))
+        path = _compiled()
+        try:
+            library = ctypes.CDLL(str(path))
+        except OSError:  # a file that a full disk cut short
+            path.unlink(missing_ok=True)
+            library = ctypes.CDLL(str(_compiled()))
         for name in ("memorizing_search", "memorizing_gather"):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
     except subprocess.CalledProcessError as error:
@@ -58,26 +67,32 @@ def missing() -> str:
 
 def _compiled() -> Path:
     """The library for this processor, compiler, source and version of XLA's interface; compiled only once."""
-    compiler = os.environ.get("CXX", "c++")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=TIMEOUT).stdout
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    asked = subprocess.run([*compiler, "--version"], capture_output=True, check=True, text=True, timeout=TIMEOUT)
     cpu_info = Path("/proc/cpuinfo")
     processor = cpu_info.read_text().partition("\n\n")[0] if cpu_info.exists() else platform.processor()
     features = "".join(line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features")))
-    parts = (SOURCE.read_bytes(), version, " ".join(FLAGS).encode(), jax.lib.__version__.encode(), features.encode())
+    parts = (
+        SOURCE.read_bytes(),
+        asked.stdout.encode(),
+        " ".join(FLAGS).encode(),
+        jax.lib.__version__.encode(),
+        features.encode(),
+    )
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memorizing"
-    library = folder / f"native-{name}.so"
-    if library.exists():
-        return library
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memorizing"
+        library = folder / f"native-{name}.so"
+        if library.exists():
+            return library
         folder.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=folder))
-    except OSError:  # no home, or one that cannot be written to
+    except (OSError, RuntimeError):  # no home, or one that cannot be written to
         making = Path(tempfile.mkdtemp())
-        library = making / library.name
+        library = making / "native.so"
     # Under a name of its own, then renamed: other processes may be doing the same.
     out = making / "unfinished.so"
-    command = [compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(out)]
+    command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(out)]
     try:
         subprocess.run(command, capture_output=True, check=True, text=True, timeout=TIMEOUT)
         out.replace(library)

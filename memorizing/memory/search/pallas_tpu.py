@@ -17,13 +17,12 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from memorizing.memory.search.binned import LANES, bins_for, top_winners
-from memorizing.memory.search.contract import Keys, Neighbours, Search
+from memorizing.memory.search.contract import Keys, Neighbours, Search, just_below
 
 SUBLANES = 8
 """Rows of a vector register, of `LANES` numbers each."""
@@ -139,17 +138,6 @@ def power_of_two(number: int) -> int:
 def round_up(number: int, multiple: int) -> int:
     """The least multiple that is not smaller."""
     return -(-number // multiple) * multiple
-
-
-def just_below(minimum_score: float | None) -> float:
-    """What the bins start with: only what is larger replaces it, so that a minimum costs nothing more."""
-    if minimum_score is None:
-        return -math.inf
-    below = float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
-    smallest = float(np.finfo(np.float32).tiny)
-    if abs(below) < smallest:  # chips take that for zero
-        return 0.0 if minimum_score > 0 else -smallest
-    return below
 
 
 def pad(part: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:

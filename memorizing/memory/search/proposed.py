@@ -33,7 +33,7 @@ class Proposed(Search):
         inner: the search over the copy; without a minimum score of its own, since the copy's scores are not the keys'.
         kind: what the copy is.
         candidates: proposals for each query; at least `neighbours` are made.
-        projection_size: features of a projected copy (`P`).
+        projection_size: features of a projected copy (`P`); a turned copy of all where there are not so many.
         seed: of the projection.
     """
 
@@ -44,27 +44,30 @@ class Proposed(Search):
     seed: int = 0
 
     def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
-        size = self.projection_size if self.kind == "projection" else head_size
+        size = min(self.projection_size, head_size) if self.kind == "projection" else head_size
         inner = self.inner.empty_index(rows, heads, slots, size)
         dtype = DTYPES.get(self.kind, jnp.bfloat16)
-        own = {"vectors_BHMP": jnp.zeros((rows, heads, slots, size), dtype)}
+        own = {"copy_BHMP": jnp.zeros((rows, heads, slots, size), dtype)}
         if self.kind in DTYPES:
-            own["scales_BHM"] = jnp.zeros((rows, heads, slots), jnp.float32)
+            own["copy_scales_BHM"] = jnp.zeros((rows, heads, slots), jnp.float32)
         return Index(own | named(inner.slots), named(inner.learned))
 
     def entries(self, keys_BHND, learned):
         if self.kind == "projection":
             vectors, scales = self._projected(keys_BHND).astype(jnp.bfloat16), None
-            own, copy = {"vectors_BHMP": vectors}, vectors
+            own, copy = {"copy_BHMP": vectors}, vectors
         else:
             vectors, scales = quantize(keys_BHND, jnp.dtype(DTYPES[self.kind]))
-            own, copy = {"vectors_BHMP": vectors, "scales_BHM": scales}, vectors.astype(jnp.float32) * scales[..., None]
+            own, copy = (
+                {"copy_BHMP": vectors, "copy_scales_BHM": scales},
+                vectors.astype(jnp.float32) * scales[..., None],
+            )
         entries, learned = self.inner.entries(copy.astype(keys_BHND.dtype), inners(learned))
         return own | named(entries), named(learned)
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
         entries, learned = keys.index
-        copy = Keys(entries["vectors_BHMP"], entries.get("scales_BHM"), Index(inners(entries), inners(learned)))
+        copy = Keys(entries["copy_BHMP"], entries.get("copy_scales_BHM"), Index(inners(entries), inners(learned)))
         candidates = min(max(self.candidates, neighbours), valid_BM.shape[1])
         seen_BHNP = self._projected(queries_BHND) if self.kind == "projection" else queries_BHND
         proposals = self.inner(seen_BHNP, copy, valid_BM, candidates)
