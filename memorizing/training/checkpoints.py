@@ -376,7 +376,7 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
     return {**arrays, FINGERPRINTS: ocp.JsonCheckpointHandler()}
 
 
-def _by_name(bank: Bank) -> dict[str, jax.Array]:
+def _by_name(bank: Bank) -> dict[str, Any]:
     """What is saved of a bank: all but what is counted about it."""
     leaves = jax.tree.leaves_with_path(bank._replace(recall=None))
     named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
@@ -385,7 +385,7 @@ def _by_name(bank: Bank) -> dict[str, jax.Array]:
     return named
 
 
-def _bank(by_name: dict[str, jax.Array], like: Bank, index_kind: int) -> Bank:
+def _bank(by_name: dict[str, Any], like: Bank, index_kind: int) -> Bank:
     """The other way round; without an index unless one of this kind was saved."""
     if INDEX_KIND not in by_name or int(by_name[INDEX_KIND]) != index_kind:
         like = like._replace(index=NO_INDEX)
