@@ -131,15 +131,20 @@ def test_messages_of_other_shapes_are_passed_on():
 def test_the_estimate_counts_the_search_and_what_is_computed_again(settings):
     """By hand: scores are 4 bytes for each query and slot, written and read; remat does the layers' forward again."""
     bandwidth = CHIPS["v5e"].memory_bandwidth
-    _, small = planned(settings, "--topology=v5e:2x2")
-    output, large = planned(settings, "--topology=v5e:2x2", "--gin_param", "MEMORY_SIZE = 1024")
+    writes = ("--topology=v5e:2x2", "--gin_param", "Memory.search = 'blocked'")
+    _, small = planned(settings, *writes)
+    output, large = planned(settings, *writes, "--gin_param", "MEMORY_SIZE = 1024")
     it, _ = load([str(settings)], [])
     scores = len(it.model.memory_layers) * 2 * 4 * (8 * 32 // 4) * it.model.heads * (1024 - 256)
     keys = (large["bytes_per_device"]["memory"] - small["bytes_per_device"]["memory"]) / 2
     grown = large["seconds_per_step"]["memory"] - small["seconds_per_step"]["memory"]
     assert grown == pytest.approx((scores + keys) / bandwidth)
     assert "not counted: the selection" in output
-    _, again = planned(settings, "--topology=v5e:2x2", "--gin_param", "Model.remat = True")
+    _, kernel = planned(settings, "--topology=v5e:2x2")  # which writes no scores
+    written = len(it.model.memory_layers) * 2 * 4 * (8 * 32 // 4) * it.model.heads * 256
+    saved = small["seconds_per_step"]["memory"] - kernel["seconds_per_step"]["memory"]
+    assert saved == pytest.approx(written / bandwidth)
+    _, again = planned(settings, *writes, "--gin_param", "Model.remat = True")
     assert again["flops_per_device"] == small["flops_per_device"]
     assert 1.15 < again["executed_flops_per_device"] / small["flops_per_device"] < 4 / 3
     assert again["seconds_per_step"]["arithmetic"] == again["executed_flops_per_device"] / CHIPS["v5e"].flops
