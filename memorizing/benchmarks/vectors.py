@@ -9,15 +9,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Bool, Float
 
 from memorizing.benchmarks.choices import Shape
+from memorizing.memory.bank import Bank, reindexed
 from memorizing.memory.quantize import DTYPES, quantize
-from memorizing.memory.search import Index, Keys, Neighbours, Search
+from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.exact import Exact
+from memorizing.memory.search.gather import gather
 from memorizing.model.attention import l2_normalize
-from memorizing.model.memory_attention import gather
 
 SAMPLE = 16
 """Tokens of each row and head whose neighbours are compared with the exact ones."""
@@ -59,35 +59,12 @@ def stored(search: Search, keys_BHMD: Float[jax.Array, "B H M D"], tokens: int, 
     """The keys as a memory holds them that was written `tokens` at a time: in `dtype`, with the search's index."""
     slots = keys_BHMD.shape[2]
     tokens = tokens if slots % tokens == 0 else slots
-    index = search.empty_index(*keys_BHMD.shape)
-    if index.slots or index.learned:
-        index = _written(search, index, keys_BHMD, tokens)
+    full = Bank(keys_BHMD, keys_BHMD, jnp.zeros((), jnp.int32), jnp.full(keys_BHMD.shape[0], slots, jnp.int32))
+    index = jax.jit(lambda bank: reindexed(bank, search, tokens).index)(full)
     if dtype in DTYPES:
         vectors_BHMD, scales_BHM = jax.jit(quantize, static_argnums=1)(keys_BHMD, jnp.dtype(DTYPES[dtype]))
         return Keys(vectors_BHMD, scales_BHM, index)
     return Keys(keys_BHMD, None, index)
-
-
-def _written(search: Search, empty: Index, keys_BHMD: jax.Array, tokens: int) -> Index:
-    """The index once all keys were written to it, segment by segment."""
-
-    def write(learned: dict[str, jax.Array], keys_BHND: jax.Array):
-        entries, learned = search.entries(keys_BHND, learned)
-        return learned, entries
-
-    def build(keys_BHMD: jax.Array, learned: dict[str, jax.Array]) -> Index:
-        rows, heads, slots, size = keys_BHMD.shape
-        segments = jnp.moveaxis(keys_BHMD.reshape(rows, heads, slots // tokens, tokens, size), 2, 0)
-        learned, entries = lax.scan(write, learned, segments)
-        whole = {
-            name: jnp.moveaxis(entry, 0, 2)
-            .reshape(rows, heads, slots, *entry.shape[4:])
-            .astype(empty.slots[name].dtype)
-            for name, entry in entries.items()
-        }
-        return Index(whole, learned)
-
-    return jax.jit(build)(keys_BHMD, empty.learned)
 
 
 def sample(tokens: int) -> np.ndarray:

@@ -33,6 +33,9 @@ from memorizing.parallel.topology import platform_compiled_for
 
 __all__ = ["NO_INDEX", "Index", "Keys", "Neighbours", "Search", "chosen", "make_search", "searched_by"]
 
+SMALL = 1024
+"""Slots up to which a GPU has little to gain from a kernel."""
+
 
 def make_search(settings: MemorySettings) -> Search:
     """The search that the settings name, for the devices of the surrounding `jax.set_mesh`, or those here.
@@ -109,10 +112,6 @@ def chosen(settings: MemorySettings, platform: str) -> str:
         # The kernel selects few neighbours itself and leaves many to a sort; XLA's does all with a sort.
         return "pallas" if settings.neighbours <= 64 else "approximate"
     return "exact" if settings.size <= SMALL else "pallas"
-
-
-SMALL = 1024
-"""Slots up to which a GPU has little to gain from a kernel."""
 
 
 def searched_by(settings: MemorySettings, platform: str) -> str:

@@ -82,7 +82,6 @@ class IVF(Search):
         age_BHM = learned["written"] - entries["stamps_BHM"]
         buckets = sort_into_buckets(entries["lists_BHM"][..., None], age_BHM, valid_BM)
         flat_BHM = buckets.order_BHTM[:, :, 0]
-        candidates = min(self.candidates, valid_BM.shape[1])
         all_lists = jnp.broadcast_to(jnp.arange(self.lists), (*flat_BHM.shape[:2], 1, 1, self.lists))
         starts_BH1C, sizes_BH1C = runs_of(buckets, all_lists)
 
@@ -91,11 +90,11 @@ class IVF(Search):
             promise_BHNC = jnp.where(sizes_BH1C > 0, promise_BHNC, -jnp.inf)
             _, wanted_BHNP = lax.top_k(promise_BHNC, self.probes)
             runs = Runs(take(starts_BH1C[:, :, 0], wanted_BHNP), take(sizes_BH1C[:, :, 0], wanted_BHNP))
-            place_BHNC, is_one_BHNC = fill(runs, candidates)
+            place_BHNC, is_one_BHNC = fill(runs, self.candidates)
             slots_BHNC = take(flat_BHM, place_BHNC)
             return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
 
-        return by_queries(find, queries_BHND, candidates * (queries_BHND.shape[-1] + self.probes))
+        return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.probes))
 
     def _first(self, keys_BHND: Float[jax.Array, "B H N D"]) -> tuple[jax.Array, jax.Array]:
         """Centroids of a first segment; those for which it has no keys have a count of 0."""

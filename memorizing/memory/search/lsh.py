@@ -68,21 +68,20 @@ class LSH(Search):
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
         if self.candidates >= valid_BM.shape[1]:  # all may be looked at
             return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbours)
-        slots, entries = valid_BM.shape[1], keys.index.slots
+        entries = keys.index.slots
         # Ages by subtraction are right even when the count of what was written has wrapped around.
         age_BHM = keys.index.learned["written"] - entries["stamps_BHM"]
         buckets = sort_into_buckets(entries["codes_BHMT"], age_BHM, valid_BM)
         flat_BHX = buckets.order_BHTM.reshape(*buckets.order_BHTM.shape[:2], -1)
-        candidates = min(self.candidates, self.tables * slots)
 
         def find(queries_BHND):
             runs = runs_of(buckets, self._probed(queries_BHND))
             runs = runs._replace(sizes_BHNR=jnp.minimum(runs.sizes_BHNR, self.bucket_size))
-            place_BHNC, is_one_BHNC = fill(runs, candidates)
+            place_BHNC, is_one_BHNC = fill(runs, self.candidates)
             slots_BHNC = take(flat_BHX, place_BHNC)
             return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
 
-        return by_queries(find, queries_BHND, candidates * (queries_BHND.shape[-1] + self.tables * self.probes))
+        return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.tables * self.probes))
 
     def _probed(self, queries_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N T P"]:
         """The codes of the buckets to look into: the query's own, then by how near the planes are to be crossed."""
