@@ -48,6 +48,7 @@ constexpr int kQueries = 2 * kLanes;  // scored at a time
 constexpr int kBlock = 96;            // slots whose keys are held as floats: 24 KiB for 64 features
 
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kLanes)));
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
@@ -144,28 +145,28 @@ class Best {
 
   void Write(int64_t query, float* scores, int32_t* slots) {
     if (counts_[query] > neighbours_) Prune(query);
-    int64_t count = counts_[query], first = query * capacity_;
-    order_.resize(count);
-    for (int64_t place = 0; place < count; ++place) {
-      order_[place] = uint64_t{Descending(scores_[first + place])} << 32 | uint32_t(place);  // lower slots came first
-    }
-    std::sort(order_.begin(), order_.end());
-    for (int64_t rank = 0; rank < neighbours_; ++rank) {
-      int64_t place = rank < count ? first + uint32_t(order_[rank]) : 0;
-      scores[rank] = rank < count ? scores_[place] : kNothing;
-      slots[rank] = rank < count ? slots_[place] : 0;
+    int64_t count = counts_[query];
+    const float* found = &scores_[query * capacity_];
+    std::fill(scores, scores + neighbours_, kNothing);
+    std::fill(slots, slots + neighbours_, 0);
+    // Sorted by counting, of each, those that go before it: larger scores, and equal ones of lower slots, which came first.
+    for (int64_t first = 0; first < count; first += kLanes) {
+      Floats mine = Load(found + first);
+      Integers before = {}, places;
+      for (int lane = 0; lane < kLanes; ++lane) places[lane] = int32_t(first + lane);
+      for (int32_t place = 0; place < count; ++place) {
+        Floats other = Floats{} + found[place];
+        before -= (other > mine) | ((other == mine) & (place < places));  // true is -1
+      }
+      for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count - first); ++lane) {
+        if (before[lane] >= neighbours_) continue;
+        scores[before[lane]] = mine[lane];
+        slots[before[lane]] = slots_[query * capacity_ + first + lane];
+      }
     }
   }
 
  private:
-  // Numbers in the opposite order of the floats; 0 and -0 are the same.
-  static uint32_t Descending(float score) {
-    score += 0.0f;
-    uint32_t bits;
-    std::memcpy(&bits, &score, 4);
-    return bits >> 31 ? bits : ~bits & 0x7fffffff;
-  }
-
   // Keeps the best, in the order in which they were added, and raises the bound: to the K-th score or, since that takes
   // many comparisons to find, to a lower one that lets a few more stay.
   void Prune(int64_t query) {
@@ -222,7 +223,6 @@ class Best {
   std::vector<int32_t> slots_;
   std::vector<int64_t> counts_;
   std::vector<float> bounds_, sorted_;
-  std::vector<uint64_t> order_;
 };
 
 // Which of `kQueries` scores are above the bounds of their queries, a bit each.
