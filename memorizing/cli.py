@@ -5,6 +5,7 @@ Everything else is imported where it is used, so that `--help` answers at once.
 
 import argparse
 import dataclasses
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -18,7 +19,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing inspect-data  tokens       -> what they hold
   memorizing plan          settings     -> what a run would take, on TPUs that need not be here
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
-  memorizing evaluate      workdir      -> perplexity      at one or more memory sizes
+  memorizing evaluate      workdir      -> perplexity      of any corpora, at any memory sizes
   memorizing compare       two workdirs -> table, picture  what the memory is worth
   memorizing bench         this device  -> tables          what searches and train steps take
 """
@@ -143,8 +144,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--memory_size", type=_sizes, metavar="M[,M...]", help="sizes to evaluate at; default: that of training"
     )
+    evaluate.add_argument(
+        "--data", action="append", default=[], metavar="[NAME=]DIR",
+        help="prepared tokens, of the same vocabulary; repeatable; default: those of training",
+    )  # fmt: skip
+    evaluate.add_argument("--split", type=_names, metavar="NAME[,NAME...]", help="of them; default: Evaluation.split")
+    evaluate.add_argument("--xl_cache", choices=("on", "off", "both"), help="default: as in training")
+    evaluate.add_argument(
+        "--per_token", action="store_true", help="also write the loss of every token, SPLIT-memory-M.npz"
+    )
+    evaluate.add_argument(
+        "--name",
+        type=_name,
+        default="",
+        help="to tell the files of other settings from those without: SPLIT-memory-M-NAME",
+    )
     many(evaluate)
-    evaluate.add_argument("--name", default="", help="of the JSON file; default: SPLIT-memory-M")
 
     compare = command("compare", _compare, "Set a run without memory beside a run with memory: table, JSON, picture.")
     compare.add_argument("--without", metavar="WORKDIR", required=True, help="run trained without memory")
@@ -223,29 +238,29 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
-    from memorizing.evaluation.evaluate import at_memory_size, evaluate, restore
+    from memorizing.evaluation.corpora import open_corpora
+    from memorizing.evaluation.evaluate import Run, at_memory_size, evaluate, readings, restore
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
-    from memorizing.training.loop import check_data, open_tokens
     from memorizing.training.signals import die_at_sigterm
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
     die_at_sigterm()
     it = load_trained(workdir, options.gin_file, options.gin_param)
-    sizes = options.memory_size or [it.memory.size]
     # As settings of the whole run, so that they are checked against the others before any is evaluated.
+    sizes = options.memory_size or [it.memory.size]
     memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
-    if options.name and len(sizes) > 1:
-        raise InputError(f"--name={options.name} names one file, but --memory_size asks for {len(sizes)}")
-    tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
-    check_data(workdir, tokens, train=False)
     segment, rows = it.batch.segment_length, it.evaluation.rows
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
+
+    own, splits = it.evaluation.data or it.training.data, options.split or [it.evaluation.split]
+    corpora = open_corpora(options.data, splits, own, workdir, it.model)
+    xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[options.xl_cache]
     parameters, step = restore(workdir, it.model, meshes[0])
-    for memory, mesh in zip(memories, meshes, strict=True):
-        evaluate(it.model, memory, segment, it.evaluation, parameters, step, tokens, workdir, mesh, options.name)
+    planned = readings(corpora, zip(memories, meshes, strict=True), xl_caches, options.name)
+    evaluate(Run(workdir, it.model, segment, parameters, step), planned, it.evaluation, options.per_token)
 
 
 def _sizes(text: str) -> list[int]:
@@ -253,6 +268,18 @@ def _sizes(text: str) -> list[int]:
         return [int(size) for size in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not whole numbers with commas between: 0,512,2048") from None
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} has to be letters, digits, '.', '-' and '_', as part of a file's name"
+        )
+    return text
 
 
 def _compare(options: argparse.Namespace) -> None:

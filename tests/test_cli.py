@@ -25,7 +25,6 @@ def workdir(tmp_path) -> Path:
         (["--memory_size=100"], ["Memory.size = 100", "Batch.segment_length = 512", "use 512"]),
         (["--memory_size=0,512"], ["Memory.size = 512", "Model.memory_layers = ()"]),
         (["--memory_size=-512"], ["Memory.size = -512", "must be 0"]),
-        (["--memory_size=0,0", "--name=x"], ["--name=x", "2"]),
         (["--gin_param", "Modle.layers = 3"], ["did you mean 'Model'"]),
         ([], ["Training.data = ''", "DATA = 'FOLDER'"]),
     ],

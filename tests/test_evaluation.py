@@ -15,9 +15,11 @@ import pytest
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.errors import InputError
+from memorizing.evaluation.answers import Answers
 from memorizing.evaluation.compare import compare
-from memorizing.evaluation.evaluate import Answers, at_memory_size
-from memorizing.evaluation.perplexity import DocumentScores, Summary, reading_plan, score_documents
+from memorizing.evaluation.evaluate import at_memory_size
+from memorizing.evaluation.figures import Summary
+from memorizing.evaluation.perplexity import DocumentScores, reading_plan, score_documents
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model, empty_carry

@@ -13,7 +13,8 @@ import pytest
 from memorizing.data.batches import BatchSettings, batches
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
-from memorizing.evaluation.perplexity import Summary, score_documents
+from memorizing.evaluation.figures import Summary
+from memorizing.evaluation.perplexity import score_documents
 from memorizing.memory.bank import Bank, append, clear, empty_bank, resize, valid
 from memorizing.memory.search import Keys, Search, make_search
 from memorizing.memory.search.exact import Exact

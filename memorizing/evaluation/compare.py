@@ -1,6 +1,7 @@
 """`memorizing compare`: a run without memory beside one with it, as JSON and as a picture."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,9 @@ def compare(
 
 
 def _evaluations(workdir: AnyPath, split: str) -> list[dict]:
-    found = [json.loads(path.read_text()) for path in (workdir / FOLDER).glob(f"{split}-memory-*.json")]
+    plain = re.compile(rf"{re.escape(split)}-memory-\d+\.json")  # no other corpora, and as the run was trained
+    paths = [path for path in (workdir / FOLDER).glob(f"{split}-memory-*.json") if plain.fullmatch(path.name)]
+    found = [json.loads(path.read_text()) for path in paths]
     if not found:
         raise InputError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")
     steps = sorted({figures["checkpoint_step"] for figures in found})

@@ -1,18 +1,31 @@
-"""`memorizing evaluate`: one checkpoint, one split, one or more memory sizes; a JSON file and a line for each."""
+"""`memorizing evaluate`: a checkpoint over corpora and splits, at several memory sizes, with and without XL cache.
 
+Each reading of a split leaves files in WORKDIR/evaluations, named by what was read and how:
+
+    [CORPUS-]SPLIT-memory-M[-xl|-no-xl][-NAME].json     the figures: `figures.py`
+                                              .csv      a line for each document
+                                              .npz      if asked for, every token: nats, correct; and ends of documents
+
+How documents are read: `perplexity.py`.
+"""
+
+import csv
 import dataclasses
+import io
+import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int
 
-from memorizing.data.recall import question_distances
-from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
+from memorizing.evaluation.answers import Answers
+from memorizing.evaluation.corpora import Corpus
+from memorizing.evaluation.figures import Baseline, Summary
+from memorizing.evaluation.perplexity import DocumentScores, EvaluationSettings, score_documents
 from memorizing.files import AnyPath, write_whole
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
@@ -23,53 +36,171 @@ from memorizing.parallel.mesh import PARAMETER_RULES, placed, shardings
 from memorizing.training.checkpoints import Checkpoints, Unreadable
 
 FOLDER = "evaluations"
+PUBLISHED_WORDS = {("pg19", "validation", 50): 3_007_061, ("pg19", "test", 100): 6_966_499}
+"""By which PG-19's authors divide a loss (Rae et al., arXiv 1911.05507), by corpus, split and number of documents."""
+
+
+class Run(NamedTuple):
+    """A trained model, and how it reads."""
+
+    workdir: AnyPath
+    model: ModelSettings
+    segment_length: int
+    parameters: Parameters
+    step: int
+
+
+class Reading(NamedTuple):
+    """One way to read a corpus's split; `name` tells its files from those of other settings."""
+
+    corpus: Corpus
+    memory: MemorySettings
+    mesh: Mesh
+    xl_cache: bool
+    name: str = ""
+
+    def file(self, trained_with_xl_cache: bool) -> str:
+        """The name of its files, without an ending."""
+        parts = [] if self.corpus.is_own else [self.corpus.name]
+        parts += [self.corpus.split_name, "memory", str(self.memory.size)]
+        if self.xl_cache != trained_with_xl_cache:
+            parts.append("xl" if self.xl_cache else "no-xl")
+        return "-".join([*parts, self.name] if self.name else parts)
+
+
+def readings(
+    corpora: Sequence[Corpus],
+    memories: Iterable[tuple[MemorySettings, Mesh]],
+    xl_caches: Sequence[bool],
+    name: str = "",
+) -> list[Reading]:
+    """Each corpus with each memory, smallest first, with or without XL cache.
+
+    Raises:
+        InputError: for a size that is named twice.
+    """
+    by_size = sorted(memories, key=lambda pair: pair[0].size)
+    sizes = [memory.size for memory, _ in by_size]
+    if len(set(sizes)) < len(sizes):
+        raise InputError(f"--memory_size={','.join(map(str, sizes))}: name each once")
+    return [
+        Reading(corpus, memory, mesh, xl_cache, name)
+        for corpus in corpora
+        for xl_cache in xl_caches
+        for memory, mesh in by_size
+    ]
 
 
 def evaluate(
-    model: ModelSettings,
-    memory: MemorySettings,
-    segment_length: int,
+    run: Run,
+    planned: Sequence[Reading],
     settings: EvaluationSettings,
-    parameters: Parameters,
-    checkpoint_step: int,
-    tokens: PreparedTokens,
-    workdir: AnyPath,
-    mesh: Mesh,
-    name: str = "",
+    per_token: bool = False,
     say: Callable[[str], None] = say,
-) -> dict:
-    """Reads the split with a memory of `memory.size`, and writes `WORKDIR/evaluations/NAME.json`.
+) -> list[dict]:
+    """Reads as planned; writes the figures of each reading, says a line of them, and returns them.
 
-    Returns what it writes. A file of that name from an earlier evaluation is replaced, since it is made again in full.
+    Of readings that follow one another and differ in their memory only, the gain of each is measured against the first.
+    Files of an earlier evaluation of the same documents are replaced, since they are made again in full.
+
+    Raises:
+        InputError: before anything is read, when files of other documents are in the way.
     """
-    split = tokens.split(settings.split)
-    answers = Answers(segment_length) if tokens.manifest["source"] == "recall" else None
-    summary, start = Summary(), time.perf_counter()
+    folder = run.workdir / FOLDER
+    for reading in planned:
+        _check_same_documents(folder / f"{reading.file(run.model.xl_cache)}.json", reading.corpus)
+    results = []
+    for _, alike in itertools.groupby(planned, key=lambda reading: (id(reading.corpus), reading.xl_cache)):
+        several, baseline = list(alike), None
+        for reading in several:
+            start = time.perf_counter()
+            summary, kept, figures = read(run, reading, settings, baseline, per_token or len(several) > 1)
+            figures |= _about(run, reading) | {"seconds": time.perf_counter() - start}
+            if baseline is None and len(several) > 1:
+                baseline = Baseline(reading.memory.size, {each.document: each.nats_T for each in kept})
+            if is_first():
+                name = reading.file(run.model.xl_cache)
+                write_whole(folder / f"{name}.json", json.dumps(figures, indent=1) + "\n")
+                write_whole(folder / f"{name}.csv", _lines(summary))
+                if per_token:
+                    write_whole(folder / f"{name}.npz", _arrays(kept))
+            say(sentence(figures))
+            results.append(figures)
+    return results
+
+
+def read(
+    run: Run, reading: Reading, settings: EvaluationSettings, baseline: Baseline | None = None, keeps: bool = False
+) -> tuple[Summary, list[DocumentScores], dict]:
+    """Reads all documents once: sums, every token's scores if they are to be kept (in order), and the figures."""
+    corpus, summary, kept = reading.corpus, Summary(baseline), []
+    answers = Answers(run.segment_length) if corpus.tokens.manifest["source"] == "recall" else None
+    model = dataclasses.replace(run.model, xl_cache=reading.xl_cache)
     for scores in score_documents(
-        model, memory, parameters, split, segment_length, settings.rows, settings.segments_per_call, mesh
-    ):
-        summary.add(scores, int(split.bytes[scores.document]))
+        model, reading.memory, run.parameters, corpus.split, run.segment_length, settings.rows,
+        settings.segments_per_call, reading.mesh,
+    ):  # fmt: skip
+        document = scores.document
+        summary.add(scores, int(corpus.split.bytes[document]), corpus.names[document], corpus.words(document))
         if answers is not None:
-            answers.add(split.read(scores.document, 0, len(scores.correct_T)), scores.correct_T)
-    seconds = time.perf_counter() - start
-    figures = {
-        **summary.figures(),
-        "memory_size": memory.size,
-        "neighbours": memory.neighbours,
-        "search": chosen(memory, mesh.devices.flat[0].platform),
-        "segment_length": segment_length,
-        "checkpoint_step": checkpoint_step,
-        "data": str(tokens.folder),
-        "split": settings.split,
-        "seconds": seconds,
-    }
+            answers.add(corpus.split.read(document, 0, len(scores.correct_T)), scores.correct_T)
+        if keeps:
+            kept.append(scores)
+    figures = summary.figures(PUBLISHED_WORDS.get((corpus.name, corpus.split_name, len(corpus.names))))
     if answers is not None:
         figures["answers"] = answers.figures()
-    path = workdir / FOLDER / f"{name or default_name(settings, memory)}.json"
-    if is_first():
-        write_whole(path, json.dumps(figures, indent=1) + "\n")
-    say(sentence(figures))
-    return figures
+    return summary, sorted(kept, key=lambda scores: scores.document), figures
+
+
+def _about(run: Run, reading: Reading) -> dict:
+    """What was read, and by what: enough to tell whether two evaluations can be compared."""
+    memory, corpus = reading.memory, reading.corpus
+    return {
+        "corpus": corpus.name,
+        "split": corpus.split_name,
+        "data": str(corpus.tokens.folder),
+        "split_sha256": _digest(corpus),
+        "memory_size": memory.size,
+        "xl_cache": reading.xl_cache,
+        "name": reading.name,
+        "segment_length": run.segment_length,
+        "neighbours": memory.neighbours,
+        "search": chosen(memory, reading.mesh.devices.flat[0].platform),
+        "memory": dataclasses.asdict(memory),
+        "dtype": run.model.dtype,
+        "checkpoint_step": run.step,
+    }
+
+
+def _digest(corpus: Corpus) -> str:
+    return corpus.tokens.manifest["splits"][corpus.split_name]["sha256"]
+
+
+def _check_same_documents(path: AnyPath, corpus: Corpus) -> None:
+    if not path.exists():
+        return
+    before = json.loads(path.read_text())
+    if before.get("split_sha256", _digest(corpus)) != _digest(corpus):
+        raise InputError(
+            f"{path} is an evaluation of other documents, of {before['data']}, than those of {corpus.tokens.folder}: "
+            f"name these, with --data NAME={corpus.tokens.folder} or --name, or remove that file"
+        )
+
+
+def _lines(summary: Summary) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in summary.table():
+        writer.writerow(row)
+    return text.getvalue()
+
+
+def _arrays(kept: Sequence[DocumentScores]) -> bytes:
+    file = io.BytesIO()
+    nats = [scores.nats_T for scores in kept]
+    ends = np.cumsum([len(part) for part in nats])
+    np.savez(file, nats=np.concatenate(nats), correct=np.concatenate([scores.correct_T for scores in kept]), ends=ends)
+    return file.getvalue()
 
 
 def restore(workdir: AnyPath, model: ModelSettings, mesh: Mesh) -> tuple[Parameters, int]:
@@ -98,49 +229,30 @@ def restore(workdir: AnyPath, model: ModelSettings, mesh: Mesh) -> tuple[Paramet
                 say(f"{error}: the one before it, of step {steps[-1]}, is evaluated")
 
 
-def default_name(settings: EvaluationSettings, memory: MemorySettings) -> str:
-    """`test-memory-8192`: what was read, and with how large a memory."""
-    return f"{settings.split}-memory-{memory.size}"
-
-
 def sentence(figures: dict) -> str:
-    """The line a person reads."""
+    """The lines a person reads."""
+    low, high = figures["perplexity_interval"]
+    reach = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
     line = (
-        f"memory {figures['memory_size']:>7,}: perplexity {figures['perplexity']:8.3f}, "
+        f"{figures['corpus']} {figures['split']}, memory {figures['memory_size']:>7,}"
+        f"{'' if figures['xl_cache'] else ', no XL cache'}: perplexity {figures['perplexity']:8.3f}{reach}, "
         f"{figures['bits_per_byte']:.4f} bits per byte "
         f"({figures['documents']} documents, {figures['tokens']:,} tokens, {figures['seconds']:.0f} s)"
     )
+    if (gain := figures.get("gain")) is not None:
+        low, high = gain["interval"]
+        reach = f" [{low:+.4f}, {high:+.4f}]" if low is not None else ""
+        line += (
+            f"\n    gained over memory {gain['against_memory_size']:,}: {gain['nats_per_token']:+.4f} nats a token"
+            f"{reach}; {gain['tokens_gained']:.1%} of tokens gained more than 0.1, {gain['tokens_lost']:.1%} lost more"
+        )
+    if "published_words" in figures:
+        line += f"\n    word-level perplexity {figures['word_perplexity']:.3f}, by the published count of words"
     if "recall" in figures:
         line += f"\n    of the true neighbours of sampled queries `{figures['search']}` found {figures['recall']:.2%}"
     for kind, counts in figures.get("answers", {}).items():
         line += f"\n    {kind} questions: {counts['exact']:.1%} of {counts['questions']:,} answered exactly"
     return line
-
-
-class Answers:
-    """For the recall task: how many values were told exactly, by how long ago they were defined."""
-
-    FAR = 8
-    """Segments after which a question counts as far."""
-
-    def __init__(self, segment_length: int):
-        self._segment_length = segment_length
-        self._counts = {"near": np.zeros(2, np.int64), "far": np.zeros(2, np.int64)}
-
-    def add(self, tokens_T: Int[np.ndarray, "T"], correct_T: Bool[np.ndarray, "T"]) -> None:
-        """Counts the questions of one document."""
-        distances_T = question_distances(tokens_T)
-        near_T = (distances_T > 0) & (distances_T < self._segment_length)
-        far_T = distances_T >= self.FAR * self._segment_length
-        for kind, asked_T in (("near", near_T), ("far", far_T)):
-            self._counts[kind] += (int(asked_T.sum()), int(correct_T[asked_T].sum()))
-
-    def figures(self) -> dict[str, dict[str, int | float]]:
-        """Per kind: how many questions, and the share answered exactly."""
-        return {
-            kind: {"questions": int(asked), "exact": float(exact / max(asked, 1))}
-            for kind, (asked, exact) in self._counts.items()
-        }
 
 
 def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:

@@ -6,14 +6,12 @@ does not depend on that: a document's numbers are its own. Evaluation holds a ca
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
@@ -77,8 +75,7 @@ def score_documents(
     mesh: Mesh,
 ) -> Iterator[DocumentScores]:
     """Reads every document of a split once, and yields each when its end is reached; in every process alike."""
-    graph, _ = abstract_model(model, memory)
-    call = make_score_call(graph)
+    call = score_call(model, memory)
     plan = reading_plan(split.lengths, rows, segment_length)
     plan += [[None for _ in range(rows)] for _ in range(-len(plan) % segments_per_call)]
     calls = [plan[first : first + segments_per_call] for first in range(0, len(plan), segments_per_call)]
@@ -96,11 +93,22 @@ def score_documents(
     correct = {document: [] for document in range(len(split.lengths))}
     counted = np.zeros((len(split.lengths), 2), np.int64)
     ahead = Ahead(read_calls())
-    try:
+
+    def scored() -> Iterator[tuple[list, Predictions, Recall | None]]:
+        """Of each call, once the next one is under way: the devices do not wait for what is done here."""
+        nonlocal carry
+        under_way = None
         for steps, batches in zip(calls, ahead, strict=True):
             with jax.set_mesh(mesh):
                 carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"))
-            predictions, recall = jax.device_get(results)
+            if under_way is not None:
+                yield under_way[0], *jax.device_get(under_way[1])
+            under_way = steps, results
+        if under_way is not None:
+            yield under_way[0], *jax.device_get(under_way[1])
+
+    try:
+        for steps, predictions, recall in scored():
             for segment, step in enumerate(steps):
                 for row, place in enumerate(step):
                     if place is None:
@@ -121,13 +129,15 @@ def score_documents(
 type ScoreCall = Callable[[Parameters, Carry, Batch], tuple[Carry, tuple[Predictions, Recall | None]]]
 
 
-def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
+@functools.cache  # the same for every split and corpus: compiled once
+def score_call(model: ModelSettings, memory: MemorySettings) -> ScoreCall:
     """The compiled function that reads `S` segments and scores every token of them.
 
     It also gives what was counted of the neighbours in each segment, over all memory layers, if banks count that.
     """
+    graph, _ = abstract_model(model, memory)
 
-    def score_call(parameters: Parameters, carry: Carry, batches: Batch):
+    def score_segments(parameters: Parameters, carry: Carry, batches: Batch):
         def read(before: Carry, batch: Batch):
             logits_BNV, carry = apply_model(graph, parameters, batch, before)
             counts = [
@@ -141,7 +151,7 @@ def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
         carry, results = jax.lax.scan(read, carry, batches)
         return carry, everywhere(results)
 
-    return jax.jit(score_call, donate_argnums=1)
+    return jax.jit(score_segments, donate_argnums=1)
 
 
 def reading_plan(lengths: np.ndarray, rows: int, segment_length: int) -> list[list[tuple[int, int] | None]]:
@@ -153,47 +163,3 @@ def reading_plan(lengths: np.ndarray, rows: int, segment_length: int) -> list[li
         shortest += [(int(document), segment) for segment in range(segments[document])]
     steps = max(map(len, queues))
     return [[queue[step] if step < len(queue) else None for queue in queues] for step in range(steps)]
-
-
-class Summary:
-    """Sums over documents, and the figures that follow from them."""
-
-    def __init__(self):
-        self.nats, self.tokens, self.bytes, self.documents, self.correct = 0.0, 0, 0, 0, 0
-        self.found, self.wanted = 0, 0
-        self._by_position: dict[int, tuple[float, int]] = {}
-
-    def add(self, scores: DocumentScores, document_bytes: int) -> None:
-        """Counts one document."""
-        nats_T = scores.nats_T.astype(np.float64)
-        self.nats += float(nats_T.sum())
-        self.correct += int(scores.correct_T.sum())
-        self.tokens += len(nats_T)
-        self.bytes += document_bytes
-        self.documents += 1
-        self.found += scores.found
-        self.wanted += scores.wanted
-        start, stop = 0, 128
-        while start < len(nats_T):
-            nats, tokens = self._by_position.get(start, (0.0, 0))
-            part = nats_T[start:stop]
-            self._by_position[start] = (nats + float(part.sum()), tokens + len(part))
-            start, stop = stop, 2 * stop
-
-    def figures(self) -> dict:
-        """As they go into `evaluations/NAME.json`."""
-        loss = self.nats / self.tokens
-        return {
-            "perplexity": math.exp(loss),
-            "loss_nats_per_token": loss,
-            "bits_per_byte": self.nats / math.log(2) / self.bytes,
-            "accuracy": self.correct / self.tokens,
-            "tokens": self.tokens,
-            "bytes": self.bytes,
-            "documents": self.documents,
-            **({"recall": self.found / self.wanted} if self.wanted else {}),
-            "perplexity_by_position": [
-                {"first_token": start, "tokens": tokens, "perplexity": math.exp(nats / tokens)}
-                for start, (nats, tokens) in sorted(self._by_position.items())
-            ],
-        }

@@ -91,7 +91,8 @@ def test_two_processes_train_and_evaluate_as_one(place, undisturbed):
     finish_all(start(place, "evaluate", undisturbed))
     finish_all(start(place, "evaluate", undisturbed, "--name=one", processes=1, devices=8))
     two, one = (
-        json.loads((undisturbed / "evaluations" / f"{name}.json").read_text()) for name in ("test-memory-64", "one")
+        json.loads((undisturbed / "evaluations" / f"{name}.json").read_text())
+        for name in ("test-memory-64", "test-memory-64-one")
     )
     np.testing.assert_allclose(two["perplexity"], one["perplexity"], rtol=1e-5)
 

@@ -1,0 +1,121 @@
+"""The command: what it reads, what it leaves, and that its figures are those of the tokens that it writes."""
+
+import csv
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from memorizing.cli import main
+from tests.tiny_run import SETTINGS, TEXTS, prepare_and_train, write_texts
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    place = tmp_path_factory.mktemp("evaluate")
+    prepare_and_train(place)
+    other = write_texts(place / "other_raw", {name: text.upper() for name, text in TEXTS.items()})
+    assert main(["prepare", f"--gin_file={place / 'settings.gin'}", f"--raw={other}", f"--out={place / 'other'}"]) == 0
+    run = place / "run"
+    both = ["--memory_size=64,0", "--xl_cache=both", "--split=test,validation", "--per_token"]
+    assert main(["evaluate", f"--workdir={run}", *both]) == 0
+    assert (
+        main(["evaluate", f"--workdir={run}", f"--data=new={place / 'other'}", "--memory_size=0,64", "--per_token"])
+        == 0
+    )
+    return place
+
+
+def figures(place, name: str) -> dict:
+    return json.loads((place / "run" / "evaluations" / f"{name}.json").read_text())
+
+
+NAMES = [
+    *(f"{split}-memory-{size}{xl}" for split in ("test", "validation") for size in (0, 64) for xl in ("", "-no-xl")),
+    *(f"new-test-memory-{size}" for size in (0, 64)),
+]
+
+
+def test_every_combination_leaves_its_files(place):
+    left = {path.name for path in (place / "run" / "evaluations").iterdir()}
+    assert left == {f"{name}.{ending}" for name in NAMES for ending in ("json", "csv", "npz")}
+    for name in NAMES:
+        found = figures(place, name)
+        assert found["xl_cache"] == (not name.endswith("-no-xl"))
+        assert found["corpus"] == ("new" if name.startswith("new") else "folder")
+        assert f"{found['split']}-memory-{found['memory_size']}" in name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_losses_of_all_tokens_give_the_figures(place, name):
+    found, folder = figures(place, name), place / "run" / "evaluations"
+    arrays = np.load(folder / f"{name}.npz")
+    nats = arrays["nats"].astype(np.float64)
+    assert math.exp(nats.mean()) == pytest.approx(found["perplexity"], rel=1e-6)
+    assert nats.sum() / math.log(2) / found["bytes"] == pytest.approx(found["bits_per_byte"], rel=1e-6)
+    assert arrays["correct"].mean() == pytest.approx(found["accuracy"])
+    with (folder / f"{name}.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    parts = np.split(nats, arrays["ends"][:-1])
+    assert [int(row["tokens"]) for row in rows] == [len(part) for part in parts]
+    for row, part in zip(rows, parts, strict=True):
+        assert float(row["nats"]) == pytest.approx(part.sum(), rel=1e-6)
+        assert float(row["perplexity"]) == pytest.approx(math.exp(part.mean()), rel=1e-6)
+    texts = [TEXTS[row["name"]] for row in rows]
+    assert 1 < len(texts) < len(TEXTS)
+    assert [int(row["words"]) for row in rows] == [len(text.split()) for text in texts]
+    assert [int(row["bytes"]) for row in rows] == [len(text.encode()) for text in texts]
+    if found["memory_size"] == 0:
+        assert "gain" not in found
+        return
+    before = np.load(folder / f"{name.replace(f'-{found["memory_size"]}', '-0')}.npz")["nats"].astype(np.float64)
+    gain = found["gain"]
+    assert gain["against_memory_size"] == 0
+    assert gain["nats_per_token"] == pytest.approx((before - nats).mean(), abs=1e-7)
+    assert gain["tokens_gained"] == pytest.approx((before - nats > 0.1).mean())
+    assert gain["tokens_lost"] == pytest.approx((nats - before > 0.1).mean())
+    assert sum(float(row["gain"]) for row in rows) == pytest.approx((before - nats).sum(), abs=1e-4)
+
+
+def test_memory_and_cache_matter(place):
+    """Each is really there or not: no two readings of the test split are alike."""
+    losses = [figures(place, name)["loss_nats_per_token"] for name in NAMES if name.startswith("test")]
+    assert len(set(losses)) == len(losses)
+
+
+def test_files_of_other_documents_are_not_overwritten(place, capsys, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    path = tmp_path / "run" / "evaluations" / "new-test-memory-0.json"
+    before = path.read_text()
+    command = ["evaluate", f"--workdir={tmp_path / 'run'}", "--memory_size=0", f"--data=new={place / 'data'}"]
+    assert main(command) == 2
+    assert "evaluation of other documents" in capsys.readouterr().err and path.read_text() == before
+    assert main([*command, "--name=again"]) == 0
+    assert json.loads(path.with_name("new-test-memory-0-again.json").read_text())["name"] == "again"
+
+
+def test_two_corpora_of_one_name_are_refused(place, capsys):
+    command = ["evaluate", f"--workdir={place / 'run'}", f"--data={place / 'data'}", f"--data={place / 'other'}"]
+    assert main(command) == 2
+    assert "would both be called 'folder'" in capsys.readouterr().err
+    for twice in ("--memory_size=32,32", "--split=test,test"):
+        assert main(["evaluate", f"--workdir={place / 'run'}", twice]) == 2
+        assert f"{twice}: name each once" in capsys.readouterr().err
+
+
+def test_a_split_that_is_not_there_is_refused_before_anything_is_read(place, capsys):
+    assert main(["evaluate", f"--workdir={place / 'run'}", "--split=test,tset", "--name=never"]) == 2
+    assert "no split 'tset'" in capsys.readouterr().err
+    assert not list((place / "run" / "evaluations").glob("*never*"))
+
+
+def test_another_vocabulary_is_refused(place, capsys, tmp_path):
+    settings = tmp_path / "settings.gin"
+    settings.write_text(SETTINGS.replace("'bytes'", "'sentencepiece'").replace("= 259", "= 300"))
+    raw = write_texts(tmp_path / "raw")
+    if main(["prepare", f"--gin_file={settings}", f"--raw={raw}", f"--out={tmp_path / 'data'}"]) != 0:
+        pytest.skip(capsys.readouterr().err)
+    assert main(["evaluate", f"--workdir={place / 'run'}", f"--data=x={tmp_path / 'data'}"]) == 2
+    assert "vocabulary" in capsys.readouterr().err
