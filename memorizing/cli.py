@@ -20,6 +20,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing plan          settings     -> what a run would take, on TPUs that need not be here
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
   memorizing evaluate      workdir      -> perplexity      of any corpora, at any memory sizes
+  memorizing inspect       a document   -> page            what each token looked up, and what it gained
   memorizing compare       two workdirs -> table, picture  what the memory is worth
   memorizing bench         this device  -> tables          what searches and train steps take
 """
@@ -161,6 +162,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     many(evaluate)
 
+    inspect = command("inspect", _inspect, "A page of a document: what each token looked up in memory, and gained.")
+    inspect.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
+    inspect.add_argument("--document", metavar="NAME", required=True, help="of a document of the split, or a text file")
+    inspect.add_argument("--split", metavar="NAME", help="default: Evaluation.split")
+    inspect.add_argument("--memory_size", type=int, metavar="M", help="default: that of training")
+    inspect.add_argument("--first", type=int, default=0, metavar="T", help="token from which on lookups are shown")
+    inspect.add_argument("--tokens", type=int, default=10_000, metavar="N", help="for how many; default: 10000")
+    inspect.add_argument(
+        "--top", type=int, default=4, metavar="K", help="retrieved tokens to show of each head; default: 4"
+    )
+    inspect.add_argument("--out", type=Path, metavar="FILE", help="default: WORKDIR/inspect/NAME.html")
+
     compare = command("compare", _compare, "Set a run without memory beside a run with memory: table, JSON, picture.")
     compare.add_argument("--without", metavar="WORKDIR", required=True, help="run trained without memory")
     compare.add_argument("--with", metavar="WORKDIR", required=True, dest="with_", help="run with memory")
@@ -261,6 +274,51 @@ def _evaluate(options: argparse.Namespace) -> None:
     parameters, step = restore(workdir, it.model, meshes[0])
     planned = readings(corpora, zip(memories, meshes, strict=True), xl_caches, options.name)
     evaluate(Run(workdir, it.model, segment, parameters, step), planned, it.evaluation, options.per_token)
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    import jax
+
+    from memorizing.config import load_trained
+    from memorizing.evaluation import inspect
+    from memorizing.evaluation.evaluate import at_memory_size, restore
+    from memorizing.evaluation.pages import check_replaceable
+    from memorizing.files import run_folder
+    from memorizing.model.transformer import open_mesh
+    from memorizing.parallel.mesh import MeshSettings
+    from memorizing.training.loop import check_data, open_tokens
+
+    workdir = run_folder("--workdir", options.workdir)
+    it = load_trained(workdir, options.gin_file, options.gin_param)
+    size = it.memory.size if options.memory_size is None else options.memory_size
+    memory = dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory
+    if not memory.size or not it.model.memory_layers:
+        raise InputError(
+            f"--workdir={workdir} has no memory to look into (Memory.size = {memory.size}, Model.memory_layers = "
+            f"{it.model.memory_layers}): name a run that has, or --memory_size"
+        )
+    tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
+    check_data(workdir, tokens, train=False)
+    name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document)
+    inspect.check_range(options.first, options.tokens, options.top, len(encoded))
+    out = options.out or Path(str(workdir)) / "inspect" / f"{re.sub(r'[^\w.-]+', '_', name)}.html"
+    check_replaceable("--out", out, "inspect")
+    segment = it.batch.segment_length
+    mesh = open_mesh(MeshSettings(), it.model, memory, segment, 1, devices=jax.devices()[:1])
+    parameters, step = restore(workdir, it.model, mesh)
+    read = inspect.inspect(
+        it.model,
+        memory,
+        parameters,
+        segment,
+        name,
+        encoded,
+        tokens.vocabulary,
+        options.first,
+        options.tokens,
+        options.top,
+    )
+    inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size})
 
 
 def _sizes(text: str) -> list[int]:

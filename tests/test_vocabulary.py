@@ -40,6 +40,8 @@ def test_decoding_gives_back_the_text(text):
         tokens = vocabulary.encode(text)
         assert vocabulary.decode(tokens) == text, vocabulary.kind
         assert all(3 <= token < vocabulary.size for token in tokens)
+        pieces = vocabulary.pieces(tokens)
+        assert len(pieces) == len(tokens) and b"".join(pieces).decode() == text, vocabulary.kind
 
 
 def test_bytes_have_the_ids_of_t5():
@@ -64,6 +66,11 @@ def test_a_vocabulary_that_the_text_cannot_fill_is_refused(model_type):
 def test_training_reads_about_the_sample():
     many = (TEXT for _ in range(40))
     assert train_sentencepiece(many, 400, "bpe", sample_bytes=50_000).size == 400
+
+
+def test_words_joined_piece_by_piece_are_the_text():
+    vocabulary = WordVocabulary(["one", "two"])
+    assert vocabulary.pieces(vocabulary.encode("two one two")) == [b"two", b" one", b" two"]
 
 
 def test_words():

@@ -52,6 +52,10 @@ class Vocabulary(Protocol):
 
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str: ...
 
+    def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
+        """The UTF-8 of each token: joined, it is that of the text."""
+        ...
+
 
 class ByteVocabulary:
     """Each UTF-8 byte `b` is token `b + 3`."""
@@ -70,6 +74,9 @@ class ByteVocabulary:
         tokens = np.asarray(tokens)
         tokens = tokens[(tokens >= _SPECIAL) & (tokens < 256 + _SPECIAL)]
         return (tokens - _SPECIAL).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
+        return [bytes([token - _SPECIAL]) if _SPECIAL <= token < 256 + _SPECIAL else b"" for token in tokens.tolist()]
 
 
 class SentencePieceVocabulary:
@@ -117,6 +124,17 @@ class SentencePieceVocabulary:
         tokens = np.asarray(tokens)
         return self._processor.decode(tokens[(tokens >= _SPECIAL) & (tokens < self._pieces)].tolist())
 
+    def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
+        return [self._piece(token) for token in tokens.tolist()]
+
+    def _piece(self, token: int) -> bytes:
+        if not _SPECIAL <= token < self._pieces:
+            return b""
+        piece = self._processor.id_to_piece(token)
+        if self._processor.is_byte(token):
+            return bytes([int(piece[3:5], 16)])  # <0x0A>
+        return piece.replace("\u2581", " ").encode()
+
 
 class IdVocabulary:
     """Numbers without a text, as a task of one's own may have them; `decode` writes them out."""
@@ -131,6 +149,9 @@ class IdVocabulary:
 
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
         return " ".join(map(str, np.asarray(tokens).tolist()))
+
+    def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
+        return [(" " * (place > 0) + str(token)).encode() for place, token in enumerate(tokens.tolist())]
 
 
 class WordVocabulary:
@@ -148,6 +169,10 @@ class WordVocabulary:
 
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
         return " ".join(self.words[token - _SPECIAL] for token in np.asarray(tokens) if token >= _SPECIAL)
+
+    def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
+        words = [self.words[token - _SPECIAL] if token >= _SPECIAL else "" for token in tokens.tolist()]
+        return [(" " * (place > 0) + word).encode() for place, word in enumerate(words)]
 
 
 def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample_bytes: int) -> SentencePieceVocabulary:

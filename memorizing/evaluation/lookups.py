@@ -1,0 +1,138 @@
+"""What a model looks up while it reads one document: for each token and head, the memories found and their weights.
+
+    input of place i      d[i-1]  ->  queries the memory, predicts  d[i]
+    slot of place j       holds key and value of the input d[j-1]: the token retrieved is j - 1, what followed it is j
+
+A document is read alone, from its start. All rows write all segments, so a slot's age tells its place. Weights are the
+softmax of the scores of what was found; what its gate lets through is told beside them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from memorizing.memory.search import Neighbours, Search, make_search
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
+from memorizing.model.transformer import gates as gates_of
+from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.training.loss import Predictions, score
+
+NOWHERE = -2
+"""The place of a neighbour that was not found; that of the begin token is -1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Listening(Search):
+    """`inner`, keeping what it is asked and what it finds: in each memory layer, lowest first, as a model is traced."""
+
+    inner: Search
+    heard: list[tuple[jax.Array, Neighbours]]
+
+    def __call__(self, queries_BHND, keys, valid_BM, neighbours: int):
+        found = self.inner(queries_BHND, keys, valid_BM, neighbours)
+        self.heard.append((queries_BHND, found))
+        return found
+
+    def entries(self, keys_BHND, learned):
+        return self.inner.entries(keys_BHND, learned)
+
+
+class SegmentLookups(NamedTuple):
+    """Of one segment and layer: places of the tokens retrieved (or `NOWHERE`), scores and weights, best first."""
+
+    places_HNK: Int[np.ndarray, "H N K"]
+    scores_HNK: Float[np.ndarray, "H N K"]
+    weights_HNK: Float[np.ndarray, "H N K"]
+
+
+class ReadSegment(NamedTuple):
+    """What was made of one segment.
+
+    Attributes:
+        first: the place of its first token; the arrays hold its real tokens only.
+        layers: by number, what each memory layer retrieved; none where nothing was in the memory yet.
+    """
+
+    first: int
+    nats_N: Float[np.ndarray, "N"]
+    correct_N: Bool[np.ndarray, "N"]
+    layers: dict[int, SegmentLookups]
+
+
+def read_document(
+    model: ModelSettings,
+    memory: MemorySettings,
+    parameters: Parameters,
+    tokens_T: Int[np.ndarray, "T"],
+    segment_length: int,
+) -> Iterator[ReadSegment]:
+    """Reads a document from its start, and yields what came of each segment; without lookups for a memory of size 0."""
+    call, layers = reader(model, memory), sorted(model.memory_layers) if memory.size else []
+    carry = empty_carry(model, memory, 1, segment_length)
+    for first in range(0, len(tokens_T), segment_length):
+        carry, predictions, found = call(parameters, carry, segment_of(tokens_T, first, segment_length))
+        predictions, found = jax.device_get((predictions, found))
+        count = min(segment_length, len(tokens_T) - first)
+        looked = {
+            layer: _placed(neighbours, ages, first, count)
+            for layer, (neighbours, ages) in zip(layers, found, strict=True)
+            if first
+        }
+        yield ReadSegment(first, predictions.nats_BN[0, :count], predictions.correct_BN[0, :count], looked)
+
+
+type Call = Callable[[Parameters, Carry, Batch], tuple[Carry, Predictions, Any]]
+
+
+@functools.cache
+def reader(model: ModelSettings, memory: MemorySettings) -> Call:
+    """The compiled call that reads a segment, and tells what each memory layer found, and how old it was."""
+    graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
+    search = make_search(memory) if memory.size else None
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def read(parameters: Parameters, carry: Carry, batch: Batch) -> tuple[Carry, Predictions, Any]:
+        listening = Listening(inner=search, heard=[]) if search is not None else None
+        cursors = [bank.cursor for bank in carry.banks]
+        logits_BNV, carry = apply_model(graph, parameters, batch, carry, search=listening)
+        found = [
+            (neighbours, (cursor - 1 - neighbours.slots_BHNK) % memory.size)
+            for cursor, (_, neighbours) in zip(cursors, listening.heard if listening else [], strict=True)
+        ]
+        return carry, score(logits_BNV, batch), found
+
+    return read
+
+
+def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int) -> Batch:
+    """The segment from `first` on, of one row; see `Batch`."""
+    targets = np.zeros((1, segment_length), np.int32)
+    inputs, mask = targets.copy(), np.zeros((1, segment_length), bool)
+    own = tokens_T[first : first + segment_length]
+    before = tokens_T[first - 1 : first] if first else np.asarray([BEGIN_TOKEN])
+    targets[0, : len(own)], mask[0, : len(own)] = own, True
+    inputs[0, : len(own)] = np.concatenate([before, own])[: len(own)]
+    return Batch(inputs, targets, mask, np.asarray([first == 0]))
+
+
+def _placed(found: Neighbours, ages: np.ndarray, first: int, count: int) -> SegmentLookups:
+    scores_HNK = np.asarray(found.scores_BHNK, np.float32)[0, :, :count]
+    exists_HNK = np.isfinite(scores_HNK)
+    # The slot of age 0 is that of the input of place `first - 1`, which is the token before that.
+    places_HNK = np.where(exists_HNK, first - 2 - ages[0, :, :count], NOWHERE).astype(np.int32)
+    best_HN1 = np.max(np.where(exists_HNK, scores_HNK, -1e30), axis=-1, keepdims=True)
+    powers_HNK = np.where(exists_HNK, np.exp(np.where(exists_HNK, scores_HNK - best_HN1, 0.0)), 0.0)
+    total_HN1 = powers_HNK.sum(-1, keepdims=True)
+    return SegmentLookups(places_HNK, scores_HNK, powers_HNK / np.where(total_HN1 > 0, total_HN1, 1.0))
+
+
+def head_gates(parameters: Parameters) -> dict[int, Float[np.ndarray, "H"]]:
+    """How far each head of each memory layer is open to the memory."""
+    return {layer: np.asarray(gate) for layer, gate in gates_of(parameters).items()}

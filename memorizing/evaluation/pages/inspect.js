@@ -1,0 +1,254 @@
+// The page of `memorizing inspect`: the document's text, tokens coloured by what the memory gained them; the token that
+// is selected, with what each head retrieved for it; figures over the whole document. `data` is what inspect.py gives.
+{
+
+const NOWHERE = -2;
+const { data, element, number } = page;
+const floats = (text) => new Float32Array(bytes(text).buffer);
+const gains = floats(data.gains), nats = floats(data.nats), correct = bytes(data.correct);
+const places = new Int32Array(bytes(data.places).buffer), scores = floats(data.scores), weights = floats(data.weights);
+const [SHOWN, LAYERS, HEADS, TOP] = data.shape;
+const { first, stop, context } = data.about;
+let selected = null;
+
+function bytes(text) {
+  return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+}
+
+const signed = (value, digits = 2) => number(value, digits, true);
+const count = (value) => number(value);
+// What a person can see of a token that is white space.
+const visible = (text) => text.replaceAll("\n", "\u21b5\n").replaceAll("\t", "\u21e5\t");
+
+// The text, in parts that the browser leaves alone while they are out of sight; each ends where a line does, if it can.
+
+const PART = 400, LONGEST = 2000;
+const starts = [0]; // of parts
+data.texts.forEach((text, place) => {
+  const length = place + 1 - starts.at(-1);
+  if ((length >= PART && text.endsWith("\n")) || length >= LONGEST) starts.push(place + 1);
+});
+
+function partOf(from, to) {
+  const part = element("span", { class: "part" });
+  for (let place = from; place < to; place++) {
+    const token = element("span", { "data-place": place }, data.texts[place]);
+    if (data.texts[place].includes("\n")) token.className = "line-end";
+    part.append(token);
+  }
+  return part;
+}
+
+const text = element("div", { id: "text", tabindex: 0, role: "textbox", "aria-readonly": "true", "aria-multiline": "true",
+  "aria-label": "The document. Arrow keys go from token to token." });
+starts.forEach((from, number) => text.append(partOf(from, starts[number + 1] ?? data.texts.length)));
+const tokenAt = (place) => text.querySelector(`[data-place="${place}"]`);
+
+/** Scrolls the text, not the page, so that a token is in its middle; or, if `only`, just far enough that it is seen. */
+function show(token, only = false) {
+  const own = token.getBoundingClientRect(), box = text.getBoundingClientRect();
+  if (only && own.top >= box.top && own.bottom <= box.bottom) return;
+  text.scrollTop += own.top - box.top - box.height / 2;
+}
+
+function colour() {
+  const by = document.getElementById("colour").value, scale = Number(document.getElementById("scale").value);
+  for (const part of text.children) {
+    for (const token of part.children) {
+      const place = Number(token.dataset.place);
+      const value = by === "gain" ? gains[place] : by === "loss" ? -nats[place] : 0;
+      const alpha = Math.min(Math.abs(value) / scale, 1) * 0.75;
+      token.style.background = alpha < 0.03 ? "" : `rgb(var(${value > 0 ? "--gained" : "--lost"}) / ${alpha.toFixed(2)})`;
+    }
+  }
+}
+
+// The token that is selected.
+
+function retrieved(place) {
+  const found = [];
+  if (place < first || place >= stop) return found;
+  for (let layer = 0; layer < LAYERS; layer++) {
+    for (let head = 0; head < HEADS; head++) {
+      const at = (((place - first) * LAYERS + layer) * HEADS + head) * TOP;
+      const best = [];
+      for (let rank = 0; rank < TOP; rank++) {
+        if (places[at + rank] === NOWHERE) continue;
+        best.push({ place: places[at + rank], score: scores[at + rank], weight: weights[at + rank] });
+      }
+      found.push({ layer, head, gate: data.gates[layer][head], best });
+    }
+  }
+  return found;
+}
+
+function contextOf(place) {
+  const shown = element("span", { class: "context" });
+  if (place < 0) return (shown.append(element("mark", {}, "start of the document")), shown);
+  const before = data.texts.slice(Math.max(0, place - context), place).join("");
+  const after = data.texts.slice(place + 1, place + 1 + context).join("");
+  // Without empty lines at its ends, which would hide the rest.
+  shown.append(before.replace(/^\s*\n/, ""), element("mark", {}, visible(data.texts[place]) || "\u00b7"), after.replace(/\n\s*$/, ""));
+  return shown;
+}
+
+function bar(share, label) {
+  const filled = element("span", { class: "meter", role: "img", "aria-label": label, title: label }, element("span"));
+  filled.firstChild.style.width = `${Math.round(100 * Math.min(share, 1))}%`;
+  return filled;
+}
+
+function headOf({ layer, head, gate, best }) {
+  const title = LAYERS > 1 ? `Layer ${data.layers[layer]}, head ${head}` : `Head ${head}`;
+  const list = element("ol", { class: "retrieved" });
+  for (const each of best) {
+    list.append(element("li", {}, element("button",
+      { type: "button", class: "plain", "data-jump": each.place, title: "Show it in the text", onclick: () => jump(each.place) },
+      bar(each.weight, `weight ${each.weight.toFixed(3)}`), contextOf(each.place),
+      element("small", {}, `${count(selected - each.place)} tokens back \u00b7 weight ${each.weight.toFixed(3)} \u00b7 score ${each.score.toFixed(2)}`))));
+  }
+  return element("section", { class: "head", "data-head": `${layer}.${head}` },
+    element("h3", {}, title, element("small", {}, ` gate ${gate.toFixed(2)}`), bar(gate, `gate ${gate.toFixed(3)}`)),
+    best.length ? list : element("p", { class: "muted" }, "Nothing was in the memory yet."));
+}
+
+function select(place, scroll = false) {
+  for (const token of text.querySelectorAll(".selected, .source")) token.classList.remove("selected", "source");
+  selected = place;
+  const panel = document.getElementById("panel"), only = document.getElementById("head").value;
+  const token = tokenAt(place);
+  token.classList.add("selected");
+  if (scroll) show(token);
+  const heads = retrieved(place).filter(({ layer, head }) => only === "all" || only === `${layer}.${head}`);
+  for (const { best } of heads) for (const each of best) tokenAt(each.place)?.classList.add("source");
+  // What does most comes first.
+  heads.sort((one, other) => other.gate * (other.best[0]?.weight ?? 0) - one.gate * (one.best[0]?.weight ?? 0));
+  const kept = place >= first && place < stop;
+  panel.replaceChildren(
+    element("h2", {}, "Token ", element("code", {}, visible(data.texts[place]) || "\u00b7"), element("small", {}, ` at ${count(place)}`)),
+    element("p", {}, `Loss ${nats[place].toFixed(2)} nats with the memory, ${(nats[place] + gains[place]).toFixed(2)} without: `,
+      element("strong", { class: gains[place] < 0 ? "is-lost" : "is-gained" }, `${signed(gains[place])} gained`),
+      correct[place] ? "; the model's first choice." : "; not the model's first choice."),
+    element("p", { class: "muted" }, kept ? "Looked up while it was predicted, from the token before it:"
+      : `What was looked up is kept for tokens ${count(first)} to ${count(stop - 1)} only: choose others with --first and --tokens.`),
+    ...heads.map(headOf));
+  panel.hidden = false;
+  if (matchMedia("(max-width: 52rem)").matches) text.scrollIntoView(); // the panel lies below it, on top of what follows
+  history.replaceState(null, "", `#${place}`);
+}
+
+function jump(place) {
+  const token = tokenAt(Math.max(place, 0));
+  show(token);
+  token.classList.remove("flash");
+  void token.offsetWidth; // so that it starts anew
+  token.classList.add("flash");
+}
+
+function step(by) {
+  if (selected === null) return select(first, true);
+  const place = Math.min(Math.max(selected + by, 0), data.texts.length - 1);
+  select(place);
+  show(tokenAt(place), true);
+}
+
+function nextGain(sign) {
+  const scale = Number(document.getElementById("scale").value) / 2;
+  for (let place = (selected ?? first - 1) + 1; place < stop; place++) {
+    if (sign * gains[place] >= scale) return select(place, true);
+  }
+  for (let place = first; place < stop; place++) if (sign * gains[place] >= scale) return select(place, true);
+}
+
+text.addEventListener("click", (event) => {
+  const token = event.target.closest("[data-place]");
+  if (token) select(Number(token.dataset.place));
+});
+text.addEventListener("keydown", (event) => {
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -10, ArrowDown: 10 }[event.key];
+  if (by === undefined) return;
+  event.preventDefault();
+  step(by);
+});
+
+// Figures over the whole document.
+
+function placesList(list, told) {
+  return element("ol", { class: "places" }, ...list.map((each) => {
+    const place = each.place ?? each;
+    return element("li", {}, element("button", { type: "button", class: "plain", onclick: () => { select(place, true); } },
+      contextOf(place), element("small", {}, told(each))));
+  }));
+}
+
+function distancesOf({ distances }) {
+  const shown = element("span", { class: "histogram", role: "img", "aria-label": "how far back, by powers of two" });
+  const largest = Math.max(...distances, 1e-9);
+  distances.forEach((share, power) => {
+    const column = element("span", { title: `${count(2 ** power)} to ${count(2 ** (power + 1) - 1)} tokens back: ${(100 * share).toFixed(1)}%` });
+    column.style.height = `${(100 * share) / largest}%`;
+    shown.append(column);
+  });
+  return shown;
+}
+
+function figures() {
+  const { summary } = data;
+  const several = LAYERS > 1;
+  const heads = page.table(
+    "Half of a head's weight goes at least as far back as its median; columns of the last one are powers of two, from 1 on",
+    [
+      { title: "head", value: ({ layer, head }) => (several ? `layer ${layer}, head ${head}` : `head ${head}`) },
+      { title: "gate", value: ({ gate }) => gate, text: ({ gate }) => number(gate, 3), number: true },
+      { title: "median, tokens", value: (head) => head.median_distance, text: (head) => count(head.median_distance), number: true },
+      { title: "distances", value: (head) => head.median_distance, text: distancesOf },
+    ], summary.heads);
+  const kinds = page.table("Nats a token, and share of all that was gained", [
+    { title: "kind", value: ({ kind }) => kind },
+    { title: "tokens", value: ({ tokens }) => tokens, text: ({ tokens }) => count(tokens), number: true },
+    { title: "gain", value: ({ gain }) => gain, text: ({ gain }) => signed(gain, 3), number: true },
+    { title: "share", value: ({ share }) => share, text: ({ share }) => (share === null ? "\u2013" : `${number(100 * share)}%`), number: true },
+  ], summary.kinds);
+  return element("div", { id: "figures" },
+    element("section", {}, element("h2", {}, "How far back heads look"), heads),
+    element("section", {}, element("h2", {}, "What kinds of tokens gain"), kinds),
+    element("section", {}, element("h2", {}, "Tokens that gained most"),
+      placesList(summary.gained_most, (place) => `${signed(gains[place])} nats at ${count(place)}`)),
+    element("section", {}, element("h2", {}, "Tokens that lost most"),
+      placesList(summary.lost_most, (place) => `${signed(gains[place])} nats at ${count(place)}`)),
+    element("section", {}, element("h2", {}, "Memories used most"),
+      placesList(summary.used_most, ({ place, used }) => `weight ${used.toFixed(1)} in all, at ${count(place)}`)));
+}
+
+// The page.
+
+const option = (value, label) => element("option", { value }, label);
+const headOptions = [];
+data.layers.forEach((layer, at) => {
+  for (let head = 0; head < HEADS; head++) {
+    headOptions.push(option(`${at}.${head}`, LAYERS > 1 ? `layer ${layer}, head ${head}` : `head ${head}`));
+  }
+});
+const { about, summary } = data;
+document.querySelector("main").append(
+  element("h1", {}, about.document),
+  element("p", {}, `Read by ${about.run} (step ${count(about.step)}) with a memory of ${count(about.memory_size)} tokens: ${count(summary.tokens)} tokens, `,
+      `${summary.loss.toFixed(3)} nats each with the memory, ${summary.loss_without.toFixed(3)} without: `,
+      element("strong", {}, `${signed(summary.gain, 3)} gained`), ". Click a token to see what each head retrieved for it."),
+  element("div", { id: "controls", class: "controls", role: "group", "aria-label": "How the text is shown" },
+    element("label", {}, "Colour ", element("select", { id: "colour", onchange: colour },
+      option("gain", "gained and lost"), option("loss", "loss"), option("none", "nothing"))),
+    element("label", {}, "Full colour at ", element("select", { id: "scale", onchange: colour },
+      option("0.5", "0.5 nats"), option("1", "1 nat"), option("2", "2 nats"), option("4", "4 nats"))),
+    element("label", {}, "Head ", element("select", { id: "head", onchange: () => selected !== null && select(selected) },
+      option("all", "all"), ...headOptions)),
+    element("button", { type: "button", id: "next-gained", onclick: () => nextGain(1) }, "Next that gained"),
+    element("button", { type: "button", id: "next-lost", onclick: () => nextGain(-1) }, "Next that lost"),
+    element("span", { class: "legend" }, element("i", { class: "gained" }), " gained ", element("i", { class: "lost" }), " lost")),
+  element("div", { id: "reading" }, text, element("aside", { id: "panel", "aria-live": "polite", hidden: "" })),
+  figures());
+document.getElementById("scale").value = "2";
+colour();
+const asked = Number(location.hash.slice(1));
+if (location.hash && Number.isInteger(asked) && asked >= 0 && asked < data.texts.length) select(asked, true);
+}
