@@ -318,7 +318,8 @@ def _inspect(options: argparse.Namespace) -> None:
         options.tokens,
         options.top,
     )
-    inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size})
+    of_recall = segment if tokens.manifest["source"] == "recall" else None
+    inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size}, of_recall)
 
 
 def _sizes(text: str) -> list[int]:

@@ -134,6 +134,6 @@ def test_definitions_that_were_looked_up_are_counted():
     a, b, x, y = 10, 11, 50, 51
     tokens_T = np.array([a, x, b, y] + [20, 60, 21, 61] * 2 + [a, x, b, y], np.int32)
     top_T = np.full(16, NOWHERE)
-    top_T[[9, 11, 13, 15]] = 5, 5, 1, 2  # right, another key's value, right, the key itself
+    top_T[[9, 11, 13, 15]] = 5, 5, 0, 4  # the value, another key's value, the key, a filler
     assert definitions_found(tokens_T, np.ones(16, bool), top_T, 4) == (4, 2)
     assert definitions_found(tokens_T, np.arange(16) < 12, top_T, 4) == (2, 1)

@@ -192,11 +192,13 @@ def definitions_found(
     tokens_T: Int[np.ndarray, "T"], correct_T: Bool[np.ndarray, "T"], top_T: Int[np.ndarray, "T"], segment_length: int
 ) -> tuple[int, int]:
     """Of a document of the recall task: how many questions of earlier segments were answered right, and in how many of
-    these the token that was looked up before all others is the value, where it was told with that key."""
-    keys_T = np.concatenate([[-1], tokens_T[:-1]])
+    these the token looked up before all others is of the definition: of the same key and value, told before."""
+    before_T, after_T = np.concatenate([[-1], tokens_T[:-1]]), np.concatenate([tokens_T[1:], [-1]])
     asked_T = (question_distances(tokens_T) >= segment_length) & correct_T
-    top_T = np.maximum(top_T, 0)  # the first token is a key, so never right
-    told_T = (tokens_T[top_T] == tokens_T) & (keys_T[top_T] == keys_T)
+    place_T = np.maximum(top_T, 0)
+    is_value_T = (tokens_T[place_T] == tokens_T) & (before_T[place_T] == before_T)
+    is_key_T = (tokens_T[place_T] == before_T) & (after_T[place_T] == tokens_T)
+    told_T = (top_T >= 0) & (is_value_T | is_key_T)
     return int(asked_T.sum()), int((asked_T & told_T).sum())
 
 
@@ -262,8 +264,17 @@ def check_range(first: int, count: int, top: int, length: int) -> None:
             raise InputError(f"--{name}={value}: must be at least 1")
 
 
-def write(it: Inspection, out: Path, about: dict[str, Any], say: Callable[[str], None] = print) -> None:
-    """Writes the page `out` and, beside it, the JSON lines `out` with the ending `.jsonl`."""
+def write(
+    it: Inspection,
+    out: Path,
+    about: dict[str, Any],
+    recall_segment: int | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes the page `out` and, beside it, the JSON lines `out` with the ending `.jsonl`.
+
+    For a document of the recall task `recall_segment` is the segment length: it says how many definitions were found.
+    """
     stop = it.shown.first + len(it.shown.places_TLHK)
     data = {
         "about": about | {"document": it.name, "first": it.shown.first, "stop": stop, "context": CONTEXT},
@@ -287,6 +298,12 @@ def write(it: Inspection, out: Path, about: dict[str, Any], say: Callable[[str],
         f"{it.name}: {about_gain['tokens']:,} tokens, {about_gain['loss']:.4f} nats each with the memory, "
         f"{about_gain['loss_without']:.4f} without"
     )
+    if recall_segment is not None:
+        asked, told = definitions_found(it.tokens_T, it.correct_T, it.top_T, recall_segment)
+        say(
+            f"of {asked} questions of earlier segments that were answered right, {told} looked up the definition before "
+            "all else"
+        )
     if (length := len(it.texts)) > stop - it.shown.first:
         say(
             f"what was retrieved is kept for tokens {it.shown.first:,} to {stop - 1:,} of {length:,}; for others, say "
