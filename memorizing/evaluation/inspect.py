@@ -301,8 +301,8 @@ def write(
     if recall_segment is not None:
         asked, told = definitions_found(it.tokens_T, it.correct_T, it.top_T, recall_segment)
         say(
-            f"of {asked} questions of earlier segments that were answered right, {told} looked up the definition before "
-            "all else"
+            f"of {asked} questions of earlier segments that were answered right, {told} looked up the definition "
+            "before all else"
         )
     if (length := len(it.texts)) > stop - it.shown.first:
         say(
