@@ -10,6 +10,7 @@ import pytest
 from jax import export, lax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
+from memorizing.errors import InputError
 from memorizing.memory.bank import Bank
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search.binned import Binned, bins_for, expected_recall, top_winners
@@ -199,7 +200,7 @@ def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, f
 def test_more_8_bit_keys_than_offsets_reach_are_refused():
     queries, keys, _ = at_full_size(jnp.int8)
     keys = Keys(*(jax.ShapeDtypeStruct((8, 8, 2**20, *part.shape[3:]), part.dtype) for part in keys[:2]))
-    with pytest.raises(ValueError, match="at most 2147483648 on a device"):
+    with pytest.raises(InputError, match=r"can search 2,147,483,648: .*Mesh\.memory.*Memory\.key_dtype"):
         lowered(functools.partial(PallasGPU(), neighbours=32), queries, keys, jax.ShapeDtypeStruct((8, 2**20), bool))
 
 
