@@ -32,7 +32,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.shapes import Batch
-from memorizing.training.loop import check_data, open_tokens
+from memorizing.training.workdir import check_data, open_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

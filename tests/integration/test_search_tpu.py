@@ -23,9 +23,10 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.parallel.topology import topology_devices
-from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.plan import compile_call
+from memorizing.training.settings import TrainingSettings
+from memorizing.training.state import StateMaker
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: ACCELERATOR=tpu bash launch/setup.sh"
