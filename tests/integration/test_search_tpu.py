@@ -88,7 +88,6 @@ def test_the_kernel_takes_little_longer_than_its_product(topology):
     [
         ("v5e:2x2", jnp.int8, 128),
         ("v5e:2x2", jnp.float8_e4m3fn, 64),
-        ("v5p:2x2x1", jnp.int8, 64),
         ("v5p:2x2x1", jnp.bfloat16, 64),
     ],
 )
@@ -98,8 +97,7 @@ def test_keys_of_other_kinds_are_not_copied(topology, dtype, features):
     assert program.memory_analysis().temp_size_in_bytes < 32 * 2**20
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
-@pytest.mark.parametrize("minimum_score", [None, 0.5])
+@pytest.mark.parametrize(("dtype", "minimum_score"), [(jnp.bfloat16, None), (jnp.int8, 0.5)])
 def test_masked_and_scaled_scores_of_approximate_are_never_written(dtype, minimum_score):
     search = Approximate(minimum_score=minimum_score)
     program = compiled(lambda *given: search(*given, NEIGHBOURS), *operands(TOPOLOGIES[0], dtype))
