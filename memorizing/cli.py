@@ -225,7 +225,8 @@ def _train(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
-    from memorizing.training.loop import check_data, held_run, open_tokens, train
+    from memorizing.training.loop import train
+    from memorizing.training.workdir import check_data, held_run, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -257,6 +258,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.signals import die_at_sigterm
+    from memorizing.training.workdir import check_data, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)

@@ -34,8 +34,8 @@ from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.training.checkpoints import has_checkpoint
-from memorizing.training.loop import TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
+from memorizing.training.settings import TrainingSettings
 
 CONFIG_FILE = "config.gin"
 

@@ -12,7 +12,7 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import write_whole
 from memorizing.model.transformer import abstract_model
-from memorizing.training.loop import check_data, open_tokens
+from memorizing.training.workdir import check_data, open_tokens
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE = CONFIGS / "base.gin"
@@ -92,6 +92,17 @@ def test_what_cannot_be_is_refused_with_its_name_its_value_and_a_way_out(case):
         (["Prepare.test = 0.5", "Prepare.validation = 0.5"], ["Prepare.validation = 0.5", "nothing to train on"]),
         (["NUM_STEPS = 800", "Optimizer.schedule = 'cosine'"], ["Optimizer.decay_steps = 800", "shorten the warm-up"]),
         (["Model.positions = 'rope'", "Model.head_size = 3"], ["Model.head_size = 3", "even"]),
+        (["Memory.proposer = 'int8'", "Memory.key_dtype = 'float8'"], ["'int8'", "'float8'", "no smaller"]),
+        (["Memory.search = 'ivf'", "Memory.candidates = 31"], ["candidates = 31", "neighbours = 32", "look at 32"]),
+        (
+            ["Memory.search = 'lsh'", "Memory.candidates = 99", "Memory.proposer = 'int8'"],
+            ["Memory.candidates = 99", "Memory.proposals = 128", "'lsh'"],
+        ),
+        (["Memory.search = 'ivf'", "Memory.ivf_lists = 9000"], ["ivf_lists = 9000", "Memory.size = 8192"]),
+        (
+            ["Memory.search = 'lsh'", "Memory.lsh_bits = 14", "Memory.lsh_probes = 8193"],
+            ["Memory.lsh_probes = 8193", "Memory.size = 8192", "at most 8192"],
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(bindings, words):
@@ -99,6 +110,11 @@ def test_settings_that_contradict_each_other_are_refused(bindings, words):
         load([BASE], bindings)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_a_search_does_not_use_is_not_refused():
+    load([BASE], ["Memory.ivf_lists = 9000", "Memory.candidates = 1"])
+    load([BASE], ["Memory.search = 'ivf'", "Memory.candidates = 8192", "Memory.ivf_lists = 9000"])  # looks at all slots
 
 
 def test_a_missing_gin_file_is_named():

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.bank import append, clear, empty_bank, recall
+from memorizing.memory.bank import append, clear, empty_bank, masked, recall
 from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.contract import Keys, Search
 from memorizing.memory.search.exact import Exact
@@ -52,6 +52,19 @@ def test_counts_are_those_of_the_sampled_queries(devices):
     np.testing.assert_array_equal(counted.found_BH, found)
     np.testing.assert_array_equal(counted.wanted_BH, np.full((ROWS, HEADS), SAMPLED * NEIGHBOURS))
     assert 0.3 < found.sum() / counted.wanted_BH.sum() < 0.99
+
+
+def test_queries_of_padding_do_not_count():
+    """Rows of all tokens, of 5 (of the sampled places 0, 2, 4, ..., three), and, without a mask, of all again."""
+    bank, query = bank_and_query()
+    attend = jax.jit(lambda bank: attend_to_memory(query, bank, Exact(), NEIGHBOURS)[2])
+    every = SAMPLED * NEIGHBOURS
+    mask = np.arange(TOKENS) < np.array([[TOKENS], [5]])
+    for asked, wanted in ((masked(bank, mask), [every, 3 * NEIGHBOURS]), (bank, [every, every])):
+        counted = attend(asked)
+        np.testing.assert_array_equal(counted.wanted_BH, np.repeat(np.array(wanted)[:, None], HEADS, 1))
+        np.testing.assert_array_equal(counted.found_BH, counted.wanted_BH)
+    assert masked(bank._replace(recall=None), mask).recall is None
 
 
 def test_rows_without_a_memory_have_no_neighbours_to_find():

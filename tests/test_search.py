@@ -1,10 +1,13 @@
 """Every search against brute force in numpy: masks, ties, fewer valid slots than K, sizes that do not divide."""
 
+from unittest.mock import Mock
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.search import Keys, make_search
+from memorizing.memory.search import Keys, chosen, make_search
 from memorizing.memory.search.blocked import Blocked, group_size
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
@@ -73,3 +76,23 @@ def test_the_settings_choose_the_search():
         np.testing.assert_array_equal(
             search(queries, Keys(keys), valid, 8).slots_BHNK, Exact()(queries, Keys(keys), valid, 8).slots_BHNK
         )
+
+
+@pytest.mark.parametrize(
+    ("capability", "search"),
+    [
+        ("9.0", "pallas"),
+        ("8.0", "pallas"),
+        ("12.0", "pallas"),
+        ("7.5", "binned"),
+        ("gfx90a", "binned"),
+        (None, "pallas"),
+    ],
+)
+def test_only_gpus_for_which_there_is_a_kernel_get_it(capability, search, monkeypatch):
+    """None: no GPU is here, and a program is compiled for one elsewhere."""
+    here = Mock(jax.Device, platform="gpu" if capability else "cpu", compute_capability=capability)
+    monkeypatch.setattr(jax, "local_devices", lambda: [here])
+    assert chosen(MemorySettings(size=65_536), "gpu") == search
+    assert chosen(MemorySettings(size=65_536, search="pallas"), "gpu") == "pallas"
+    assert chosen(MemorySettings(size=512), "gpu") == "exact"

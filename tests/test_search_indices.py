@@ -285,7 +285,7 @@ def test_keys_that_differ_have_other_stamps():
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_faiss_keeps_the_indexes_of_banks_apart(kind):
     """Two banks in turns, as in evaluation beside training; neither is built again once it is known."""
-    search = Faiss(kind=kind, lists=8, probes=8, banks=8, host=Host())
+    search = Faiss(kind=kind, lists=8, probes=8, host=Host())
     write, _ = compiled(search, 8)
     banks, made = [bank_for(search, 1, 1, 64, 8) for _ in range(2)], []
     for number in range(12):
@@ -301,7 +301,7 @@ def test_faiss_keeps_the_indexes_of_banks_apart(kind):
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_faiss_knows_a_bank_again_in_another_process(kind):
     """The host's part is lost, and evicted and cleared slots with it."""
-    search = Faiss(kind=kind, lists=8, probes=8, banks=9, host=Host())
+    search = Faiss(kind=kind, lists=9, probes=9, host=Host())  # equal to no other, so compiled anew
     bank = filled(search, units(2, 2, 160, 8), 128, 32)
     queries = units(2, 2, 32, 8, seed=1)
     bank = bank._replace(length_B=jnp.array([128, 50]))
@@ -313,12 +313,20 @@ def test_faiss_knows_a_bank_again_in_another_process(kind):
 
 
 @needs_faiss
-def test_faiss_with_fewer_banks_than_there_are_is_slow_but_right():
-    search = Faiss(banks=1, host=Host())
+def test_faiss_keeps_a_bank_for_each_call_and_device(monkeypatch):
+    """Others are built again, which is slow but right."""
+    monkeypatch.setattr(jax, "local_device_count", lambda: 1)
+    search = Faiss(host=Host())
     banks = [filled(search, units(1, 1, 64, 8, seed=seed), 64, 16) for seed in (1, 2)]
     for bank in banks * 2:
         assert recall(search, bank, units(1, 1, 16, 8, seed=3), 8) > 0.95
         assert len(search.host.banks) == 1
+    two_layers = jax.jit(lambda queries, banks: [search(queries, bank.keys, valid(bank), 8) for bank in banks])
+    made = []
+    for _ in range(3):
+        jax.block_until_ready(two_layers(jnp.asarray(units(1, 1, 16, 8, seed=3)), banks))
+        made.append(set(search.host.banks))
+    assert made[0] >= made[1] == made[2] and len(made[1]) <= 3
 
 
 def test_without_faiss_the_error_says_what_to_install(monkeypatch):

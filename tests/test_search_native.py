@@ -14,7 +14,7 @@ from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search.contract import Keys
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.gather import gather, gather_keys
-from memorizing.memory.search.native import Native, missing
+from memorizing.memory.search.native import Native, why_unavailable
 
 
 def same(found, expected):
@@ -24,7 +24,7 @@ def same(found, expected):
 
 
 def test_the_kernels_are_there():
-    assert missing() == ""
+    assert why_unavailable() == ""
 
 
 @pytest.mark.parametrize("order", ["random", "rising", "falling", "equal", "two values"])

@@ -10,6 +10,7 @@ import pytest
 from jax import export, lax
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec, use_abstract_mesh
 
+from memorizing.errors import InputError
 from memorizing.memory.bank import Bank
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search.binned import Binned, bins_for, expected_recall, top_winners
@@ -115,10 +116,9 @@ def test_blocks_that_do_not_divide_are_padded():
     assert (np.asarray(found.slots_BHNK) == np.asarray(binned.slots_BHNK)).mean() > 0.97  # but for near ties
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_the_itinerary_visits_each_stride_that_has_slots_once(seed):
-    rng = np.random.default_rng(seed)
-    states = rng.integers(0, 3, (3, 6)) if seed else np.full((3, 6), 2)
+def test_the_itinerary_visits_each_stride_that_has_slots_once():
+    states = np.random.default_rng(0).integers(0, 3, (24, 6))
+    states[0] = 2
     valid_BSR = jnp.asarray(np.stack([states > 0, states > 1], -1))
     for state, run, others in zip(states, *map(np.asarray, itinerary(valid_BSR)), strict=True):
         first, length, count = run
@@ -187,8 +187,18 @@ def at_full_size(dtype, features: int = 128):
     return queries, Keys(of((8, 8, 65536, features), dtype), scales), of((8, 65536), bool)
 
 
-@pytest.mark.parametrize("features", [32, 64, 128])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.int8, jnp.float8_e4m3fn])
+@pytest.mark.parametrize(
+    ("dtype", "features"),
+    [
+        (jnp.bfloat16, 32),
+        (jnp.bfloat16, 64),
+        (jnp.bfloat16, 128),
+        (jnp.float32, 128),
+        (jnp.int8, 64),
+        (jnp.int8, 128),
+        (jnp.float8_e4m3fn, 128),
+    ],
+)
 def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, features):
     text = lowered(functools.partial(PallasGPU(), neighbours=32), *at_full_size(dtype, features))
     assert text.count("__gpu$xla.gpu.triton") == 2
@@ -199,11 +209,11 @@ def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, f
 def test_more_8_bit_keys_than_offsets_reach_are_refused():
     queries, keys, _ = at_full_size(jnp.int8)
     keys = Keys(*(jax.ShapeDtypeStruct((8, 8, 2**20, *part.shape[3:]), part.dtype) for part in keys[:2]))
-    with pytest.raises(ValueError, match="at most 2147483648 on a device"):
+    with pytest.raises(InputError, match=r"can search 2,147,483,648: .*Mesh\.memory.*Memory\.key_dtype"):
         lowered(functools.partial(PallasGPU(), neighbours=32), queries, keys, jax.ShapeDtypeStruct((8, 2**20), bool))
 
 
-@pytest.mark.parametrize("features", [32, 64, 128, 256])
+@pytest.mark.parametrize("features", [32, 64, 256])
 def test_lowers_for_a_gpu_by_mosaic(features):
     text = lowered(functools.partial(PallasGPU(backend="mosaic"), neighbours=32), *at_full_size(jnp.bfloat16, features))
     assert text.count("@mosaic_gpu_v2") == text.count("__gpu$xla.gpu.triton") == 1
@@ -211,7 +221,7 @@ def test_lowers_for_a_gpu_by_mosaic(features):
     assert "stablehlo.pad" not in text
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.int8])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.int8])
 def test_attention_to_the_memory_lowers_for_a_gpu(dtype):
     queries, keys, _ = at_full_size(dtype)
     whole = jax.ShapeDtypeStruct((), jnp.int32)

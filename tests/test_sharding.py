@@ -25,9 +25,10 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.collectives import collectives
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, make_mesh, placed, shardings, spec
-from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.plan import compile_call
+from memorizing.training.settings import TrainingSettings
+from memorizing.training.state import StateMaker
 
 ONE = MeshSettings(data=1)
 MESHES = {

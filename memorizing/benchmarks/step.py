@@ -20,7 +20,7 @@ from memorizing.benchmarks import report
 from memorizing.benchmarks.peer import Peer
 from memorizing.benchmarks.report import mebibytes, number
 from memorizing.benchmarks.timing import Timing, bytes_in_use, in_turn, peak_bytes, program_bytes, stopwatch
-from memorizing.benchmarks.trained import memory_queries, plain_keys
+from memorizing.benchmarks.trained import memory_queries
 from memorizing.benchmarks.vectors import Vectors, recall
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
@@ -33,9 +33,10 @@ from memorizing.model.transformer import abstract_model, open_mesh
 from memorizing.parallel.mesh import MeshSettings, assemble, shardings
 from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
-from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.plan import compile_call
+from memorizing.training.settings import TrainingSettings
+from memorizing.training.state import StateMaker
 
 SMALL_MODEL = (
     "Model.layers = 4",
@@ -201,7 +202,7 @@ class Stepping:
         shares = []
         for queries_BHND, bank in zip(queries, carry.banks, strict=True):
             found = jax.jit(search, static_argnums=3)(queries_BHND, bank.keys, valid(bank), neighbours)
-            keys_BHMD = plain_keys(bank)
+            keys_BHMD = bank.keys.plain()
             vectors = Vectors(queries_BHND.astype(keys_BHMD.dtype), keys_BHMD, valid(bank), "model")
             shares.append(recall(found, vectors))
         return statistics.fmean(shares)

@@ -25,14 +25,14 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
-from memorizing.memory.bank import Bank, valid
+from memorizing.memory.bank import valid
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.shapes import Batch
-from memorizing.training.loop import check_data, open_tokens
+from memorizing.training.workdir import check_data, open_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,13 +62,6 @@ def memory_queries(
         return tuple(listening.heard)
 
     return ask(parameters, batch, carry)
-
-
-def plain_keys(bank: Bank) -> Float[jax.Array, "B H M D"]:
-    """The keys of a bank at their own scale."""
-    if bank.scales_BHM is None:
-        return bank.keys_BHMD
-    return bank.keys_BHMD.astype(jnp.float32) * bank.scales_BHM[..., None]
 
 
 def trained_vectors(
@@ -124,7 +117,7 @@ def trained_vectors(
         carry = read(parameters, carry, batch_of(segment))
     queries = memory_queries(graph, parameters, batch_of(segments), carry, search)[0]
     bank = carry.banks[0]
-    return Vectors(queries.astype(dtype), plain_keys(bank).astype(dtype), valid(bank), origin)
+    return Vectors(queries.astype(dtype), bank.keys.plain().astype(dtype), valid(bank), origin)
 
 
 def run_vectors(

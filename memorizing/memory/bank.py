@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.quantize import DTYPES, quantize
@@ -30,10 +31,16 @@ class Recall(NamedTuple):
     """Counts of sampled queries since the bank was made: how many neighbours there were, and how many were found.
 
     They overflow after two thousand million neighbours, which is after millions of segments; differences stay right.
+
+    Attributes:
+        found_BH: neighbours that were found.
+        wanted_BH: neighbours that there were.
+        tokens_B: how many tokens the segment has that reads next: queries behind them are padding, and do not count.
     """
 
     found_BH: Int[jax.Array, "B H"]
     wanted_BH: Int[jax.Array, "B H"]
+    tokens_B: Int[jax.Array, "B"]
 
 
 class Bank(NamedTuple):
@@ -74,8 +81,21 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
         jnp.zeros(rows, jnp.int32),
         jnp.zeros(shape[:3], jnp.float32) if key_dtype in DTYPES else None,
         make_search(settings).empty_index(*shape),
-        Recall(*(jnp.zeros(shape[:2], jnp.int32),) * 2) if settings.report_recall else None,
+        no_recall(rows, heads) if settings.report_recall else None,
     )
+
+
+def no_recall(rows: int, heads: int) -> Recall:
+    """Before anything is counted; until a mask is known, all queries are of tokens."""
+    nothing_BH = jnp.zeros((rows, heads), jnp.int32)
+    return Recall(nothing_BH, nothing_BH, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
+
+
+def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:
+    """The bank as it is to be read by a segment that has tokens where the mask is True, and padding behind them."""
+    if bank.recall is None:
+        return bank
+    return bank._replace(recall=bank.recall._replace(tokens_B=mask_BN.sum(1, dtype=jnp.int32)))
 
 
 def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
@@ -130,9 +150,8 @@ def reindexed(bank: Bank, search: Search, tokens: int) -> Bank:
     def write(index: Index, number: jax.Array) -> tuple[Index, None]:
         start = (bank.cursor + number * tokens) % slots  # oldest first
         part = lambda array, axis: lax.dynamic_slice_in_dim(array, start, tokens, axis)  # noqa: E731
-        keys_BHND = part(bank.keys_BHMD, 2).astype(jnp.float32)
-        if bank.scales_BHM is not None:
-            keys_BHND = keys_BHND * part(bank.scales_BHM, 2)[..., None]
+        held = jax.tree.map(lambda array: part(array, 2), Keys(bank.keys_BHMD, bank.scales_BHM))
+        keys_BHND = held.plain().astype(jnp.float32)
         entries, learned = search.entries(keys_BHND, index.learned)
         holds_B = part(valid(bank), 1).any(1)
 
@@ -159,11 +178,17 @@ class Stored(NamedTuple):
 
 
 def _write(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = None) -> Stored:
-    """Writes `new` into slots from `cursor` on; with an `axis`, what lies on this device."""
-    if axis is None:
-        return jax.tree.map(
-            lambda old, part: lax.dynamic_update_slice_in_dim(old, part.astype(old.dtype), cursor, axis=2), held, new
-        )
+    """Writes `new` into slots from `cursor` on; with an `axis`, what lies on this device.
+
+    Layouts, barriers and slices are such that TPUs do not copy the bank to the layout that a segment happens to have.
+    """
+    if axis is None or lax.axis_size(axis) == 1:
+
+        def put(old: jax.Array, part: jax.Array) -> jax.Array:
+            part = with_layout_constraint(part.astype(old.dtype), Layout(tuple(range(old.ndim))))
+            return lax.dynamic_update_slice_in_dim(old, part, cursor, axis=2)
+
+        return jax.tree.map(put, held, new)
     slots, tokens = held.keys_BHMD.shape[2], new.keys_BHMD.shape[2]
     start = cursor - lax.axis_index(axis) * slots  # in this device's slots; can lie before or behind them
     # A window over all that could be written here: a segment may reach over the border to the next device's slots.
@@ -173,8 +198,9 @@ def _write(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = None
     written = (place >= 0) & (place < tokens)
 
     def write(old: jax.Array, part: jax.Array) -> jax.Array:
-        before = lax.dynamic_slice_in_dim(old, first, size, axis=2)
-        after = jnp.take(part, place, axis=2, mode="clip").astype(old.dtype)
+        before = lax.optimization_barrier(lax.dynamic_slice_in_dim(old, first, size, axis=2))
+        padded = jnp.pad(part, [(size, size) if axis == 2 else (0, 0) for axis in range(part.ndim)])
+        after = lax.dynamic_slice_in_dim(padded, first - start + size, size, axis=2).astype(old.dtype)
         mask = written.reshape(-1, *(1,) * (old.ndim - 3))
         return lax.dynamic_update_slice_in_dim(old, jnp.where(mask, after, before), first, axis=2)
 
@@ -222,5 +248,5 @@ def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
     """The share of true neighbours that were found between two states of a bank; None if it does not count."""
     if before.recall is None or after.recall is None:
         return None
-    found, wanted = ((now - then).sum() for then, now in zip(before.recall, after.recall, strict=True))
+    found, wanted = ((now - then).sum() for then, now in zip(before.recall[:2], after.recall[:2], strict=True))
     return jnp.where(wanted > 0, found / jnp.maximum(wanted, 1), jnp.nan)

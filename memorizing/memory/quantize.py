@@ -3,12 +3,17 @@
 scale = max |key| / largest number of the dtype,      vector = key / scale, rounded
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-DTYPES = {"int8": jnp.dtype(jnp.int8), "float8": jnp.dtype(jnp.float8_e4m3fn)}
-"""What keys can be stored as, in 8 bits, by the name that settings have for it."""
+EightBits = Literal["int8", "float8"]
+"""What keys can be stored as, in 8 bits: the names that settings have for it."""
+
+DTYPES: dict[str, jnp.dtype] = {"int8": jnp.dtype(jnp.int8), "float8": jnp.dtype(jnp.float8_e4m3fn)}
+"""What arrays are then, by these names."""
 
 
 def largest(dtype: jnp.dtype) -> float:
@@ -24,3 +29,8 @@ def quantize(keys: Float[jax.Array, "*any D"], dtype: jnp.dtype) -> tuple[jax.Ar
     if jnp.issubdtype(dtype, jnp.integer):
         vectors = jnp.round(vectors)
     return vectors.astype(dtype), scales
+
+
+def dequantize(vectors: jax.Array, scales: Float[jax.Array, "*any"]) -> Float[jax.Array, "*any D"]:
+    """The keys that vectors `[*any, D]` stand for, but for what was rounded off; in float32."""
+    return vectors.astype(jnp.float32) * scales[..., None]

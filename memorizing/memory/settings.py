@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from memorizing.errors import InputError
+from memorizing.memory.quantize import DTYPES, EightBits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,7 @@ class MemorySettings:
     size: int = 8192
     neighbours: int = 32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    key_dtype: Literal["bfloat16", "float32", "int8", "float8"] | None = None
+    key_dtype: Literal["bfloat16", "float32", EightBits] | None = None
     search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate", "ivf", "lsh", "faiss"] = (
         "auto"
     )
@@ -50,7 +51,7 @@ class MemorySettings:
     block_size: int = 8192
     recall_target: float = 0.95
     gpu_kernel: Literal["triton", "mosaic"] = "triton"
-    proposer: Literal["int8", "float8", "projection"] | None = None
+    proposer: Literal[EightBits, "projection"] | None = None
     proposals: int = 128
     projection_size: int = 32
     candidates: int = 2048
@@ -94,4 +95,26 @@ class MemorySettings:
             raise InputError(
                 f"Memory.ivf_probes = {self.ivf_probes} is more than Memory.ivf_lists = {self.ivf_lists}: probe at "
                 "most so many, or make more lists"
+            )
+        if self.proposer in DTYPES and self.key_dtype in DTYPES:
+            raise InputError(
+                f"Memory.proposer = {self.proposer!r} with Memory.key_dtype = {self.key_dtype!r}: the copy would be no "
+                "smaller than the keys; propose by a 'projection', or set Memory.proposer = None"
+            )
+        if self.search in ("ivf", "lsh") and self.candidates < self.size:  # else all slots are looked at
+            self._check_candidates()
+
+    def _check_candidates(self) -> None:
+        wanted = max(self.neighbours, self.proposals if self.proposer else 0)
+        if self.candidates < min(wanted, self.size):
+            name = "neighbours" if wanted == self.neighbours else "proposals"
+            raise InputError(
+                f"Memory.candidates = {self.candidates} is less than Memory.{name} = {wanted}: {self.search!r} finds "
+                f"no more than it looks at; look at {wanted} or more, or want fewer"
+            )
+        name = "ivf_lists" if self.search == "ivf" else "lsh_probes"
+        if getattr(self, name) > self.size:
+            raise InputError(
+                f"Memory.{name} = {getattr(self, name)} is more than Memory.size = {self.size}: set it to at most "
+                f"{self.size} (its square root is a good start), or make the memory larger"
             )

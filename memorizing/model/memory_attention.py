@@ -38,21 +38,21 @@ def attend_to_memory(
 ) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"], Recall | None]:
     """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros.
 
-    Counts what sampled queries found, if the bank does.
+    Counts what sampled queries found, if the bank does; not those of padding, see `memory.bank.masked`.
     """
     bank = lax.stop_gradient(bank)
-    attend = functools.partial(_attend, search=search, neighbours=neighbours, counts=bank.recall is not None)
+    attend = functools.partial(_attend, search=search, neighbours=neighbours)
     keys = bank.keys
     if (mesh := current_mesh()) is not None:
         attend = jax.shard_map(
             functools.partial(attend, axis="memory"),
             mesh=mesh,
             # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM")),
+            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall)),
             out_specs=(spec("BHND"), specs(bank.recall)),
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
-    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank))
+    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall)
     return remote, bank.length_B > 0, counted
 
 
@@ -61,9 +61,9 @@ def _attend(
     keys: Keys,
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
+    recall: Recall | None,
     search: Search,
     neighbours: int,
-    counts: bool,
     axis: str | None = None,
 ) -> tuple[Float[jax.Array, "B H N_own D"], Recall | None]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
@@ -74,16 +74,24 @@ def _attend(
     searched_BHND = lax.stop_gradient(query_BHND)
     found = search(searched_BHND, keys, valid_BM, neighbours)
     counted = None
-    if counts:
+    if recall is not None:
         tokens = query_BHND.shape[2]
         places = jnp.arange(min(SAMPLED, tokens)) * tokens // min(SAMPLED, tokens)
         wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
+        wanted = wanted._replace(  # padding wants nothing
+            scores_BHNK=jnp.where((places < recall.tokens_B[:, None])[:, None, :, None], wanted.scores_BHNK, -jnp.inf)
+        )
         counted = count(Neighbours(*(part[:, :, places] for part in found)), wanted)
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)
-    found = (gather_keys(keys, index_BHNK), gather(values_BHMD, index_BHNK), is_here_BHNK, found.scores_BHNK[..., :1])
-    keys_BHNKD, values_BHNKD, is_here_BHNK, best_BHN1 = checkpoint_name(found, RETRIEVED)
+    retrieved = (
+        gather_keys(keys, index_BHNK),
+        gather(values_BHMD, index_BHNK),
+        is_here_BHNK,
+        found.scores_BHNK[..., :1],
+    )
+    keys_BHNKD, values_BHNKD, is_here_BHNK, best_BHN1 = checkpoint_name(retrieved, RETRIEVED)
     keys_BHNKD, values_BHNKD = (part.astype(query_BHND.dtype) for part in (keys_BHNKD, values_BHNKD))
     # The scores are computed again from the gathered keys, because through these the gradient reaches the query.
     scores_BHNK = jnp.einsum("BHND,BHNKD->BHNK", query_BHND, keys_BHNKD, preferred_element_type=jnp.float32)
@@ -102,8 +110,9 @@ def _attend(
 
 
 def count(found: Neighbours, wanted: Neighbours) -> Recall:
-    """How many of the `wanted` neighbours there are, and how many of them were `found`."""
+    """How many of the `wanted` neighbours there are, and how many were `found`: to be added to a bank's counts."""
     exists_BHNK = wanted.scores_BHNK > -jnp.inf
     slots_BHNK = jnp.where(found.scores_BHNK > -jnp.inf, found.slots_BHNK, -1)
     is_found_BHNK = (wanted.slots_BHNK[..., :, None] == slots_BHNK[..., None, :]).any(-1) & exists_BHNK
-    return Recall(is_found_BHNK.sum((2, 3), dtype=jnp.int32), exists_BHNK.sum((2, 3), dtype=jnp.int32))
+    found_BH, wanted_BH = (part.sum((2, 3), dtype=jnp.int32) for part in (is_found_BHNK, exists_BHNK))
+    return Recall(found_BH, wanted_BH, jnp.zeros(len(exists_BHNK), jnp.int32))

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
-from memorizing.memory.bank import Bank, clear, empty_bank
+from memorizing.memory.bank import Bank, clear, empty_bank, masked
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
@@ -127,7 +127,7 @@ class Transformer(nnx.Module):
         """
         search = search or make_search(self.memory)
         cached_B = carry.cached_B & ~batch.starts_document_B
-        waiting = [clear(bank, batch.starts_document_B) for bank in carry.banks]
+        waiting = [masked(clear(bank, batch.starts_document_B), batch.mask_BN) for bank in carry.banks]
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
         biases = [bias(tokens, window) for bias in self.biases]
         shared = biases[0] if len(biases) == 1 else None  # else one for each layer, or none

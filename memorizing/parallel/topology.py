@@ -59,6 +59,14 @@ def platform_compiled_for() -> str:
     return "tpu" if kind.startswith("tpu") else "cpu" if "cpu" in kind else "gpu"
 
 
+def has_ampere() -> bool:
+    """Whether all GPUs here are NVIDIA's of Ampere (compute capability 8.0) or later; true where there are none."""
+    here = [device for device in jax.local_devices() if device.platform == "gpu"]
+    # ROCm tells of names such as gfx90a.
+    versions = [re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", ""))) for device in here]
+    return all(version is not None and int(version[1]) >= 8 for version in versions)
+
+
 def memory_of(device: jax.Device) -> int | None:
     """Bytes that programs may take of a device; None where nothing says.
 

@@ -11,10 +11,8 @@ blame it stays as it is, and the run ends.
                                   fingerprints/ (of every array)
 """
 
-import errno
 import functools
 import logging
-import re
 import sys
 import threading
 from collections.abc import Callable
@@ -23,17 +21,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from memorizing.files import AnyPath
-from memorizing.memory.bank import Bank, resize
-from memorizing.memory.search import NO_INDEX
 from memorizing.model.transformer import Parameters
 from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
 from memorizing.parallel.mesh import made, placed, shardings
+from memorizing.training.damage import is_damage, reason
 from memorizing.training.fingerprint import fingerprints
+from memorizing.training.saved_banks import resized, restored_form, saved_form
 from memorizing.training.step import TrainState
 
 CHECKPOINTS = "checkpoints"
@@ -41,9 +38,6 @@ CHECKPOINTS = "checkpoints"
 
 DAMAGED = ".damaged"
 """What the name of a checkpoint that cannot be read ends in, once it is set aside."""
-
-INDEX_KIND = "index_kind"
-"""Beside the arrays of a bank that has an index: what made it."""
 
 FINGERPRINTS = "fingerprints"
 """Item of a checkpoint: the fingerprints of the others' arrays."""
@@ -58,7 +52,7 @@ def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
     steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
     kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
     return SaveFailed(
-        f"{what} could not be written to {folder} ({_reason(error)}). {kept}: make room or mend the disk, and repeat "
+        f"{what} could not be written to {folder} ({reason(error)}). {kept}: make room or mend the disk, and repeat "
         "the command to go on from the newest, or else from the start"
     )
 
@@ -69,35 +63,6 @@ class Unreadable(RuntimeError):
 
 class ReadFailed(OSError):
     """A checkpoint could not be read now, by this process or by another one, for a reason that is not damage to it."""
-
-
-def _reason(error: BaseException) -> str:
-    """One line on what went wrong first; what TensorStore and orbax tell beside it is a page of JSON."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return re.split(r"\s\[[\w ]+=|\W*\btensorstore_spec\b", line)[0].rstrip(": ")
-
-
-_NO_DAMAGE = re.compile(
-    "RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|UNAVAILABLE|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED"
-    rf"|os_error_code='(?!(?:{errno.ENOENT}|{errno.ENOTDIR}|{errno.EISDIR})')"
-    "|tree structures do not match|is not compatible with the stored shape"
-)
-"""In messages: of TensorStore, on networks, rights, disks and memory; of orbax, on a state that is not that saved."""
-
-
-def is_damage(error: BaseException) -> bool:
-    """Whether a checkpoint that could not be read is damaged, rather than the way to it or the machine that reads.
-
-    What a damaged file makes of a reader can be any exception, so that it is the others that are told apart.
-    """
-    if isinstance(error, OSError):
-        return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
-    of_a_store = type(error).__module__.partition(".")[0] in ("aiohttp", "gcsfs", "google")
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError) or of_a_store or _NO_DAMAGE.search(str(error)):
-        return False
-    return error.__cause__ is None or is_damage(error.__cause__)
 
 
 def has_checkpoint(workdir: AnyPath) -> bool:
@@ -182,7 +147,7 @@ class Checkpoints:
         rest = state._replace(parameters={}, carry=state.carry._replace(banks=()))
         items: dict[str, Any] = {"parameters": state.parameters, "progress": rest}
         if banks:
-            items["memory"] = [_by_name(bank) | self._marks(bank) for bank in banks]
+            items["memory"] = [saved_form(bank, self._index_kind) for bank in banks]
         saves: dict[str, Any] = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
         saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
@@ -230,15 +195,12 @@ class Checkpoints:
         restored = self._restore(step, **items, **({"memory": saved} if saved else {}))
         if saved:
             found = zip(restored["memory"], banks, strict=True)
-            banks = tuple(resized(_bank(by_name, each, self._index_kind), each, mesh) for by_name, each in found)
+            banks = tuple(resized(restored_form(each, like, self._index_kind), like, mesh) for each, like in found)
         elif banks:
             empty = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), banks)  # noqa: E731
             banks = made(mesh, empty, functools.partial(shardings, mesh))
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
-
-    def _marks(self, bank: Bank) -> dict[str, np.ndarray]:
-        return {INDEX_KIND: np.asarray(self._index_kind, np.int32)} if bank.index.slots else {}
 
     def memory_size(self, step: int) -> int:
         """How many slots the memory saved at `step` has; 0 if none was saved.
@@ -317,11 +279,11 @@ class Checkpoints:
             problem = error
         if all_agree(problem is None):
             return result  # type: ignore[bad-return]
-        reason = _reason(problem) if problem else "another process could not read it"
+        why = reason(problem) if problem else "another process could not read it"
         if all_agree(problem is None or is_damage(problem)):
-            raise Unreadable(f"the checkpoint of step {step} in {self._folder} is damaged ({reason})") from problem
+            raise Unreadable(f"the checkpoint of step {step} in {self._folder} is damaged ({why})") from problem
         raise ReadFailed(
-            f"the checkpoint of step {step} in {self._folder} could not be read ({reason}). It is left as it is: mend "
+            f"the checkpoint of step {step} in {self._folder} could not be read ({why}). It is left as it is: mend "
             "that, and repeat the command"
         ) from problem
 
@@ -374,37 +336,6 @@ def _hush_orbax() -> None:
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
     arrays = {name: ocp.StandardCheckpointHandler() for name in ("parameters", "progress", "memory")}
     return {**arrays, FINGERPRINTS: ocp.JsonCheckpointHandler()}
-
-
-def _by_name(bank: Bank) -> dict[str, Any]:
-    """What is saved of a bank: all but what is counted about it."""
-    leaves = jax.tree.leaves_with_path(bank._replace(recall=None))
-    named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
-    if len(named) < len(leaves):
-        raise ValueError(f"two arrays of a bank have the same name, so one of them would be lost: {sorted(named)}")
-    return named
-
-
-def _bank(by_name: dict[str, Any], like: Bank, index_kind: int) -> Bank:
-    """The other way round; without an index unless one of this kind was saved."""
-    if INDEX_KIND not in by_name or int(by_name[INDEX_KIND]) != index_kind:
-        like = like._replace(index=NO_INDEX)
-    like = like._replace(recall=None)
-    return jax.tree.unflatten(jax.tree.structure(like), [by_name[name] for name in _by_name(like)])
-
-
-def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
-    """A restored bank with as many slots as `like`, and, if that counts what is found, with counts of 0."""
-    slots = like.keys_BHMD.shape[2]
-    if bank.keys_BHMD.shape[2] != slots:
-        resize_to = functools.partial(resize, slots=slots, cursor=int(bank.cursor))
-        where = shardings(mesh, jax.eval_shape(resize_to, bank))
-        bank = jax.jit(resize_to, out_shardings=where)(bank)
-    if like.recall is not None:
-        counts = like.recall
-        nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), counts)  # noqa: E731
-        bank = bank._replace(recall=made(mesh, nothing, functools.partial(shardings, mesh)))
-    return bank
 
 
 def _without_empty(tree: Any) -> Any:

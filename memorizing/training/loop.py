@@ -5,87 +5,31 @@ a checkpoint does the loop wait, to be sure that what it saves is sound.
 """
 
 import dataclasses
-import functools
-import json
 import signal
 import time
-import zlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from memorizing.data.batches import Ahead, BatchSettings, batches
-from memorizing.data.tokens import PreparedTokens
-from memorizing.errors import InputError
-from memorizing.files import AnyPath, held, write_whole
-from memorizing.memory.bank import Bank, reindexed
-from memorizing.memory.search import make_search, searched_by
+from memorizing.files import AnyPath
+from memorizing.memory.search import searched_by
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import (
-    Parameters,
-    abstract_model,
-    count_parameters,
-    create_model,
-    empty_carry,
-    open_mesh,
-)
-from memorizing.parallel.hosts import Preemption, are_many, first_ones, is_first, say
-from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, made, placed, shardings
-from memorizing.training.checkpoints import Checkpoints, Unreadable, has_checkpoint
+from memorizing.model.transformer import Parameters, count_parameters, open_mesh
+from memorizing.parallel.hosts import Preemption, are_many, is_first, say
+from memorizing.parallel.mesh import MeshSettings, assemble, local_rows
+from memorizing.training.checkpoints import Checkpoints, Unreadable
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.metrics import MetricsWriter, Progress
-from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from memorizing.training.optimizer import OptimizerSettings, learning_rate
+from memorizing.training.settings import TrainingSettings
 from memorizing.training.signals import Interrupted, Signals
-from memorizing.training.step import (
-    CallMetrics,
-    SegmentMetrics,
-    TrainCall,
-    TrainState,
-    make_train_call,
-    state_shardings,
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """A run. A step is one segment of every row.
-
-    Attributes:
-        steps: to train for.
-        seed: of parameters and dropout.
-        update: parameters change after each `segment` (the paper), or once after each `call`, gradients added up.
-        memory_from_step: until then the memory is neither read nor written: cheaper steps, while keys mean little yet.
-        checkpoint_every: steps between checkpoints; the last step is always saved.
-        checkpoints_kept: the newest that stay.
-        checkpoint_kept_every: those at multiples of so many steps stay too; 0 for none.
-        data: folder of prepared tokens.
-    """
-
-    steps: int = 500_000
-    seed: int = 0
-    update: Literal["segment", "call"] = "segment"
-    memory_from_step: int = 0
-    checkpoint_every: int = 1000
-    checkpoints_kept: int = 2
-    checkpoint_kept_every: int = 0
-    data: str = ""
-
-    def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "checkpoints_kept"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
-        if self.seed < 0:
-            raise InputError(f"Training.seed = {self.seed}: must be 0 or more")
-        for name in ("memory_from_step", "checkpoint_kept_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"Training.{name} = {getattr(self, name)}: must be 0 or more")
+from memorizing.training.state import StateMaker
+from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState
+from memorizing.training.workdir import is_first_drop, open_tokens, record_data
 
 
 class NonFiniteLoss(RuntimeError):
@@ -124,7 +68,7 @@ def train(
             workdir, training.checkpoints_kept, training.checkpoint_kept_every, make.index_kind()
         ) as checkpoints,
     ):
-        drop_memory = drop_memory and _is_first_drop(workdir, checkpoints.latest_step(), say)
+        drop_memory = drop_memory and is_first_drop(workdir, checkpoints.latest_step(), say)
         step, state = resume(checkpoints, make, training, drop_memory, say)
         if state is None:
             return
@@ -157,73 +101,6 @@ def train(
         finally:
             ahead.close()
             reporter.close()
-
-
-class StateMaker:
-    """Makes a run's state where it belongs (see `made`), or describes it without making it; and what trains it."""
-
-    def __init__(
-        self,
-        model: ModelSettings,
-        memory: MemorySettings,
-        batch: BatchSettings,
-        optimizer: OptimizerSettings,
-        training: TrainingSettings,
-        mesh: Mesh,
-    ):
-        self.mesh, self.memory_from_step = mesh, training.memory_from_step
-        self.transformation = make_optimizer(optimizer)
-        self.graph, _ = abstract_model(model, memory)
-        self._parameters = lambda: create_model(model, memory, training.seed)[1]
-        self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
-        self._memory, self._segment_length = memory, batch.segment_length
-        self._accumulates = training.update == "call"
-        self._dropout_seed = training.seed if model.dropout else None
-
-    def state(self) -> TrainState:
-        """At step 0."""
-        return made(self.mesh, functools.partial(self._make, not self.memory_from_step), self._where)
-
-    def like(self, step: int) -> TrainState:
-        """Shapes, dtypes and places of the state at the end of `step`."""
-        with jax.set_mesh(self.mesh):  # what an index is depends on the devices
-            state = jax.eval_shape(functools.partial(self._make, step > self.memory_from_step))
-        return placed(state, self._where(state))
-
-    def train_call(self) -> TrainCall:
-        """The function that the run calls, to be compiled."""
-        return make_train_call(self.graph, self.transformation, self._accumulates, self._dropout_seed)
-
-    def banks(self) -> tuple[Bank, ...]:
-        """The memory, empty."""
-        return made(self.mesh, lambda: self._carry().banks, functools.partial(shardings, self.mesh))
-
-    def index_kind(self) -> int:
-        """A number for the search and its settings, by which an index that another one made is told."""
-        with jax.set_mesh(self.mesh):
-            return zlib.crc32(repr(make_search(self._memory)).encode()) & 0x7FFFFFFF
-
-    def indexed(self, state: TrainState) -> TrainState:
-        """The state, its banks with the index that the search keeps: made anew of those that came without."""
-
-        def with_index(bank: Bank, like: Bank) -> Bank:
-            if jax.tree.structure(bank) == jax.tree.structure(like):
-                return bank
-            with jax.set_mesh(self.mesh):
-                search = make_search(self._memory)
-                index = functools.partial(reindexed, search=search, tokens=self._segment_length)
-                return jax.jit(index, out_shardings=shardings(self.mesh, jax.eval_shape(index, bank)))(bank)
-
-        like = self.like(self.memory_from_step + 1).carry.banks
-        return state._replace(carry=state.carry._replace(banks=tuple(map(with_index, state.carry.banks, like))))
-
-    def _make(self, with_memory: bool) -> TrainState:
-        parameters, carry = self._parameters(), self._carry()
-        carry = carry if with_memory else carry._replace(banks=())
-        return TrainState(parameters, self.transformation.init(parameters), jnp.zeros((), jnp.int32), carry)
-
-    def _where(self, state: TrainState) -> TrainState:
-        return state_shardings(self.mesh, state)
 
 
 def resume(
@@ -273,83 +150,6 @@ def _memory_kept(before: int, now: int, dropped: bool) -> str:
     if before > now:
         return f", of its memory of {before:,} tokens the newest {now:,} kept"
     return ""
-
-
-DROPPED_FILE = "dropped_memory.json"
-"""In a workdir: the step at which `drop_memory` was asked for."""
-
-
-def _is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], None]) -> bool:
-    """Whether the memory saved at the `newest` step is to be dropped: not again when launchers repeat the command."""
-    path, dropped = workdir / DROPPED_FILE, -1
-    if is_first() and path.exists():
-        dropped = json.loads(path.read_text())["step"]
-    dropped = first_ones(dropped)
-    if 0 <= dropped < (newest or 0):
-        say(f"--drop_memory: the memory was dropped at step {dropped} already; to drop it again, remove {path}")
-        return False
-    if is_first() and newest is not None:
-        write_whole(path, json.dumps({"step": newest}) + "\n")
-    return True
-
-
-def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
-    """Prepared tokens that the model can read.
-
-    Raises:
-        InputError: when they are missing, or have more different tokens than the model.
-    """
-    if not data:
-        raise InputError("Training.data = '': name a folder of prepared tokens, --gin_param \"DATA = 'FOLDER'\"")
-    tokens = PreparedTokens(Path(data))
-    if tokens.vocabulary_size > model.vocabulary_size:
-        raise InputError(
-            f"Model.vocabulary_size = {model.vocabulary_size}, but the vocabulary of {data} has "
-            f"{tokens.vocabulary_size} tokens: set it to at least that"
-        )
-    return tokens
-
-
-DATA_FILE = "data.json"
-"""In a workdir: digests of the vocabulary and of the train split that the run reads."""
-
-
-def held_run(workdir: AnyPath) -> AbstractContextManager[None]:
-    """Holds a run's folder, in the first process, for as long as it trains; a bucket cannot be held.
-
-    Raises:
-        InputError: when another training holds it.
-    """
-    if not is_first() or not isinstance(workdir, Path):
-        return nullcontext()
-    return held(workdir, f"--workdir={workdir}: another `memorizing train` is at work there; let it end, or end it")
-
-
-def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
-    """Writes `DATA_FILE`, in the first process."""
-    if is_first():
-        write_whole(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
-
-
-def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
-    """Refuses tokens that are not those the run in `workdir` began with; to evaluate, only the vocabulary counts.
-
-    The folder may have moved: it is what is in it that has to be the same.
-
-    Raises:
-        InputError: naming both sides.
-    """
-    path = workdir / DATA_FILE
-    if not path.exists() or not has_checkpoint(workdir):
-        return
-    began, now = json.loads(path.read_text()), tokens.digests()
-    for name in ("vocabulary", "train") if train else ("vocabulary",):
-        if now[name] != began[name]:
-            raise InputError(
-                f"{tokens.folder} has another {'vocabulary' if name == 'vocabulary' else 'train split'} (digest "
-                f"{now[name][:12]}) than the run in {workdir} began with ({began[name][:12]}, {began['folder']}): name "
-                "those tokens with Training.data, or train in another --workdir"
-            )
 
 
 def describe(

@@ -34,8 +34,9 @@ from memorizing.parallel.mesh import MeshSettings, placed, shardings
 from memorizing.parallel.topology import chip_of, memory_of, topology_devices
 from memorizing.shapes import Batch
 from memorizing.training.flops import executed_flops_per_token, training_flops_per_token
-from memorizing.training.loop import StateMaker, TrainingSettings
 from memorizing.training.optimizer import OptimizerSettings
+from memorizing.training.settings import TrainingSettings
+from memorizing.training.state import StateMaker
 from memorizing.training.step import TrainState
 
 GIB = 2**30

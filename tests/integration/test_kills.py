@@ -24,7 +24,8 @@ from memorizing.evaluation import evaluate
 from memorizing.parallel.mesh import make_mesh
 from memorizing.training import checkpoints
 from memorizing.training.checkpoints import Checkpoints, ReadFailed, Unreadable
-from memorizing.training.loop import StateMaker, resume
+from memorizing.training.loop import resume
+from memorizing.training.state import StateMaker
 from tests.integration import test_resume
 from tests.integration.test_resume import finish, saved, steps_saved, train, wait_for
 

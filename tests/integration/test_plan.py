@@ -15,8 +15,8 @@ from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.parallel.topology import CHIPS, chip_of, memory_of
 from memorizing.training.flops import training_flops_per_token
-from memorizing.training.loop import StateMaker
 from memorizing.training.plan import GIB, advice, needed
+from memorizing.training.state import StateMaker
 from tests.integration.test_resume import ROOT, finish, memorizing
 
 GIN = """

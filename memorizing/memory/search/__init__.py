@@ -26,10 +26,10 @@ from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.faiss_host import Faiss
 from memorizing.memory.search.ivf import IVF
 from memorizing.memory.search.lsh import LSH
-from memorizing.memory.search.native import Native, missing
+from memorizing.memory.search.native import Native, why_unavailable
 from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.settings import MemorySettings
-from memorizing.parallel.topology import platform_compiled_for
+from memorizing.parallel.topology import has_ampere, platform_compiled_for
 
 __all__ = ["NO_INDEX", "Index", "Keys", "Neighbours", "Search", "chosen", "make_search", "searched_by"]
 
@@ -64,8 +64,8 @@ def make_search(settings: MemorySettings) -> Search:
         case "approximate":
             return Approximate(minimum_score=minimum, recall_target=target)
         case "native":
-            if platform != "cpu" or missing():
-                why = missing() if platform == "cpu" else f"it is for CPUs, not for a {platform.upper()}"
+            if platform != "cpu" or why_unavailable():
+                why = why_unavailable() if platform == "cpu" else f"it is for CPUs, not for a {platform.upper()}"
                 raise InputError(f"Memory.search = 'native': {why}; or use 'blocked', exact too")
             return Native(minimum_score=minimum)
         case "ivf":
@@ -107,11 +107,13 @@ def chosen(settings: MemorySettings, platform: str) -> str:
     if settings.search != "auto":
         return settings.search
     if platform == "cpu":
-        return "blocked" if missing() else "native"
+        return "blocked" if why_unavailable() else "native"
     if platform == "tpu":
         # The kernel selects few neighbours itself and leaves many to a sort; XLA's does all with a sort.
         return "pallas" if settings.neighbours <= 64 else "approximate"
-    return "exact" if settings.size <= SMALL else "pallas"
+    if settings.size <= SMALL:
+        return "exact"
+    return "pallas" if has_ampere() else "binned"  # the same algorithm
 
 
 def searched_by(settings: MemorySettings, platform: str) -> str:
@@ -120,6 +122,6 @@ def searched_by(settings: MemorySettings, platform: str) -> str:
     told = f"`{name}`" + (" (chosen for this device)" if settings.search == "auto" else "")
     if settings.proposer:
         told += f" in a copy of the keys ({settings.proposer}), of which the keys themselves decide"
-    if settings.search == "auto" and platform == "cpu" and missing():
-        told += f"; `native` would be faster: {missing()}"
+    if settings.search == "auto" and platform == "cpu" and why_unavailable():
+        told += f"; `native` would be faster: {why_unavailable()}"
     return told

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products
+from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products, pad
 
 LANES = 128
 """Bins come in multiples of this: the width of a TPU's vector registers, and of comfortable tiles on GPUs."""
@@ -60,10 +60,9 @@ class Binned(Search):
         steps = max(1, min(self.block_size, slots) // bins)  # strides over all bins that one block makes
         block_size = steps * bins
         blocks = -(-slots // block_size)
-        padding = blocks * block_size - slots
-        pad = lambda part, axis: jnp.pad(part, [(0, padding if at == axis else 0) for at in range(part.ndim)])  # noqa: E731
-        vectors_BHMD, valid_BM = pad(keys.vectors_BHMD, 2), pad(valid_BM, 1)
-        scales_BHM = None if keys.scales_BHM is None else pad(keys.scales_BHM, 2)
+        padded = blocks * block_size
+        vectors_BHMD, valid_BM = pad(keys.vectors_BHMD, {2: padded}), pad(valid_BM, {1: padded})
+        scales_BHM = None if keys.scales_BHM is None else pad(keys.scales_BHM, {2: padded})
 
         def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
             part = functools.partial(lax.dynamic_slice_in_dim, start_index=block * block_size, slice_size=block_size)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products
+from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products, pad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,9 @@ class Blocked(Search):
         slots = valid_BM.shape[1]
         block_size = min(self.block_size, slots)
         blocks = -(-slots // block_size)
-        padding = blocks * block_size - slots
-        vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
-        if padding:
-            vectors_BHMD = jnp.pad(vectors_BHMD, ((0, 0), (0, 0), (0, padding), (0, 0)))
-            scales_BHM = None if scales_BHM is None else jnp.pad(scales_BHM, ((0, 0), (0, 0), (0, padding)))
-            valid_BM = jnp.pad(valid_BM, ((0, 0), (0, padding)))
+        padded = blocks * block_size
+        vectors_BHMD, valid_BM = pad(keys.vectors_BHMD, {2: padded}), pad(valid_BM, {1: padded})
+        scales_BHM = None if keys.scales_BHM is None else pad(keys.scales_BHM, {2: padded})
 
         def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
             part = functools.partial(lax.dynamic_slice_in_dim, start_index=block * block_size, slice_size=block_size)

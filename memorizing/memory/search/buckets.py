@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.search.contract import Keys, Neighbours, inner_products
+from memorizing.memory.search.contract import Keys, Neighbours, inner_products, pad
 from memorizing.memory.search.gather import gather
 
 GATHERED = 1 << 24
@@ -104,7 +104,7 @@ def by_queries[T](find: Callable[[T], Neighbours], queries: T, features: int) ->
         return find(queries)
 
     def split(part: jax.Array) -> jax.Array:
-        padded = jnp.pad(part, ((0, 0), (0, 0), (0, blocks * size - tokens), *((0, 0),) * (part.ndim - 3)))
+        padded = pad(part, {2: blocks * size})
         return jnp.moveaxis(padded.reshape(rows, heads, blocks, size, *part.shape[3:]), 2, 0)
 
     def join(part: jax.Array) -> jax.Array:
@@ -122,9 +122,7 @@ def best_candidates(
     minimum_score: float | None,
 ) -> Neighbours:
     """The best of the candidates, by their present keys; one that is named several times counts once."""
-    if (missing := neighbours - slots_BHNC.shape[-1]) > 0:
-        wide = [(0, 0)] * 3 + [(0, missing)]
-        slots_BHNC, is_one_BHNC = jnp.pad(slots_BHNC, wide), jnp.pad(is_one_BHNC, wide)
+    slots_BHNC, is_one_BHNC = pad(slots_BHNC, {3: neighbours}), pad(is_one_BHNC, {3: neighbours})
     # In the order of slots: what is named again stands next to itself, and of equal scores `top_k` takes the first.
     none = keys.vectors_BHMD.shape[2]
     slots_BHNC = jnp.sort(jnp.where(is_one_BHNC, slots_BHNC, none), axis=-1)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from memorizing.memory.quantize import dequantize
+
 
 class Neighbours(NamedTuple):
     """The `K` best slots of each query, best first, equal scores by lower slot first.
@@ -54,6 +56,10 @@ class Keys(NamedTuple):
     vectors_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
     scales_BHM: Float[jax.Array, "B H M"] | None = None
     index: Index = NO_INDEX
+
+    def plain(self) -> Float[jax.Array, "B H M D"]:
+        """The keys at their own scale; in float32 where they are kept in 8 bits."""
+        return self.vectors_BHMD if self.scales_BHM is None else dequantize(self.vectors_BHMD, self.scales_BHM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,12 @@ def counted(
     if minimum_score is not None:
         counts_BHNM = counts_BHNM & (scores_BHNM >= minimum_score)
     return jnp.where(counts_BHNM, scores_BHNM, -jnp.inf)
+
+
+def pad(part: jax.Array, sizes: dict[int, int], value: float = 0.0) -> jax.Array:
+    """`part` made at least as long along each of these axes, by `value` behind it."""
+    widths = [(0, max(sizes.get(axis, 0) - size, 0)) for axis, size in enumerate(part.shape)]
+    return jnp.pad(part, widths, constant_values=jnp.asarray(value, part.dtype)) if any(map(any, widths)) else part
 
 
 def just_below(minimum_score: float | None) -> float:

@@ -114,10 +114,16 @@ class Known:
 
 
 class Host:
-    """The banks that this process has seen last, latest last. Callbacks may come from several threads."""
+    """The banks that this process has seen last, latest last. Callbacks may come from several threads.
+
+    So many are kept as compiled programs can ask for in turns: a bank for each call that is part of one (a memory
+    layer), on each device of this process. Fewer would be right too, but would be built again and again.
+    """
 
     def __init__(self):
         self.banks: list[Known] = []
+        self.calls = 0
+        """Calls that are part of compiled programs."""
         self._lock = threading.Lock()
 
     def search(self, settings: "Faiss", neighbours: int, queries, vectors, scales, stamps, valid) -> np.ndarray:
@@ -152,7 +158,7 @@ class Host:
             nearest.stamps_BHM = stamps_BHM
         else:
             nearest = Known(settings, stamps_BHM)
-        self.banks = [*self.banks, nearest][-settings.banks :]
+        self.banks = [*self.banks, nearest][-max(self.calls, 1) * jax.local_device_count() :]
         return nearest
 
 
@@ -170,9 +176,7 @@ class Faiss(Search):
         effort: keys of the graph that a query holds in view (`efSearch`).
         lists: inverted lists of each row and head.
         probes: lists that a query looks into.
-        banks: how many banks the host keeps indexes of: of each memory layer, on each device of the process, and twice
-            as many where evaluation goes on beside training. Fewer are right, too, but are built again and again.
-        host: where they are kept.
+        host: where the banks' indexes are kept.
     """
 
     kind: Literal["hnsw", "ivf"] = "hnsw"
@@ -180,7 +184,6 @@ class Faiss(Search):
     effort: int = 128
     lists: int = 128
     probes: int = 16
-    banks: int = 16
     host: Host = dataclasses.field(default_factory=Host, compare=False, repr=False)
 
     def __post_init__(self):
@@ -194,6 +197,7 @@ class Faiss(Search):
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
         queries_BHND, keys = lax.stop_gradient((queries_BHND, keys))
+        self.host.calls += isinstance(queries_BHND, jax.core.Tracer)
 
         def search(queries, vectors, scales, stamps, valid) -> np.ndarray:
             return self.host.search(self, neighbours, queries, vectors, scales, stamps, valid)

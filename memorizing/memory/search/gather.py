@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
+from memorizing.memory.quantize import dequantize
 from memorizing.memory.search.contract import Keys
-from memorizing.memory.search.native import missing
+from memorizing.memory.search.native import why_unavailable
 from memorizing.parallel.topology import platform_compiled_for
 
 
@@ -16,7 +17,7 @@ def gather(slots_BHMD: jax.Array, index_BHNK: Int[jax.Array, "B H N K"]) -> jax.
     """Vectors `[B, H, N, K, D]` from `[B, H, M, D]`; an index beyond the slots means the nearest of them."""
     slots, size = slots_BHMD.shape[2:]
     index_GR = index_BHNK.reshape(index_BHNK.shape[0] * index_BHNK.shape[1], -1)
-    way = _gather_natively if platform_compiled_for() == "cpu" and not missing() else _gather_by_xla
+    way = _gather_natively if platform_compiled_for() == "cpu" and not why_unavailable() else _gather_by_xla
     found_GRD = way(slots_BHMD.reshape(-1, slots, size), index_GR)
     return found_GRD.reshape(*index_BHNK.shape, size)
 
@@ -26,7 +27,7 @@ def gather_keys(keys: Keys, index_BHNK: Int[jax.Array, "B H N K"]) -> Float[jax.
     vectors_BHNKD = gather(keys.vectors_BHMD, index_BHNK)
     if keys.scales_BHM is None:
         return vectors_BHNKD
-    return vectors_BHNKD.astype(jnp.float32) * gather(keys.scales_BHM[..., None], index_BHNK)
+    return dequantize(vectors_BHNKD, gather(keys.scales_BHM[..., None], index_BHNK)[..., 0])
 
 
 def _gather_by_xla(tables_GMD: jax.Array, index_GR: jax.Array) -> jax.Array:

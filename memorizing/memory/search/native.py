@@ -2,7 +2,7 @@
 
 XLA writes all scores to memory and selects from them on a single core; `native.cc` does neither. It is compiled by this
 machine's C++ compiler, for this machine's processor, when it is first used (some seconds; then kept in
-`~/.cache/memorizing`). Where there is no compiler, `missing()` says so, and other searches have to do.
+`~/.cache/memorizing`). Where there is no compiler, `why_unavailable()` says so, and other searches have to do.
 """
 
 import ctypes
@@ -47,7 +47,7 @@ class Native(Search):
 
 
 @functools.cache
-def missing() -> str:
+def why_unavailable() -> str:
     """Makes the kernels known to XLA, compiled if they are not yet; says why they cannot be used, or nothing."""
     try:
         path = _compiled()

@@ -25,8 +25,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as pltriton
 from jaxtyping import Bool, Float, Int
 
+from memorizing.errors import InputError
 from memorizing.memory.search.binned import bins_for
-from memorizing.memory.search.contract import Keys, Neighbours, Search
+from memorizing.memory.search.contract import Keys, Neighbours, Search, pad
 from memorizing.memory.search.pallas_hopper import hopper_winners
 from memorizing.memory.search.words import LOWEST, ordered, pack, scores_of, stride_bits_for, strides_of
 
@@ -166,9 +167,10 @@ def triton_winners(
     heads_of_row = heads // len(run_B3)
     if scales is not None and tiles.size > 2**31:
         # Triton's offsets into an array of up to 4 GiB have 32 bits and a sign.
-        raise ValueError(
-            f"{tiles.size} features of keys in 8 bits: at most {2**31} on a device can be searched by this kernel; "
-            "split rows or slots over more devices, or keep keys in bfloat16"
+        raise InputError(
+            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, of which this kernel "
+            f"can search {2**31:,}: split slots over more devices (Mesh.memory) or rows (Mesh.data), set "
+            "Memory.key_dtype = 'bfloat16', or choose another search ('binned')"
         )
     arguments = [
         (run_B3, pl.BlockSpec((None, 3), lambda _, group, head: (head // heads_of_row, 0))),
@@ -266,9 +268,3 @@ def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighb
 
     nothing = jnp.zeros(selected_ref.shape, jnp.int32)
     _, selected_ref[...], bins_ref[...] = lax.fori_loop(0, neighbours, extract, (left_NR, nothing, nothing))
-
-
-def pad(array: jax.Array, sizes: dict[int, int]) -> jax.Array:
-    """The array with zeros behind, up to these sizes of axes."""
-    widths = [(0, sizes.get(axis, size) - size) for axis, size in enumerate(array.shape)]
-    return jnp.pad(array, widths) if any(after for _, after in widths) else array

@@ -22,7 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from memorizing.memory.search.binned import LANES, bins_for, top_winners
-from memorizing.memory.search.contract import Keys, Neighbours, Search, just_below
+from memorizing.memory.search.contract import Keys, Neighbours, Search, just_below, pad
 
 SUBLANES = 8
 """Rows of a vector register, of `LANES` numbers each."""
@@ -67,12 +67,12 @@ class PallasTPU(Search):
 
         dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
         # What a last block reads beyond the keys is anything: these see to it that it does not count.
-        offsets_B1M = pad(jnp.where(valid_BM, 0.0, -jnp.inf)[:, None], 2, grid[3] * slot_block, -jnp.inf)
+        offsets_B1M = pad(jnp.where(valid_BM, 0.0, -jnp.inf)[:, None], {2: grid[3] * slot_block}, -jnp.inf)
         # As XLA lays out heads of other sizes than a register's width: anything else would copy the memory.
         is_turned = features % LANES != 0
-        vectors = pad(keys.vectors_BHMD, 2, slot_block)
+        vectors = pad(keys.vectors_BHMD, {2: slot_block})
         operands = [
-            pad(queries_BHND.astype(dtype), 2, padded),
+            pad(queries_BHND.astype(dtype), {2: padded}),
             vectors.swapaxes(2, 3) if is_turned else vectors,
             offsets_B1M,
         ]
@@ -85,7 +85,7 @@ class PallasTPU(Search):
         ]
         if keys.scales_BHM is not None:
             # Those of all heads: one head's rows do not lie together.
-            operands.append(pad(keys.scales_BHM.astype(jnp.float32), 2, slot_block))
+            operands.append(pad(keys.scales_BHM.astype(jnp.float32), {2: slot_block}))
             in_specs.append(pl.BlockSpec((None, heads, slot_block), lambda b, h, n, m: (b, 0, m)))
         selects = selects_inside(bins, neighbours)
         found = power_of_two(neighbours) if selects else bins
@@ -138,15 +138,6 @@ def power_of_two(number: int) -> int:
 def round_up(number: int, multiple: int) -> int:
     """The least multiple that is not smaller."""
     return -(-number // multiple) * multiple
-
-
-def pad(part: jax.Array, axis: int, size: int, value: float = 0.0) -> jax.Array:
-    """`part` made at least `size` long along the axis."""
-    missing = max(size - part.shape[axis], 0)
-    if not missing:
-        return part
-    padding = [(0, missing if at == axis else 0) for at in range(part.ndim)]
-    return jnp.pad(part, padding, constant_values=jnp.asarray(value, part.dtype))
 
 
 def cost(operands: list[jax.Array], query_blocks: int, bins: int, selected: int) -> pl.CostEstimate:

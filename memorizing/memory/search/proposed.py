@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from memorizing.memory.quantize import DTYPES, quantize
+from memorizing.memory.quantize import DTYPES, EightBits, dequantize, quantize
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import best_candidates, by_queries
 from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
@@ -38,7 +38,7 @@ class Proposed(Search):
     """
 
     inner: Search = dataclasses.field(default_factory=Blocked)
-    kind: Literal["int8", "float8", "projection"] = "int8"
+    kind: Literal[EightBits, "projection"] = "int8"
     candidates: int = 128
     projection_size: int = 32
     seed: int = 0
@@ -58,10 +58,7 @@ class Proposed(Search):
             own, copy = {"copy_BHMP": vectors}, vectors
         else:
             vectors, scales = quantize(keys_BHND, jnp.dtype(DTYPES[self.kind]))
-            own, copy = (
-                {"copy_BHMP": vectors, "copy_scales_BHM": scales},
-                vectors.astype(jnp.float32) * scales[..., None],
-            )
+            own, copy = {"copy_BHMP": vectors, "copy_scales_BHM": scales}, dequantize(vectors, scales)
         entries, learned = self.inner.entries(copy.astype(keys_BHND.dtype), inners(learned))
         return own | named(entries), named(learned)
 

@@ -1,0 +1,55 @@
+"""A memory's bank as it is saved, and as it is restored: into a ring of another size, or for another search.
+
+Its arrays go by their names, and with them a number for what made the index: one of another kind is left out.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from memorizing.memory.bank import Bank, resize
+from memorizing.memory.search import NO_INDEX
+from memorizing.parallel.mesh import made, shardings
+
+INDEX_KIND = "index_kind"
+"""Beside the arrays of a bank that has an index: what made it."""
+
+
+def by_name(bank: Bank) -> dict[str, Any]:
+    """The arrays of a bank, but for what is counted about it."""
+    leaves = jax.tree.leaves_with_path(bank._replace(recall=None))
+    named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise ValueError(f"two arrays of a bank have the same name, so one of them would be lost: {sorted(named)}")
+    return named
+
+
+def saved_form(bank: Bank, index_kind: int) -> dict[str, Any]:
+    """What is saved of a bank, by name."""
+    return by_name(bank) | ({INDEX_KIND: np.asarray(index_kind, np.int32)} if bank.index.slots else {})
+
+
+def restored_form(saved: dict[str, Any], like: Bank, index_kind: int) -> Bank:
+    """The other way round; without an index unless one of this kind was saved."""
+    if INDEX_KIND not in saved or int(saved[INDEX_KIND]) != index_kind:
+        like = like._replace(index=NO_INDEX)
+    like = like._replace(recall=None)
+    return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in by_name(like)])
+
+
+def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
+    """A restored bank with as many slots as `like`, and, if that counts what is found, with counts of 0."""
+    slots = like.keys_BHMD.shape[2]
+    if bank.keys_BHMD.shape[2] != slots:
+        resize_to = functools.partial(resize, slots=slots, cursor=int(bank.cursor))
+        where = shardings(mesh, jax.eval_shape(resize_to, bank))
+        bank = jax.jit(resize_to, out_shardings=where)(bank)
+    if like.recall is not None:
+        counts = like.recall
+        nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), counts)  # noqa: E731
+        bank = bank._replace(recall=made(mesh, nothing, functools.partial(shardings, mesh)))
+    return bank
