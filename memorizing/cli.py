@@ -258,7 +258,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.signals import die_at_sigterm
-    from memorizing.training.workdir import check_data, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -288,7 +287,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
-    from memorizing.training.loop import check_data, open_tokens
+    from memorizing.training.workdir import check_data, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     it = load_trained(workdir, options.gin_file, options.gin_param)

@@ -23,6 +23,7 @@ from memorizing.data.batches import read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
+from memorizing.evaluation.lookups import Listening
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
@@ -35,21 +36,6 @@ from memorizing.shapes import Batch
 from memorizing.training.workdir import check_data, open_tokens
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Listening(Search):
-    """`inner`, keeping the queries that it is given: of each memory layer, lowest first, while the model is traced."""
-
-    inner: Search
-    heard: list[jax.Array]
-
-    def __call__(self, queries_BHND, keys, valid_BM, neighbours: int):
-        self.heard.append(queries_BHND)
-        return self.inner(queries_BHND, keys, valid_BM, neighbours)
-
-    def entries(self, keys_BHND, learned):
-        return self.inner.entries(keys_BHND, learned)
-
-
 def memory_queries(
     graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, search: Search
 ) -> tuple[Float[jax.Array, "B H N D"], ...]:
@@ -59,7 +45,7 @@ def memory_queries(
     def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[jax.Array, ...]:
         listening = Listening(inner=search, heard=[])
         apply_model(graph, parameters, batch, carry, search=listening)
-        return tuple(listening.heard)
+        return tuple(queries for queries, _ in listening.heard)
 
     return ask(parameters, batch, carry)
 

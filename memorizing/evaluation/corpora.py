@@ -8,7 +8,7 @@ from memorizing.data.tokens import PreparedTokens, TokenSplit
 from memorizing.errors import InputError
 from memorizing.files import AnyPath
 from memorizing.model.settings import ModelSettings
-from memorizing.training.loop import check_data, open_tokens
+from memorizing.training.workdir import check_data, open_tokens
 
 
 class Corpus:
