@@ -27,6 +27,7 @@ from memorizing.training.metrics import METRICS_FILE, read_lines
 CONFIG_FILE = "config.gin"
 SWEEP_FILE = "sweep.json"
 REPORT_FILE = "report.html"
+NAMES = {"run": "training run", "sweep": "sweep"}
 MOST_LINES = 4000
 """Of metrics, in a page: of longer runs so many averages."""
 MOST_DOCUMENTS = 2000
@@ -56,8 +57,8 @@ def _write(out: AnyPath, data: dict, of: str, say: Callable[[str], None]) -> Non
     from plotly.offline import get_plotlyjs
 
     check_replaceable("--out", out)
-    scripts = [get_plotlyjs(), script("charts.js"), script(f"{of}.js")]
-    write_whole(out, page(f"{data['title']} – {of}", script(f"{of}.html"), scripts, data))
+    scripts = [get_plotlyjs(), *(script(f"{name}.js") for name in ("charts", "parts", of))]
+    write_whole(out, page(f"{data['title']} – {NAMES[of]}", script(f"{of}.html"), scripts, data))
     for notice in data["notices"]:
         say(notice)
     say(f"report: {out}")
@@ -74,7 +75,7 @@ def gather_run(workdir: AnyPath) -> dict[str, Any]:
     notices: list[str] = []
     settings = read_settings(_text(workdir / CONFIG_FILE))
     lines = read_lines(workdir / METRICS_FILE)
-    evaluations = [_finite(each) for each in _evaluations(workdir, notices)]
+    evaluations = sorted((_finite(each) for each in _evaluations(workdir, notices)), key=_order)
     planned = settings.get("Training.steps")
     done = lines[-1]["step"] if lines else 0
     if planned and done < planned:
@@ -92,7 +93,7 @@ def gather_run(workdir: AnyPath) -> dict[str, Any]:
         "training": _finite(columns(lines)),
         "evaluations": evaluations,
         "hardware": _json(workdir / HARDWARE_FILE, notices) or [],
-        "settings": [{"name": name, "value": repr(value)} for name, value in settings.items()],
+        "settings": _listed(settings),
     }
 
 
@@ -115,17 +116,20 @@ def gather_sweep(folder: Path, out: AnyPath) -> dict[str, Any]:
         evaluations = [_completed(figures) for figures in point.get("evaluations") or []]
         link = quote(f"{point['workdir']}/{REPORT_FILE}") if inside else None
         points.append({**point, "evaluations": evaluations, "training": point.get("training") or [], "link": link})
-    for status, words in (("failed", "failed"), ("waiting", "not finished")):
-        count = sum(point["status"] == status for point in points)
-        if count:
-            notices.append(f"{count} of {len(points)} points {'is' if count == 1 else 'are'} {words}.".replace(
-                "is failed", "failed").replace("are failed", "failed"))  # fmt: skip
-    return _finite({
-        **_made(folder), "notices": notices, "over": sweep.get("over", {}), "seeds": sweep.get("seeds", []),
-        "arguments": sweep.get("arguments", []), "points": points,
-        "memory_size": settings.get("Memory.size"), "segment_length": settings.get("Batch.segment_length"),
-        "settings": [{"name": name, "value": repr(value)} for name, value in settings.items()],
-    })  # fmt: skip
+    for status, words in (("failed", "failed: see Points"), ("waiting", "waiting to be done")):
+        if count := sum(point["status"] == status for point in points):
+            notices.append(f"Of {len(points)} points {count} {words}.")
+    kept = {
+        "over": sweep.get("over") or {},
+        "seeds": sweep.get("seeds") or [],
+        "arguments": sweep.get("arguments") or [],
+    }
+    sentence = (
+        f"{len(points)} points: {' × '.join(f'{len(values)} of {name}' for name, values in kept['over'].items())}"
+        f"{' × ' if kept['over'] else ''}{len(kept['seeds'])} seed{'' if len(kept['seeds']) == 1 else 's'}."
+    )
+    about = {"sentence": sentence, "memory_size": settings.get("Memory.size"), "settings": _listed(settings)}
+    return _finite({**_made(folder), **kept, **about, "notices": notices, "points": points})
 
 
 def _made(folder: AnyPath) -> dict[str, str]:
@@ -157,6 +161,10 @@ def read_settings(text: str) -> dict[str, Any]:
     return found
 
 
+def _listed(settings: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"name": name, "value": repr(value)} for name, value in settings.items()]
+
+
 def columns(lines: list[dict]) -> dict[str, list]:
     """A list of values for each metric, none where a line has none; of many lines, means over equal stretches."""
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -183,6 +191,13 @@ def _evaluations(workdir: AnyPath, notices: list[str]) -> Iterator[dict]:
             notices.append(f"Of {len(documents):,} documents of {path.stem}, the {MOST_DOCUMENTS:,} longest are shown.")
             documents = sorted(documents, key=lambda row: -row["tokens"])[:MOST_DOCUMENTS]
         yield {"file": path.name, "figures": _completed(figures), "documents": documents}
+
+
+def _order(evaluation: dict) -> tuple:
+    """By text; with XL cache first; from the smallest memory."""
+    figures = evaluation["figures"]
+    text = (figures["corpus"], figures["split"], figures["name"])
+    return *text, not figures["xl_cache"], figures["memory_size"]
 
 
 def _completed(figures: dict) -> dict:

@@ -15,25 +15,27 @@ const charts = (() => {
   function ramp(i, n) {
     const rgb = (name) => [1, 3, 5].map((at) => parseInt(page.colour(name).slice(at, at + 2), 16));
     const [low, high] = [rgb("ramp-low"), rgb("ramp-high")], share = n > 1 ? i / (n - 1) : 1;
-    return `rgb(${low.map((from, at) => Math.round(from + share * (high[at] - from))).join(",")})`;
+    const mixed = low.map((from, at) => Math.round(from + share * (high[at] - from)));
+    return `#${mixed.map((it) => it.toString(16).padStart(2, "0")).join("")}`;
   }
 
-  function axis(settings) {
-    const { title, log, ...others } = settings;
+  /** Settings of an axis along `values`; a logarithmic one is labelled at powers of ten, or more often within a few. */
+  function axis({ title, log, ...others }, values) {
+    const positive = values.filter((it) => it > 0);
+    const least = positive.reduce((a, b) => Math.min(a, b), Infinity), most = positive.reduce((a, b) => Math.max(a, b), 0);
     return {
-      title: { text: title, standoff: 8 }, type: log ? "log" : undefined, automargin: true, zeroline: false,
-      gridcolor: page.colour("grid"), linecolor: page.colour("line"), tickcolor: page.colour("line"),
-      ...(log ? { dtick: others.range ? 1 : undefined, exponentformat: "none", minor: { showgrid: false }, nticks: 6 } : {}),
-      separatethousands: true, fixedrange: touch, ...others,
+      title: { text: title, standoff: 10 }, automargin: true, zeroline: false, exponentformat: "none", separatethousands: true,
+      gridcolor: page.colour("grid"), linecolor: page.colour("line"), tickcolor: page.colour("line"), fixedrange: touch,
+      ...(log ? { type: "log", ...(most / least > 30 ? { dtick: 1 } : { minorloglabels: "complete" }) } : {}), ...others,
     };
   }
 
-  function layout({ x, y, legend = true, ...others }) {
+  function layout({ x, y, legend = true, ...others }, traces) {
     return {
-      autosize: true, height: 320, margin: { l: 8, r: 12, t: 8, b: 8 },
+      autosize: true, height: 320, margin: { l: 8, r: 24, t: 8, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: page.colour("sans"), size: 13, color: page.colour("text") },
-      xaxis: axis(x), yaxis: axis(y), dragmode: touch ? false : "zoom", separators: ".,",
+      xaxis: axis(x, traces.flatMap((it) => it.x)), yaxis: axis(y, traces.flatMap((it) => it.y)), dragmode: touch ? false : "zoom", separators: ".,",
       showlegend: legend, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12 } },
       hoverlabel: { bgcolor: page.colour("panel"), bordercolor: page.colour("muted"), font: { color: page.colour("text") } },
       hovermode: "closest", ...others,
@@ -46,7 +48,6 @@ const charts = (() => {
     const box = page.element("div", { class: "chart", id, role: "img" });
     const figure = page.element("figure", { class: wide ? "panel wide" : "panel" },
       page.element("figcaption", {}, heading, note), box);
-    figure.style.margin = "0";
     parent.append(figure);
     function draw() {
       const described = describe();
@@ -56,7 +57,7 @@ const charts = (() => {
       note.textContent = described.note ?? "";
       note.hidden = !described.note;
       box.setAttribute("aria-label", `Chart: ${described.title}. ${described.note ?? ""}`);
-      Plotly.react(box, described.traces, layout(described.layout), { responsive: true, displayModeBar: false });
+      Plotly.react(box, described.traces, layout(described.layout, described.traces), { responsive: true, displayModeBar: false });
     }
     drawn.push(draw);
     draw();

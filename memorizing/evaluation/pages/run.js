@@ -2,26 +2,15 @@
 /* The report of a run: page.data is what report.py gathered of its workdir. */
 (() => {
   const { element, number, table, data } = page;
-  const at = (id) => document.getElementById(id);
+  const { at, missing, options, interval, textOf, inWords } = parts;
   const training = data.training, steps = training.step ?? [];
   const evaluations = data.evaluations.map((each) => ({ ...each, text: textOf(each.figures), label: labelOf(each.figures) }));
 
-  function textOf(figures) {
-    return [figures.corpus, figures.split, figures.name].filter(Boolean).join(" · ");
-  }
   function labelOf(figures) {
     return `${textOf(figures)} · memory ${number(figures.memory_size)}${figures.xl_cache ? "" : " · no XL cache"}`;
   }
-  const interval = ([low, high], digits, sign) =>
-    low === null ? "" : `[${number(low, digits, sign)}, ${number(high, digits, sign)}]`;
-  const missing = (id, text) => at(id).append(element("p", { class: "notice" }, text));
 
   // Headline
-
-  at("title").textContent = data.title;
-  at("sentence").textContent = data.sentence;
-  at("made").textContent = `Made ${data.made} by memorizing ${data.version} from ${data.workdir}.`;
-  at("notices").append(...data.notices.map((notice) => element("p", { class: "notice" }, notice)));
 
   function tile(term, value, ...details) {
     at("headline").append(element("div", { class: "tile" }, element("dt", {}, term), element("dd", {}, value),
@@ -35,13 +24,13 @@
       tile("Best held-out perplexity", number(figures.perplexity, 3), interval(figures.perplexity_interval, 3), best.label);
       tile("Bits per byte there", number(figures.bits_per_byte, 4), `${number(figures.documents)} documents`);
       if (figures.gain) {
-        tile("Gained by memory there", `${number(figures.gain.nats_per_token, 3, true)} nats a token`,
-          interval(figures.gain.interval, 3, true), `against memory ${number(figures.gain.against_memory_size)}`);
+        tile("Gained by memory there", number(figures.gain.nats_per_token, 3, true),
+          `nats a token ${interval(figures.gain.interval, 3, true)}`, `against memory ${number(figures.gain.against_memory_size)}`);
       }
     }
     if (!steps.length) return;
-    tile("Training loss", `${number(training.loss.at(-1), 3)} nats`, `at step ${number(steps.at(-1))} of ${number(data.steps)}`);
-    tile("Throughput", `${number(charts.median(training.tokens_per_second))} tokens/s`, "median of training");
+    tile("Training loss", number(training.loss.at(-1), 3), "nats a token", `at step ${number(steps.at(-1))} of ${number(data.steps)}`);
+    tile("Throughput", number(charts.median(training.tokens_per_second)), "tokens/s, median of training");
   }
 
   // Training
@@ -71,7 +60,7 @@
         title: `Training ${what}: from ${number(smooth[0], digits)} to ${number(smooth.at(-1), digits)}`,
         note: `Of the tokens read, before the model learned from them.${share ? " The strong line is smoothed." : ""}`,
         traces: [
-          ...(share ? [{ x: steps, y: of(training.loss), name: "as logged", mode: "lines", opacity: 0.35,
+          ...(share ? [{ x: steps, y: of(training.loss), name: "as logged", mode: "lines", opacity: 0.5,
             line: { color, width: 1 }, hovertemplate: `${hover}<extra>as logged</extra>` }] : []),
           { x: steps, y: smooth, name: share ? "smoothed" : "as logged", mode: "lines", line: { color, width: 2 },
             hovertemplate: `${hover}<extra>${share ? "smoothed" : ""}</extra>` },
@@ -158,12 +147,10 @@
     ], evaluations));
   }
 
-  const options = (id, values) => at(id).replaceChildren(...values.map(([value, text]) => element("option", { value }, text)));
   const bySize = (rows) => [...rows].sort((a, b) => a.figures.memory_size - b.figures.memory_size);
   const chosen = (xl) => bySize(evaluations.filter((it) => it.text === at("text").value && it.figures.xl_cache === xl));
   const isXl = () => at("xl").value === "with";
   const caches = () => [...new Set(evaluations.filter((it) => it.text === at("text").value).map((it) => it.figures.xl_cache))].sort().reverse();
-  const inWords = (xl) => (xl ? "with XL cache" : "without XL cache");
   const perplexityAxis = () => ({ title: "perplexity", log: at("log-perplexity").checked });
   const positionAxis = () => ({ title: "position in the document, tokens", log: at("log-positions").checked });
 
@@ -316,28 +303,12 @@
     }
   }
 
-  // Configuration
-
-  function showSettings() {
-    if (!data.settings.length) return missing("settings-table", "config.gin is not in the workdir.");
-    const list = () => {
-      const wanted = at("settings-search").value.toLowerCase();
-      const found = data.settings.filter((it) => `${it.name} = ${it.value}`.toLowerCase().includes(wanted));
-      at("settings-count").textContent = `${number(found.length)} of ${number(data.settings.length)}`;
-      at("settings-table").replaceChildren(table("Settings of config.gin, defaults included", [
-        { title: "Setting", value: (row) => row.name, text: (row) => element("code", {}, row.name) },
-        { title: "Value", value: (row) => row.value, text: (row) => element("code", {}, row.value) },
-      ], found, { tall: true }));
-    };
-    charts.listen(["settings-search"], [list]);
-    list();
-  }
-
+  parts.showHeading();
   showHeadline();
   showTraining();
   showMemory();
   showEvaluations();
   showDocuments();
   showHardware();
-  showSettings();
+  parts.showSettings();
 })();
