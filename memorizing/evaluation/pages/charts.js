@@ -36,7 +36,7 @@ const charts = (() => {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: page.colour("sans"), size: 13, color: page.colour("text") },
       xaxis: axis(x, traces.flatMap((it) => it.x)), yaxis: axis(y, traces.flatMap((it) => it.y)), dragmode: touch ? false : "zoom", separators: ".,",
-      showlegend: legend, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 12 } },
+      showlegend: legend, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 12 } },
       hoverlabel: { bgcolor: page.colour("panel"), bordercolor: page.colour("muted"), font: { color: page.colour("text") } },
       hovermode: "closest", ...others,
     };

@@ -25,7 +25,10 @@ const parts = (() => {
   }
 
   function showSettings() {
-    if (!data.settings.length) return missing("settings-table", "No settings were found (config.gin).");
+    if (!data.settings.length) {
+      at("settings").hidden = true;
+      return missing("configuration", "No settings were found (config.gin).");
+    }
     const list = () => {
       const wanted = at("settings-search").value.toLowerCase();
       const found = data.settings.filter((it) => `${it.name} = ${it.value}`.toLowerCase().includes(wanted));

@@ -18,14 +18,15 @@
   }
 
   function showHeadline() {
-    const best = evaluations.length && evaluations.reduce((a, b) => (a.figures.perplexity <= b.figures.perplexity ? a : b));
+    const alike = evaluations.filter((it) => it.text === evaluations[0].text);  // only these can be compared
+    const best = alike.length && alike.reduce((a, b) => (a.figures.perplexity <= b.figures.perplexity ? a : b));
     if (best) {
       const { figures } = best;
       tile("Best held-out perplexity", number(figures.perplexity, 3), interval(figures.perplexity_interval, 3), best.label);
       tile("Bits per byte there", number(figures.bits_per_byte, 4), `${number(figures.documents)} documents`);
       if (figures.gain) {
         tile("Gained by memory there", number(figures.gain.nats_per_token, 3, true),
-          `nats a token ${interval(figures.gain.interval, 3, true)}`, `against memory ${number(figures.gain.against_memory_size)}`);
+          "nats a token", interval(figures.gain.interval, 3, true), `against memory ${number(figures.gain.against_memory_size)}`);
       }
     }
     if (!steps.length) return;
@@ -106,7 +107,7 @@
     }
     if (!gates.length) missing("memory-charts", "This run has no memory layers, or no metrics yet.");
     showCurve("memory-charts", "memory-fill-chart", "memory_fill",
-      (it) => `Memory filled: ${number(100 * charts.median(it), 0)}% in the median`, "share of slots in use",
+      (it) => `Memory filled: ${number(100 * it.at(-1), 0)}% at the end`, "share of slots in use",
       { range: [0, 1.03], tickformat: ".0%" });
     const recalls = Object.keys(training).filter((name) => name.startsWith("recall/"));
     for (const name of recalls) {
@@ -281,9 +282,9 @@
         { title: "Devices", value: (row) => `${row.devices} × ${row.device_kind}` },
         { title: "Processes", number: true, value: (row) => row.processes },
         { title: "Mesh", value: (row) => Object.entries(row.mesh).map(([axis, size]) => `${axis} ${size}`).join(", ") },
-        { title: "Host", value: (row) => `${row.host_cpus} cores, ${row.processor}` },
+        { title: "Host", words: true, value: (row) => `${row.host_cpus} cores, ${row.processor}` },
         { title: "Search", value: (row) => row.search ?? "–" },
-        { title: "Versions", value: (row) => `jax ${row.jax}, Python ${row.python}, memorizing ${row.memorizing}` },
+        { title: "Versions", words: true, value: (row) => `jax ${row.jax}, Python ${row.python}, memorizing ${row.memorizing}` },
       ], data.hardware));
       at("hardware-facts").append(element("p", { class: "muted small" }, "Times are UTC. Until: when metrics were last saved."));
     }

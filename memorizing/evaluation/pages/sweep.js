@@ -173,7 +173,7 @@
       { title: "Training loss", number: true, value: (row) => row.training.at(-1)?.loss, text: (row) => number(row.training.at(-1)?.loss, 3) },
       { title: "Training, s", number: true, value: (row) => row.seconds?.train, text: (row) => number(row.seconds?.train, 0) },
       { title: "Evaluation, s", number: true, value: (row) => row.seconds?.evaluate, text: (row) => number(row.seconds?.evaluate, 0) },
-      { title: "Error", value: (row) => row.error, text: (row) => row.error ?? "–" },
+      { title: "Error", words: true, value: (row) => row.error, text: (row) => row.error ?? "–" },
     ], data.points));
   }
 
