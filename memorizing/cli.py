@@ -179,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--with", metavar="WORKDIR", required=True, dest="with_", help="run with memory")
     compare.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder for results.json and .png")
 
+    report = command("report", _report, "A run or a sweep as one HTML page, which opens without a network.", False)
+    of = report.add_mutually_exclusive_group(required=True)
+    of.add_argument("--workdir", metavar="DIR", help="a run; or gs://BUCKET/RUN")
+    of.add_argument("--sweep", type=Path, metavar="DIR", help="what `memorizing sweep` made")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page; default: report.html in that folder")
+
     summary = "What searches and train steps take on this device, each beside what it is to be compared with."
     bench = commands.add_parser("bench", help=summary, description=summary)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="search|step")
@@ -350,6 +356,16 @@ def _compare(options: argparse.Namespace) -> None:
     without_memory, with_memory = run_folder("--without", options.without), run_folder("--with", options.with_)
     split = load_trained(with_memory, options.gin_file, options.gin_param).evaluation.split
     compare(without_memory, with_memory, split, options.out)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from memorizing.evaluation.report import report_run, report_sweep
+    from memorizing.files import run_folder
+
+    if options.sweep:
+        report_sweep(options.sweep, options.out)
+    else:
+        report_run(run_folder("--workdir", options.workdir), options.out)
 
 
 def _bench_search(options: argparse.Namespace) -> None:

@@ -21,8 +21,9 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, count_parameters, open_mesh
 from memorizing.parallel.hosts import Preemption, are_many, is_first, say
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows
-from memorizing.training.checkpoints import Checkpoints, Unreadable
+from memorizing.training.checkpoints import Checkpoints, Unreadable, save_failed
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
+from memorizing.training.hardware import Sessions, hardware
 from memorizing.training.metrics import MetricsWriter, Progress
 from memorizing.training.optimizer import OptimizerSettings, learning_rate
 from memorizing.training.settings import TrainingSettings
@@ -74,7 +75,7 @@ def train(
             return
         if not step:
             record_data(workdir, tokens)
-        reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training)
+        reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training, mesh)
         train_call = make.train_call()
         own, preemption = local_rows(mesh, batch.rows), Preemption()
         ahead = Ahead(batches(tokens.split("train"), batch, step, own))
@@ -180,9 +181,13 @@ class _Reporter:
         batch: BatchSettings,
         optimizer: OptimizerSettings,
         training: TrainingSettings,
+        mesh: Mesh,
     ):
         # Every process judges the metrics, and all come to the same end; the first one writes them.
         self._writer = MetricsWriter(workdir, first_step) if is_first() else None
+        self._workdir, self._step = workdir, first_step
+        self._sessions = Sessions(workdir, first_step, hardware(mesh, memory)) if is_first() else None
+        self.save()
         self._progress = Progress(training.steps, first_step)
         self._waiting: tuple[int, CallMetrics] | None = None
         self._rate, self._steps_per_update = learning_rate(optimizer), 1
@@ -231,6 +236,7 @@ class _Reporter:
         if self._writer is None:
             return
         self._writer.write(step, values)
+        self._step = step
         self._progress.show(step, loss, values["tokens_per_second"])
 
     def _learning_rate(self, step: int) -> float:
@@ -250,9 +256,14 @@ class _Reporter:
             )
 
     def save(self) -> None:
-        """Sees to it that a run that goes on from here finds its metrics so far."""
-        if self._writer is not None:
-            self._writer.save()
+        """Sees to it that a run that goes on from here finds its metrics so far, and notes how far it has got."""
+        if self._writer is None or self._sessions is None:
+            return
+        self._writer.save()
+        try:
+            self._sessions.save(self._step)
+        except OSError as error:
+            raise save_failed("metrics", self._workdir, error) from error
 
     def close(self) -> None:
         self._progress.close()

@@ -37,11 +37,12 @@ const page = (() => {
     return made;
   }
 
-  /** A table in a box of its own that scrolls. Columns: {title, value(row), text(row)?, number?, help?}; the first names rows. */
+  /** A table in a box of its own that scrolls. Columns: {title, value(row), text(row)?, number?, words?, help?};
+      the first column names the rows, `number` ones stand at the right, `words` get room. */
   function table(caption, columns, rows, { tall = false, sorted = null } = {}) {
-    const body = element("tbody");
+    const body = element("tbody"), kind = (column) => (column.number ? "number" : column.words && "words");
     const heads = columns.map((column, index) =>
-      element("th", { scope: "col", class: column.number && "number", title: column.help },
+      element("th", { scope: "col", class: kind(column), title: column.help },
         element("button", { type: "button", onclick: () => sort(index) }, column.title)));
     let order = sorted;  // [column, "ascending" or "descending"]
 
@@ -62,7 +63,7 @@ const page = (() => {
       });
       body.replaceChildren(...shown.map((row) => element("tr", {}, columns.map((column, index) => {
         const content = column.text ? column.text(row) : column.value(row) ?? "–";
-        return element(index ? "td" : "th", { scope: index ? null : "row", class: column.number && "number" }, content);
+        return element(index ? "td" : "th", { scope: index ? null : "row", class: kind(column) }, content);
       }))));
     }
 

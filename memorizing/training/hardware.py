@@ -1,0 +1,67 @@
+"""On what a run is trained, and when: `WORKDIR/hardware.json`, an entry for each time that training starts."""
+
+import datetime
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from memorizing.files import AnyPath, write_whole
+from memorizing.memory.search import searched_by
+from memorizing.memory.settings import MemorySettings
+
+HARDWARE_FILE = "hardware.json"
+
+
+def hardware(mesh: Mesh, memory: MemorySettings) -> dict[str, Any]:
+    """The devices of a mesh, this host, and what searches the memory."""
+    device = mesh.devices.flat[0]
+    return {
+        "platform": device.platform,
+        "device_kind": device.device_kind,
+        "devices": mesh.size,
+        "processes": jax.process_count(),
+        "mesh": dict(mesh.shape),
+        "host_cpus": os.cpu_count(),
+        "processor": _processor(),
+        "search": searched_by(memory, device.platform) if memory.size else None,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "memorizing": metadata.version("memorizing"),
+    }
+
+
+class Sessions:
+    """The entries of a run's `HARDWARE_FILE`: those of earlier starts, and one for this."""
+
+    def __init__(self, workdir: AnyPath, first_step: int, on: dict[str, Any]):
+        self._path = workdir / HARDWARE_FILE
+        earlier = json.loads(self._path.read_text()) if self._path.exists() else []
+        self._own = {"from_step": first_step, "to_step": first_step, "started": _now(), "until": _now(), **on}
+        self._all = [*earlier, self._own]
+
+    def save(self, step: int) -> None:
+        """Notes that training has got to `step`.
+
+        Raises:
+            OSError: when the file cannot be written.
+        """
+        self._own |= {"to_step": step, "until": _now()}
+        write_whole(self._path, json.dumps(self._all, indent=1) + "\n")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    """The name that the host's processor gives itself; its architecture where it does not say."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

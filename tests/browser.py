@@ -1,0 +1,71 @@
+"""Chromium without a window or a network, and what tests of pages ask of it."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+
+@contextmanager
+def opened() -> Iterator[webdriver.Chrome]:
+    """A browser; where there is none the test is skipped, but not with BROWSER_TESTS in the environment (CI)."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        assert "BROWSER_TESTS" not in os.environ, "install them: apt-get install chromium chromium-driver"
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "host-resolver-rules=MAP * ~NOTFOUND"):
+        options.add_argument(f"--{option}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(driver, log_output=subprocess.DEVNULL)
+    with webdriver.Chrome(options=options, service=service) as browser:
+        yield browser
+
+
+def show(browser, path, width: int = 1280, theme: str = "light") -> None:
+    """Opens a file on a screen so wide, of a system that prefers so."""
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    wanted = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
+    browser.get(path.as_uri())
+
+
+def by_id(browser, name: str):
+    return browser.find_element(By.ID, name)
+
+
+def chart(browser, name: str, what: str):
+    """What Plotly holds for a chart, such as `data[0].y`."""
+    return browser.execute_script(f"const chart = document.getElementById('{name}'); return chart.{what}")
+
+
+def choose(browser, name: str, value) -> None:
+    """Sets a control as a person does: what it sets off follows."""
+    browser.execute_script(
+        "const [id, value] = arguments, control = document.getElementById(id);"
+        "control[control.type === 'checkbox' ? 'checked' : 'value'] = value;"
+        "control.dispatchEvent(new Event('input', { bubbles: true }))", name, value,
+    )  # fmt: skip
+
+
+def rows(browser, region: str) -> list[list[str]]:
+    """The text of the cells of a table."""
+    return browser.execute_script(
+        f"return [...document.querySelectorAll('#{region} tbody tr')]"
+        ".map((row) => [...row.cells].map((it) => it.textContent))"
+    )
+
+
+def assert_sound(browser) -> None:
+    """Nothing on the console, nothing loaded, no element made by what a name holds."""
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return performance.getEntriesByType('resource').map((it) => it.name)") == []
+    assert browser.find_elements(By.CSS_SELECTOR, "main b, main script") == []
