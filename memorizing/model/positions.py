@@ -55,7 +55,7 @@ class RelativeBias(nnx.Module):
         self.table_UH = nnx.Param(jnp.zeros((count, heads), jnp.float32))
 
     def __call__(self, tokens: int, cached: int, part: Part | None = None) -> Float[jax.Array, "P H N J"]:
-        """Of all tokens of a segment, or of a part of it. One for each of the `P` parts into which devices split the rows (see `row_parts`), all equal.
+        """One for each of the `P` parts into which devices split the rows (see `row_parts`), all equal.
 
         So each device sums the gradient of its own rows down to a table, and only tables are summed over devices.
         """
