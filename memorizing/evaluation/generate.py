@@ -163,13 +163,13 @@ class Reader:
         self,
         prompt: str = "",
         tokens: int = 100,
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         top_k: int = 0,
-        top_p: float = 1.0,
+        top_p: float | int = 1.0,
         seed: int = 0,
     ) -> str:
         """Reads the prompt, writes that many tokens behind it, and gives their text, without the prompt."""
-        return "".join(self.stream(prompt, tokens, SamplingSettings(temperature, top_k, top_p, seed)))
+        return "".join(self.stream(prompt, tokens, SamplingSettings(float(temperature), top_k, float(top_p), seed)))
 
     def stream(self, prompt: str, tokens: int, sampling: SamplingSettings) -> Iterator[str]:
         """`write`, piece by piece: whole characters, as soon as they are certain."""
