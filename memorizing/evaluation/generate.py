@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from memorizing.data.documents import Document, FolderDocuments, FolderSettings, Problem, read_text
 from memorizing.data.vocabulary import TextStream, Vocabulary
@@ -102,7 +102,9 @@ class Reader:
         self.memory = dataclasses.replace(memory, report_recall=False)
         self._source, self._parameters, self._vocabulary = source, parameters, vocabulary
         self._folder, self._mesh, self._say = folder, mesh, say
-        self._calls = _Calls(source.model, self.memory, source.segment_length, vocabulary)
+        special = 0 if vocabulary.kind == "ids" else SPECIAL_TOKENS
+        writes = special, min(vocabulary.size, source.model.vocabulary_size)
+        self._calls = _calls(source.model, self.memory, source.segment_length, *writes)
         empty = functools.partial(empty_carry, source.model, self.memory, 1, source.segment_length)
         self._carry: Carry = made(mesh, empty, functools.partial(shardings, mesh))
         # Of the segment that is not in the carry yet: at least one, so that there is always something to go on from.
@@ -232,15 +234,20 @@ class Reader:
 class _Calls:
     """What a reader computes, each compiled once. A `part` is an `Opened` without its carry, which lasts longer.
 
+    Only tokens from `first_token` to `stop_token` (exclusive) are written.
+
     segment(parameters, carry, inputs_BN) -> carry                      reads a whole segment
     opening(parameters, carry, inputs_BN, count) -> logits, part        reads the beginning of one
     step(parameters, carry, part, logits, rng, ...) -> token, logits, part    draws a token and reads it
     closing(carry, part) -> carry, part                                 goes on to the next segment
     """
 
-    def __init__(self, model: ModelSettings, memory: MemorySettings, segment_length: int, vocabulary: Vocabulary):
+    def __init__(
+        self, model: ModelSettings, memory: MemorySettings, segment_length: int, first_token: int, stop_token: int
+    ):
         graph, _ = abstract_model(model, memory)
-        allowed_V = _allowed(vocabulary, model.vocabulary_size)
+        token_V = np.arange(model.vocabulary_size)
+        allowed_V = (token_V >= first_token) & (token_V < stop_token)
 
         def segment(parameters, carry, inputs_BN):
             rows = inputs_BN.shape[0]
@@ -268,7 +275,5 @@ class _Calls:
         self.closing = jax.jit(closing, donate_argnums=0)
 
 
-def _allowed(vocabulary: Vocabulary, size: int) -> Bool[np.ndarray, "V"]:
-    """Which of the model's tokens can be written: those that a text can have."""
-    first = 0 if vocabulary.kind == "ids" else SPECIAL_TOKENS
-    return (np.arange(size) >= first) & (np.arange(size) < vocabulary.size)
+_calls = functools.cache(_Calls)
+"""Readers of one model share what is compiled."""
