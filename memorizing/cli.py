@@ -146,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--memory_size", type=_sizes, metavar="M[,M...]", help="sizes to evaluate at; default: that of training"
     )
+    evaluate.add_argument(
+        "--memory", type=Path, metavar="DIR", help="a snapshot (memorizing memorize) that each document starts with"
+    )
     many(evaluate)
     evaluate.add_argument("--name", default="", help="of the JSON file; default: SPLIT-memory-M")
 
@@ -261,6 +264,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.evaluate import at_memory_size, evaluate, restore
+    from memorizing.evaluation.snapshots import Source, parameters_digest, prebuilt_banks
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
@@ -282,7 +286,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
     parameters, step = restore(workdir, it.model, meshes[0])
     for memory, mesh in zip(memories, meshes, strict=True):
-        evaluate(it.model, memory, segment, it.evaluation, parameters, step, tokens, workdir, mesh, options.name)
+        name, prebuilt = options.name, ()
+        if options.memory:
+            source = Source(it.model, segment, tokens.digests()["vocabulary"], parameters_digest(parameters), step)
+            prebuilt = prebuilt_banks(options.memory, source, memory, mesh)
+            name = name or f"{it.evaluation.split}-from-{options.memory.name}-memory-{memory.size}"
+        evaluate(
+            it.model, memory, segment, it.evaluation, parameters, step, tokens, workdir, mesh, name, prebuilt=prebuilt
+        )
 
 
 def _sizes(text: str) -> list[int]:
@@ -336,7 +347,7 @@ def _reader(options: argparse.Namespace):
         say(f"{options.memory}: {reader.tokens:,} tokens were read")
     for path in options.document:
         reader.read_files(path)
-    if reader.tokens:
+    if reader.tokens and reader.memory.size:
         say(f"{reader.tokens:,} tokens read, of which {reader.remembered:,} are in a memory of {reader.memory.size:,}")
     return reader
 

@@ -1,17 +1,24 @@
 """Snapshots: what comes back is what was kept, in memories of other sizes too; and what is refused."""
 
 import dataclasses
+import functools
 import json
 
 import jax
 import numpy as np
 import pytest
 
+from memorizing.data.batches import read_batch
+from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.errors import InputError
 from memorizing.evaluation.generate import Reader
-from memorizing.evaluation.snapshots import MANIFEST
+from memorizing.evaluation.perplexity import score_documents
+from memorizing.evaluation.snapshots import MANIFEST, prebuilt_banks
 from memorizing.memory.bank import valid
-from tests.test_generate import MEMORY, MODEL, TEXT, N, likeliest, reader
+from memorizing.model.transformer import apply_model, create_model
+from memorizing.parallel.mesh import MeshSettings, make_mesh
+from memorizing.training.loss import score
+from tests.test_generate import MEMORY, MODEL, TEXT, VOCABULARY, N, likeliest, parameters, reader
 
 LONG = TEXT * 4
 
@@ -152,3 +159,44 @@ def test_damage_is_seen(tmp_path):
             path.write_bytes(b"\0" * path.stat().st_size)
     with pytest.raises(InputError, match=r"cannot be read|is not what was written"):
         reader().load(tmp_path / "memory")
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> TokenSplit:
+    folder = tmp_path_factory.mktemp("tokens") / "test"
+    texts = ["one " * 20, "a second text, of some length", "three", "and the fourth " * 9]
+    encoded = [Tokenized(str(n), "", "", VOCABULARY.encode(text), len(text)) for n, text in enumerate(texts)]
+    write_split(folder, encoded, np.uint16)
+    return TokenSplit(folder)
+
+
+@pytest.mark.parametrize(("search", "devices"), [("exact", 1), ("exact", 2), ("lsh", 1)])
+def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, split, tmp_path):
+    """Whatever rows have read before, and wherever the cursor stands: as each alone with that memory."""
+    memory = dataclasses.replace(MEMORY, search=search, candidates=MEMORY.size)
+    kept = reader(memory)
+    kept.read(LONG + "to end elsewhere")
+    kept.save(tmp_path / "memory")
+    mesh = make_mesh(MeshSettings(), jax.devices()[:devices])
+    banks = prebuilt_banks(tmp_path / "memory", kept._source, memory, mesh)
+    rest = (MODEL, memory, parameters(), split, N, 2, 3, mesh)
+    scores = {each.document: each.nats_T for each in score_documents(*rest, banks)}
+    graph, _ = create_model(MODEL, memory, seed=0)
+    run = jax.jit(functools.partial(apply_model, graph, parameters()))
+    for document, length in enumerate(split.lengths):
+        carry, nats = kept._carry._replace(cached_B=np.zeros(1, bool)), []
+        for segment in range(-(-length // N)):
+            batch = read_batch(split, [(document, segment)], N)
+            logits_BNV, carry = run(batch._replace(starts_document_B=np.zeros(1, bool)), carry)
+            nats.append(score(logits_BNV, batch).nats_BN[0])
+        np.testing.assert_allclose(scores[document], np.concatenate(nats)[:length], atol=1e-4)
+    without = {each.document: each.nats_T for each in score_documents(*rest)}
+    assert all(np.abs(without[document] - scores[document])[:N].max() > 1e-3 for document in scores)
+
+
+def test_a_memory_without_anything_in_it_is_refused(tmp_path):
+    kept = read("short")
+    kept.save(tmp_path / "memory")
+    mesh = make_mesh(MeshSettings(1), jax.devices()[:1])
+    with pytest.raises(InputError, match="nothing of it is in a memory of 32 tokens"):
+        prebuilt_banks(tmp_path / "memory", kept._source, MEMORY, mesh)

@@ -14,6 +14,7 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, Summary, score_documents
 from memorizing.files import AnyPath, write_whole
+from memorizing.memory.bank import Bank
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -37,16 +38,18 @@ def evaluate(
     mesh: Mesh,
     name: str = "",
     say: Callable[[str], None] = say,
+    prebuilt: tuple[Bank, ...] = (),
 ) -> dict:
     """Reads the split with a memory of `memory.size`, and writes `WORKDIR/evaluations/NAME.json`.
 
+    Each document starts with an empty memory, or with a `prebuilt` one.
     Returns what it writes. A file of that name from an earlier evaluation is replaced, since it is made again in full.
     """
     split = tokens.split(settings.split)
     answers = Answers(segment_length) if tokens.manifest["source"] == "recall" else None
     summary, start = Summary(), time.perf_counter()
     for scores in score_documents(
-        model, memory, parameters, split, segment_length, settings.rows, settings.segments_per_call, mesh
+        model, memory, parameters, split, segment_length, settings.rows, settings.segments_per_call, mesh, prebuilt
     ):
         summary.add(scores, int(split.bytes[scores.document]))
         if answers is not None:
@@ -63,6 +66,8 @@ def evaluate(
         "split": settings.split,
         "seconds": seconds,
     }
+    if prebuilt:
+        figures["prebuilt_tokens"] = int(prebuilt[0].length_B[0])
     if answers is not None:
         figures["answers"] = answers.figures()
     path = workdir / FOLDER / f"{name or default_name(settings, memory)}.json"

@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float
 from memorizing.data.batches import Ahead, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
-from memorizing.memory.bank import Recall
+from memorizing.evaluation.snapshots import begin_documents
+from memorizing.memory.bank import Bank, Recall
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
@@ -75,8 +76,12 @@ def score_documents(
     rows: int,
     segments_per_call: int,
     mesh: Mesh,
+    prebuilt: tuple[Bank, ...] = (),
 ) -> Iterator[DocumentScores]:
-    """Reads every document of a split once, and yields each when its end is reached; in every process alike."""
+    """Reads every document of a split once, and yields each when its end is reached; in every process alike.
+
+    Each starts with an empty memory, or with a `prebuilt` one (see evaluation/snapshots.py).
+    """
     graph, _ = abstract_model(model, memory)
     call = make_score_call(graph)
     plan = reading_plan(split.lengths, rows, segment_length)
@@ -99,7 +104,7 @@ def score_documents(
     try:
         for steps, batches in zip(calls, ahead, strict=True):
             with jax.set_mesh(mesh):
-                carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"))
+                carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"), prebuilt)
             predictions, recall = jax.device_get(results)
             for segment, step in enumerate(steps):
                 for row, place in enumerate(step):
@@ -118,7 +123,7 @@ def score_documents(
         ahead.close()
 
 
-type ScoreCall = Callable[[Parameters, Carry, Batch], tuple[Carry, tuple[Predictions, Recall | None]]]
+type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Carry, tuple[Predictions, Recall | None]]]
 
 
 def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
@@ -127,8 +132,10 @@ def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
     It also gives what was counted of the neighbours in each segment, over all memory layers, if banks count that.
     """
 
-    def score_call(parameters: Parameters, carry: Carry, batches: Batch):
+    def score_call(parameters: Parameters, carry: Carry, batches: Batch, prebuilt: tuple[Bank, ...] = ()):
         def read(before: Carry, batch: Batch):
+            if prebuilt:
+                before, batch = begin_documents(before, batch, prebuilt)
             logits_BNV, carry = apply_model(graph, parameters, batch, before)
             counts = [
                 jax.tree.map(jnp.subtract, now.recall, then.recall)

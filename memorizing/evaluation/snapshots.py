@@ -22,12 +22,13 @@ from jax.sharding import Mesh
 
 from memorizing.errors import InputError
 from memorizing.files import write_whole, writing
-from memorizing.memory.bank import Bank, reindexed
+from memorizing.memory.bank import Bank, refill, reindexed
 from memorizing.memory.search import NO_INDEX, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, empty_carry
-from memorizing.parallel.mesh import made, placed, shardings
+from memorizing.parallel.mesh import RULES, MeshSettings, made, make_mesh, placed, shardings
+from memorizing.shapes import Batch
 from memorizing.training.checkpoints import resized
 from memorizing.training.fingerprint import fingerprints
 
@@ -162,6 +163,33 @@ def load_snapshot(folder: Path, source: Source, memory: MemorySettings, mesh: Me
     caches = jax.tree.map(lambda leaf: leaf.astype(source.model.dtype), carry.caches)
     carry = carry._replace(caches=caches, banks=_laid_out(carry.banks, source, memory, mesh))
     return Snapshot(carry, manifest["unfinished_segment"], [ReadText(**text) for text in manifest["texts"]])
+
+
+def prebuilt_banks(folder: Path, source: Source, memory: MemorySettings, mesh: Mesh) -> tuple[Bank, ...]:
+    """The memory of a snapshot, for `begin_documents`: on every device that holds rows.
+
+    What is not in the memory is not used: XL caches, and the segment that is not full yet.
+
+    Raises:
+        InputError: see `load_snapshot`; also when there is no memory, here or there.
+    """
+    own = make_mesh(MeshSettings(1), jax.local_devices()[:1])
+    banks = load_snapshot(folder, source, dataclasses.replace(memory, report_recall=False), own).carry.banks
+    if not banks or not int(banks[0].length_B[0]):
+        raise InputError(
+            f"--memory={folder}: nothing of it is in a memory of {memory.size} tokens: no segment of "
+            f"{source.segment_length} was full, or there is no memory, here or where it was made"
+        )
+    rules = {letter: axis for letter, axis in RULES.items() if letter != "B"}
+    return jax.device_put(jax.device_get(banks), shardings(mesh, banks, rules))
+
+
+def begin_documents(carry: Carry, batch: Batch, prebuilt: tuple[Bank, ...]) -> tuple[Carry, Batch]:
+    """Begins the documents that start with this batch in place of the model: with a prebuilt memory instead of none."""
+    starts_B = batch.starts_document_B
+    banks = tuple(refill(bank, starts_B, own) for bank, own in zip(carry.banks, prebuilt, strict=True))
+    carry = carry._replace(cached_B=carry.cached_B & ~starts_B, banks=banks)
+    return carry, batch._replace(starts_document_B=jnp.zeros_like(starts_B))
 
 
 def _kept(carry: Carry) -> Carry:
