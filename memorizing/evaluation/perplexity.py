@@ -83,7 +83,7 @@ def score_documents(
     Each starts with an empty memory, or with a `prebuilt` one (see evaluation/snapshots.py).
     """
     graph, _ = abstract_model(model, memory)
-    call = make_score_call(graph)
+    call = make_score_call(graph, memory)
     plan = reading_plan(split.lengths, rows, segment_length)
     plan += [[None for _ in range(rows)] for _ in range(-len(plan) % segments_per_call)]
     calls = [plan[first : first + segments_per_call] for first in range(0, len(plan), segments_per_call)]
@@ -126,7 +126,7 @@ def score_documents(
 type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Carry, tuple[Predictions, Recall | None]]]
 
 
-def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
+def make_score_call(graph: nnx.GraphDef, memory: MemorySettings) -> ScoreCall:
     """The compiled function that reads `S` segments and scores every token of them.
 
     It also gives what was counted of the neighbours in each segment, over all memory layers, if banks count that.
@@ -135,7 +135,7 @@ def make_score_call(graph: nnx.GraphDef) -> ScoreCall:
     def score_call(parameters: Parameters, carry: Carry, batches: Batch, prebuilt: tuple[Bank, ...] = ()):
         def read(before: Carry, batch: Batch):
             if prebuilt:
-                before, batch = begin_documents(before, batch, prebuilt)
+                before, batch = begin_documents(before, batch, prebuilt, memory)
             logits_BNV, carry = apply_model(graph, parameters, batch, before)
             counts = [
                 jax.tree.map(jnp.subtract, now.recall, then.recall)

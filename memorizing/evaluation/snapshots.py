@@ -184,10 +184,13 @@ def prebuilt_banks(folder: Path, source: Source, memory: MemorySettings, mesh: M
     return jax.device_put(jax.device_get(banks), shardings(mesh, banks, rules))
 
 
-def begin_documents(carry: Carry, batch: Batch, prebuilt: tuple[Bank, ...]) -> tuple[Carry, Batch]:
+def begin_documents(
+    carry: Carry, batch: Batch, prebuilt: tuple[Bank, ...], memory: MemorySettings
+) -> tuple[Carry, Batch]:
     """Begins the documents that start with this batch in place of the model: with a prebuilt memory instead of none."""
-    starts_B = batch.starts_document_B
-    banks = tuple(refill(bank, starts_B, own) for bank, own in zip(carry.banks, prebuilt, strict=True))
+    starts_B, search, tokens = batch.starts_document_B, make_search(memory), batch.inputs_BN.shape[1]
+    both = zip(carry.banks, prebuilt, strict=True)
+    banks = tuple(refill(bank, starts_B, own, search, tokens) for bank, own in both)
     carry = carry._replace(cached_B=carry.cached_B & ~starts_B, banks=banks)
     return carry, batch._replace(starts_document_B=jnp.zeros_like(starts_B))
 
