@@ -5,6 +5,7 @@ Everything else is imported where it is used, so that `--help` answers at once.
 
 import argparse
 import dataclasses
+import functools
 import re
 import sys
 import traceback
@@ -22,6 +23,8 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing evaluate      workdir      -> perplexity      of any corpora, at any memory sizes
   memorizing inspect       a document   -> page            what each token looked up, and what it gained
   memorizing compare       two workdirs -> table, picture  what the memory is worth
+  memorizing generate      workdir      -> text            goes on from long documents that it has read
+  memorizing memorize      documents    -> a snapshot      of what a workdir's model has read, to go on from
   memorizing bench         this device  -> tables          what searches and train steps take
 """
 
@@ -152,6 +155,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", type=_names, metavar="NAME[,NAME...]", help="of them; default: Evaluation.split")
     evaluate.add_argument("--xl_cache", choices=("on", "off", "both"), help="default: as in training")
     evaluate.add_argument(
+        "--memory", type=Path, metavar="DIR", help="a snapshot (memorizing memorize) that each document starts with"
+    )
+    evaluate.add_argument(
         "--per_token", action="store_true", help="also write the loss of every token, SPLIT-memory-M.npz"
     )
     evaluate.add_argument(
@@ -185,6 +191,31 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--sweep", type=Path, metavar="DIR", help="what `memorizing sweep` made")
     report.add_argument("--out", type=Path, metavar="FILE", help="the page; default: report.html in that folder")
 
+    generate = command("generate", _generate, "Read documents into memory, then go on from a prompt.")
+    _reads(generate)
+    generate.add_argument("--memory", type=Path, metavar="DIR", help="a snapshot to begin from (memorizing memorize)")
+    prompt = generate.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", default="", metavar="TEXT", help="to go on from, behind what was read")
+    prompt.add_argument("--prompt_file", type=Path, metavar="FILE", help="the same, from a file")
+    generate.add_argument("--tokens", type=int, default=200, metavar="N", help="to write; default: 200")
+    generate.add_argument(
+        "--temperature", type=float, default=1.0, metavar="T", help="0 for always the likeliest token; default: 1"
+    )
+    generate.add_argument("--top_k", type=int, default=0, metavar="K", help="draw among the K likeliest; default: all")
+    generate.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw among the likeliest that have P together; default: 1",
+    )
+    generate.add_argument("--seed", type=int, default=0, help="the same writes the same; default: 0")
+
+    memorize = command("memorize", _memorize, "Read documents into memory, and keep that as a snapshot.")
+    _reads(memorize)
+    memorize.add_argument("--memory", type=Path, metavar="DIR", help="a snapshot to begin from")
+    memorize.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make for the snapshot")
+
     summary = "What searches and train steps take on this device, each beside what it is to be compared with."
     bench = commands.add_parser("bench", help=summary, description=summary)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="search|step")
@@ -207,6 +238,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=int, default=10, metavar="N", help="in which all take turns; default: 10")
         sub.add_argument("--json", type=Path, metavar="FILE", help="to write all figures to")
     return parser
+
+
+def _reads(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
+    sub.add_argument(
+        "--document", type=Path, action="append", default=[], metavar="FILE|DIR",
+        help="to read; repeatable: all are read as one, in this order",
+    )  # fmt: skip
+    sub.add_argument("--memory_size", type=int, metavar="M", help="tokens; default: that of training")
 
 
 def _prepare(options: argparse.Namespace) -> None:
@@ -260,6 +300,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.corpora import open_corpora
     from memorizing.evaluation.evaluate import Run, at_memory_size, evaluate, readings, restore
+    from memorizing.evaluation.snapshots import Source, parameters_digest, prebuilt_banks
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
@@ -279,7 +320,13 @@ def _evaluate(options: argparse.Namespace) -> None:
     corpora = open_corpora(options.data, splits, own, workdir, it.model)
     xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[options.xl_cache]
     parameters, step = restore(workdir, it.model, meshes[0])
-    planned = readings(corpora, zip(memories, meshes, strict=True), xl_caches, options.name)
+    source = Source(it.model, segment, corpora[0].tokens.digests()["vocabulary"], parameters_digest(parameters), step)
+    prebuilt = [
+        prebuilt_banks(options.memory, source, memory, mesh) if options.memory and memory.size else ()
+        for memory, mesh in zip(memories, meshes, strict=True)
+    ]
+    name = options.name or (f"from-{options.memory.name}" if options.memory else "")
+    planned = readings(corpora, zip(memories, meshes, prebuilt, strict=True), xl_caches, name)
     evaluate(Run(workdir, it.model, segment, parameters, step), planned, it.evaluation, options.per_token)
 
 
@@ -366,6 +413,45 @@ def _report(options: argparse.Namespace) -> None:
         report_sweep(options.sweep, options.out)
     else:
         report_run(run_folder("--workdir", options.workdir), options.out)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from memorizing.data.documents import read_text
+    from memorizing.evaluation.generate import SamplingSettings
+
+    sampling = SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed)
+    prompt = read_text(options.prompt_file, "utf-8") if options.prompt_file else options.prompt
+    reader = _reader(options)
+    print(prompt, end="", flush=True)
+    for piece in reader.stream(prompt, options.tokens, sampling):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _memorize(options: argparse.Namespace) -> None:
+    from memorizing.evaluation.snapshots import check_folder
+
+    if not options.document:
+        raise InputError("--document is missing: name a file or folder to read")
+    check_folder("--out", options.out)
+    is_new = _reader(options).save(options.out)
+    print(f"snapshot: {options.out}" if is_new else f"{options.out} holds just this already")
+
+
+def _reader(options: argparse.Namespace):
+    """A reader that has read what the options name; it tells of that beside the text, on the standard error."""
+    from memorizing.api import open_reader
+
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    reader = open_reader(options.workdir, options.memory_size, options.gin_file, options.gin_param, say)
+    if options.memory:
+        reader.load(options.memory)
+        say(f"{options.memory}: {reader.tokens:,} tokens were read")
+    for path in options.document:
+        reader.read_files(path)
+    if reader.tokens and reader.memory.size:
+        say(f"{reader.tokens:,} tokens read, of which {reader.remembered:,} are in a memory of {reader.memory.size:,}")
+    return reader
 
 
 def _bench_search(options: argparse.Namespace) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, reindexed, valid
-from memorizing.memory.search import NO_INDEX, Search
+from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, refill, reindexed, valid
+from memorizing.memory.search import NO_INDEX, Search, make_search
 from memorizing.memory.search.ivf import IVF
 from memorizing.memory.search.lsh import LSH
 from memorizing.memory.search.proposed import Proposed
@@ -84,3 +84,41 @@ def test_an_index_made_anew_is_that_of_writing_again(search):
     for part in learned.values():
         if part.ndim:  # nothing was learned from the row that holds nothing
             assert not np.any(part[0]) and np.any(part[1])
+
+
+@pytest.mark.parametrize("kind", ["plain", "int8", "lsh", "ivf"])
+def test_refilled_rows_hold_what_was_prebuilt_and_others_what_they_held(kind):
+    """Wherever the two cursors stand; and the index knows of it: each key is its own nearest neighbour."""
+    slots = 6 * SEGMENT
+    memory = MemorySettings(
+        size=slots, neighbours=1, dtype="float32", key_dtype="int8" if kind == "int8" else None,
+        search=kind if kind in ("lsh", "ivf") else "exact", candidates=slots - 4,
+        lsh_tables=2, lsh_bits=1, lsh_probes=2, ivf_lists=2, ivf_probes=2,
+    )  # fmt: skip
+    search = make_search(memory)
+    bank, prebuilt = (empty_bank(rows, HEADS, SIZE, memory) for rows in (ROWS, 1))
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        part = rng.normal(size=(ROWS, HEADS, SEGMENT, SIZE)).astype(np.float32)
+        part /= np.linalg.norm(part, axis=-1, keepdims=True)
+        bank = append(bank, jnp.asarray(part), jnp.asarray(part), search)
+        if number < 5:
+            prebuilt = append(prebuilt, jnp.asarray(-part[:1]), jnp.asarray(-part[:1]), search)
+    one = np.array([False, True, False])
+    filled = jax.jit(lambda bank: refill(bank, one, prebuilt, search, SEGMENT))(bank)
+
+    def newest_first(bank: Bank, row: int) -> list[np.ndarray]:
+        order = np.argsort(ages(bank))[: int(bank.length_B[row])]
+        parts = jax.tree.leaves((bank.keys_BHMD, bank.values_BHMD, bank.scales_BHM))
+        return [np.asarray(part)[row][:, order] for part in parts]
+
+    for row, (source, of) in enumerate([(bank, 0), (prebuilt, 0), (bank, 2)]):
+        for found, expected in zip(newest_first(filled, row), newest_first(source, of), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert filled.length_B.tolist() == [slots, 5 * SEGMENT, slots]
+    untouched = refill(bank, np.array([False] * 3), prebuilt, search, SEGMENT)
+    jax.tree.map(np.testing.assert_array_equal, untouched, bank)
+    if kind in ("lsh", "ivf"):
+        found = search(filled.keys_BHMD, filled.keys, valid(filled), 1).slots_BHNK[..., 0]
+        is_own_BHM = np.asarray(found == np.arange(slots)) & np.asarray(valid(filled))[:, None]
+        assert is_own_BHM.sum() > 0.75 * HEADS * np.asarray(filled.length_B).sum()

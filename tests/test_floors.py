@@ -18,6 +18,7 @@ FLOORS = [
     {"evaluation"},
     {"benchmarks"},
     {"config"},
+    {"api"},
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}

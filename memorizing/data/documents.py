@@ -98,10 +98,11 @@ class FolderSettings:
 class FolderDocuments:
     """The documents of a folder, listed at once and read one at a time."""
 
-    def __init__(self, root: Path, settings: FolderSettings):
+    def __init__(self, root: Path, settings: FolderSettings, option: str = "--raw"):
+        """`option` is what a person named the folder with."""
         self.settings, self.root = settings, root
         if not root.is_dir():
-            raise InputError(f"--raw={root}: no such folder; name the folder that holds the documents")
+            raise InputError(f"{option}={root}: no such folder; name the folder that holds the documents")
         files, self.problems = _files(root, settings)
         files.sort(key=lambda path: path.relative_to(root).parts)
         self._files: dict[str, list[Path]] = {}
@@ -112,7 +113,7 @@ class FolderDocuments:
         if not self._files:
             wanted = " or ".join(settings.suffixes) if settings.suffixes else "any name"
             raise InputError(
-                f"--raw={root}: no files of {wanted} in it (Folder.suffixes = {settings.suffixes}, "
+                f"{option}={root}: no files of {wanted} in it (Folder.suffixes = {settings.suffixes}, "
                 f"Folder.exclude = {settings.exclude}); change these or name another folder"
             )
 
@@ -145,22 +146,31 @@ class FolderDocuments:
                 yield Document(id, "", text)
 
     def _text(self, path: Path) -> str:
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            remedy = "mend it, or set Folder.undecodable = 'skip' to leave it out"
-            raise UnreadableFile(path, f"cannot be read: {error.strerror}", remedy) from error
-        try:
-            text = raw.decode(self.settings.encoding)
-        except UnicodeDecodeError as error:
-            raise UnreadableFile(
-                path,
-                f"is not {self.settings.encoding}: byte {raw[error.start]:#04x} at offset {error.start}",
-                "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out",
-            ) from error
+        text = read_text(path, self.settings.encoding)
         if self.settings.document == "file":
             return text
         return f"### {path.relative_to(self.root).as_posix()}\n{text.rstrip()}\n\n" if text.strip() else ""
+
+
+def read_text(path: Path, encoding: str) -> str:
+    """The text of a file.
+
+    Raises:
+        UnreadableFile: when it cannot be read, or is not in that encoding.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        remedy = "mend it, or set Folder.undecodable = 'skip' to leave it out"
+        raise UnreadableFile(path, f"cannot be read: {error.strerror}", remedy) from error
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UnreadableFile(
+            path,
+            f"is not {encoding}: byte {raw[error.start]:#04x} at offset {error.start}",
+            "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out",
+        ) from error
 
 
 def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Problem]]:

@@ -175,6 +175,37 @@ class WordVocabulary:
         return [(" " * (place > 0) + word).encode() for place, word in enumerate(words)]
 
 
+class TextStream:
+    """Tokens to text as they come, in whole characters: bytes of one that is not complete yet are held back."""
+
+    _LONGEST = 3
+    """Bytes of UTF-8 that can wait for others; each may decode to a U+FFFD of its own."""
+
+    def __init__(self, vocabulary: Vocabulary, before: Int[np.ndarray, "T"]):
+        """`before` are the tokens that those to come follow: what separates two tokens is text of the second."""
+        self._vocabulary = vocabulary
+        self._tokens, self._told = list(before[-1:]), len(vocabulary.decode(before[-1:]))
+
+    def push(self, token: int) -> str:
+        """The text that is certain with this token and was not before."""
+        self._tokens.append(token)
+        text = self._vocabulary.decode(np.asarray(self._tokens, np.int32))
+        waiting = 0
+        while waiting < self._LONGEST and text.endswith("\ufffd", 0, len(text) - waiting):
+            waiting += 1
+        new = text[self._told : len(text) - waiting]
+        self._told = max(self._told, len(text) - waiting)
+        if not waiting:  # all told: no token before this one matters any more
+            self._tokens, self._told = [token], len(self._vocabulary.decode(np.asarray([token], np.int32)))
+        return new
+
+    def rest(self) -> str:
+        """What was held back until now; U+FFFD for what is no text."""
+        text = self._vocabulary.decode(np.asarray(self._tokens, np.int32))
+        new, self._told = text[self._told :], max(self._told, len(text))
+        return new
+
+
 def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample_bytes: int) -> SentencePieceVocabulary:
     """Trains on lines spread evenly over `texts`, about `sample_bytes` of them.
 

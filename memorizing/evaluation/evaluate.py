@@ -27,6 +27,7 @@ from memorizing.evaluation.corpora import Corpus
 from memorizing.evaluation.figures import Baseline, Summary
 from memorizing.evaluation.perplexity import DocumentScores, EvaluationSettings, score_documents
 from memorizing.files import AnyPath, write_whole
+from memorizing.memory.bank import Bank
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -51,13 +52,19 @@ class Run(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One way to read a corpus's split; `name` tells its files from those of other settings."""
+    """One way to read a corpus's split.
+
+    Attributes:
+        name: tells its files from those of other settings.
+        prebuilt: the memory that each document starts with; of no banks for an empty one.
+    """
 
     corpus: Corpus
     memory: MemorySettings
     mesh: Mesh
     xl_cache: bool
     name: str = ""
+    prebuilt: tuple[Bank, ...] = ()
 
     def file(self, trained_with_xl_cache: bool) -> str:
         """The name of its files, without an ending."""
@@ -70,24 +77,24 @@ class Reading(NamedTuple):
 
 def readings(
     corpora: Sequence[Corpus],
-    memories: Iterable[tuple[MemorySettings, Mesh]],
+    memories: Iterable[tuple[MemorySettings, Mesh, tuple[Bank, ...]]],
     xl_caches: Sequence[bool],
     name: str = "",
 ) -> list[Reading]:
-    """Each corpus with each memory, smallest first, with or without XL cache.
+    """Each corpus with each memory (its mesh, its `prebuilt` banks), smallest first, with or without XL cache.
 
     Raises:
         InputError: for a size that is named twice.
     """
     by_size = sorted(memories, key=lambda pair: pair[0].size)
-    sizes = [memory.size for memory, _ in by_size]
+    sizes = [memory.size for memory, _, _ in by_size]
     if len(set(sizes)) < len(sizes):
         raise InputError(f"--memory_size={','.join(map(str, sizes))}: name each once")
     return [
-        Reading(corpus, memory, mesh, xl_cache, name)
+        Reading(corpus, memory, mesh, xl_cache, name, prebuilt)
         for corpus in corpora
         for xl_cache in xl_caches
-        for memory, mesh in by_size
+        for memory, mesh, prebuilt in by_size
     ]
 
 
@@ -138,7 +145,7 @@ def read(
     model = dataclasses.replace(run.model, xl_cache=reading.xl_cache)
     for scores in score_documents(
         model, reading.memory, run.parameters, corpus.split, run.segment_length, settings.rows,
-        settings.segments_per_call, reading.mesh,
+        settings.segments_per_call, reading.mesh, reading.prebuilt,
     ):  # fmt: skip
         document = scores.document
         summary.add(scores, int(corpus.split.bytes[document]), corpus.names[document], corpus.words(document))
@@ -147,6 +154,8 @@ def read(
         if keeps:
             kept.append(scores)
     figures = summary.figures(PUBLISHED_WORDS.get((corpus.name, corpus.split_name, len(corpus.names))))
+    if reading.prebuilt:
+        figures["prebuilt_tokens"] = int(reading.prebuilt[0].length_B[0])
     if answers is not None:
         figures["answers"] = answers.figures()
     return summary, sorted(kept, key=lambda scores: scores.document), figures

@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float
 from memorizing.data.batches import Ahead, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
-from memorizing.memory.bank import Recall
+from memorizing.evaluation.snapshots import begin_documents
+from memorizing.memory.bank import Bank, Recall
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
@@ -73,8 +74,12 @@ def score_documents(
     rows: int,
     segments_per_call: int,
     mesh: Mesh,
+    prebuilt: tuple[Bank, ...] = (),
 ) -> Iterator[DocumentScores]:
-    """Reads every document of a split once, and yields each when its end is reached; in every process alike."""
+    """Reads every document of a split once, and yields each when its end is reached; in every process alike.
+
+    Each starts with an empty memory, or with a `prebuilt` one (see snapshots.py).
+    """
     call = score_call(model, memory)
     plan = reading_plan(split.lengths, rows, segment_length)
     plan += [[None for _ in range(rows)] for _ in range(-len(plan) % segments_per_call)]
@@ -100,7 +105,7 @@ def score_documents(
         under_way = None
         for steps, batches in zip(calls, ahead, strict=True):
             with jax.set_mesh(mesh):
-                carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"))
+                carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"), prebuilt)
             if under_way is not None:
                 yield under_way[0], *jax.device_get(under_way[1])
             under_way = steps, results
@@ -126,7 +131,7 @@ def score_documents(
         ahead.close()
 
 
-type ScoreCall = Callable[[Parameters, Carry, Batch], tuple[Carry, tuple[Predictions, Recall | None]]]
+type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Carry, tuple[Predictions, Recall | None]]]
 
 
 @functools.cache  # the same for every split and corpus: compiled once
@@ -137,8 +142,10 @@ def score_call(model: ModelSettings, memory: MemorySettings) -> ScoreCall:
     """
     graph, _ = abstract_model(model, memory)
 
-    def score_segments(parameters: Parameters, carry: Carry, batches: Batch):
+    def score_segments(parameters: Parameters, carry: Carry, batches: Batch, prebuilt: tuple[Bank, ...] = ()):
         def read(before: Carry, batch: Batch):
+            if prebuilt:
+                before, batch = begin_documents(before, batch, prebuilt, memory)
             logits_BNV, carry = apply_model(graph, parameters, batch, before)
             counts = [
                 jax.tree.map(jnp.subtract, now.recall, then.recall)

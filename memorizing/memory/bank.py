@@ -103,6 +103,29 @@ def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
     return bank._replace(length_B=jnp.where(rows_B, 0, bank.length_B))
 
 
+def refill(bank: Bank, rows_B: Bool[Array, "B"], prebuilt: Bank, search: Search, tokens: int) -> Bank:
+    """Where `rows_B` is True, rows forget everything and hold what `prebuilt` does: a bank alike, but of one row.
+
+    Its slots are turned so that its newest token is the latest written. That is a pass over all slots, as is making
+    the index of `search` anew, by segments of `tokens`; both only where there is such a row.
+    """
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = jnp.roll(new, bank.cursor - prebuilt.cursor, axis=2)
+        return jnp.where(rows_B.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+    def put_all() -> Bank:
+        old, new = (Stored(of.keys_BHMD, of.values_BHMD, of.scales_BHM, {}) for of in (bank, prebuilt))
+        held = jax.tree.map(put, old, new)
+        length_B = jnp.where(rows_B, prebuilt.length_B, bank.length_B)
+        filled = bank._replace(
+            keys_BHMD=held.keys_BHMD, values_BHMD=held.values_BHMD, length_B=length_B, scales_BHM=held.scales_BHM
+        )
+        return reindexed(filled, search, tokens) if bank.index.slots else filled
+
+    return lax.cond(rows_B.any(), put_all, lambda: bank)
+
+
 def append(
     bank: Bank, keys_BHND: Float[jax.Array, "B H N D"], values_BHND: Float[jax.Array, "B H N D"], search: Search
 ) -> Bank:

@@ -24,7 +24,7 @@ from memorizing.memory.bank import Bank, append
 from memorizing.memory.search import Search
 from memorizing.model.layers import normal_parameter
 from memorizing.model.memory_attention import attend_to_memory
-from memorizing.model.positions import distances, rotate
+from memorizing.model.positions import Part, angles, distances, rotate, rows_of
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import constrain
 
@@ -44,6 +44,17 @@ def empty_cache(rows: int, heads: int, window: int, head_size: int, dtype: jnp.d
     """A cache of zeros; whether a row's is to be read is for the caller to know."""
     held = (rows, heads, window, head_size)
     return Cache(jnp.zeros(held, dtype), jnp.zeros(held, dtype), jnp.zeros((rows, heads, head_size), dtype))
+
+
+class Segment(NamedTuple):
+    """Keys and values of one layer for a segment's tokens; and its last key before the shift.
+
+    While the segment is read part by part, what lies behind the part read last means nothing, and no token sees it.
+    """
+
+    keys_BHND: Float[jax.Array, "B H N D"]
+    values_BHND: Float[jax.Array, "B H N D"]
+    last_key_BHD: Float[jax.Array, "B H D"]
 
 
 class Attention(nnx.Module):
@@ -76,7 +87,43 @@ class Attention(nnx.Module):
         search: Search,
         neighbours: int,
     ) -> tuple[Float[jax.Array, "B N E"], Cache, Bank | None]:
-        dtype, tokens = x_BNE.dtype, x_BNE.shape[1]
+        """Reads a whole segment."""
+        before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(x_BNE.dtype), 0)
+        query, segment = self._project(x_BNE, before_BHD)
+        out, segment, counted = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours)
+        cache, bank = close(segment, cache, bank, search)
+        if bank is not None and counted is not None:
+            bank = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
+        return out, cache, bank
+
+    def extend(
+        self,
+        x_BNE: Float[jax.Array, "B N E"],
+        bias_PHNJ: Float[jax.Array, "P H N J"] | None,
+        cache: Cache,
+        cached_B: Bool[jax.Array, "B"],
+        bank: Bank | None,
+        segment: Segment,
+        part: Part,
+        search: Search,
+        neighbours: int,
+    ) -> tuple[Float[jax.Array, "B N E"], Segment]:
+        """Reads a part of a segment, behind what was read of it before, and writes it into the `segment`.
+
+        Cache and bank are those before the segment, and stay so until `close`.
+        """
+        query, new = self._project(x_BNE, segment.last_key_BHD, part.count - 1)
+        keys_BHND, values_BHND = (
+            lax.dynamic_update_slice_in_dim(old, written, part.first, axis=2)
+            for old, written in zip(segment[:2], new[:2], strict=True)
+        )
+        segment = Segment(keys_BHND, values_BHND, new.last_key_BHD)
+        out, segment, _ = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours, part)
+        return out, segment
+
+    def _project(self, x_BNE, before_BHD, last=-1):
+        """Queries, and keys and values as they are attended to; `before_BHD` is the key of the token before."""
+        dtype = x_BNE.dtype
         query, key, value = (
             jnp.einsum("BNE,EHD->BHND", x_BNE, weight[...].astype(dtype))
             for weight in (self.query_EHD, self.key_EHD, self.value_EHD)
@@ -84,9 +131,8 @@ class Attention(nnx.Module):
         query = constrain(query, "BHND")
         # Every token's key and value are needed by all later ones: not split over the segment.
         key, value = constrain(key, "BH_D"), constrain(value, "BH_D")
-        last_key_BHD = lax.stop_gradient(key[:, :, -1])
+        last_key_BHD = lax.stop_gradient(key[:, :, last])
         if self.shifts_keys:
-            before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(dtype), 0)
             before = jnp.concatenate([before_BHD[:, :, None], key[:, :, :-1]], axis=2)
             key = key + self.shift_HD[...].astype(dtype)[:, None, :] * before
         if self.has_memory:
@@ -95,47 +141,60 @@ class Attention(nnx.Module):
             key = l2_normalize(key)
         else:
             query = query * query.shape[-1] ** -0.5
+        return query, Segment(key, value, last_key_BHD)
+
+    def _attend(self, query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours, part=None):
+        """What the queries read, here and in memory; the segment, to be written once that is read; what was counted."""
+        dtype, counted = query.dtype, None
         keys_BHJD, values_BHJD = (
             jnp.concatenate([constrain(cached, "BH_D").astype(dtype), new], axis=2)
-            for cached, new in ((cache.keys_BHWD, key), (cache.values_BHWD, value))
+            for cached, new in zip(cache[:2], segment[:2], strict=True)
         )
-        out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cached_B)
+        out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cache.keys_BHWD.shape[2], cached_B, part)
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
             remote, row_has_memory_B, counted = attend_to_memory(query, bank, search, neighbours)
             # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
-            remote, key, value = lax.optimization_barrier((remote, key, value))
-            bank = append(bank, key, value, search)
-            if counted is not None:
-                bank = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
+            remote, key, value = lax.optimization_barrier((remote, segment.keys_BHND, segment.values_BHND))
+            segment = segment._replace(keys_BHND=key, values_BHND=value)
             gate_BH = jax.nn.sigmoid(self.gate_H[...])[None, :] * row_has_memory_B[:, None]
             gate = gate_BH[:, :, None, None].astype(dtype)
             out = gate * remote + (1 - gate) * out
-        window = cache.keys_BHWD.shape[2]
-        kept = lax.stop_gradient(Cache(key[:, :, tokens - window :], value[:, :, tokens - window :], last_key_BHD))
-        cache = jax.tree.map(lambda new, old: new.astype(old.dtype), kept, cache)
-        return constrain(jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), "BNE"), cache, bank
+        out = constrain(jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), "BNE")
+        return out, segment, counted
 
-    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached_B):
-        tokens = query_BHND.shape[2]
-        cached = keys_BHJD.shape[2] - tokens
+    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached, cached_B, part):
+        tokens = keys_BHJD.shape[2] - cached
         if self.rotary:
-            query_BHND, keys_BHJD = rotate(query_BHND, cached), rotate(keys_BHJD, 0)
+            sine_Jd, cosine_Jd = angles(*keys_BHJD.shape[2:])
+            query_BHND = rotate(query_BHND, rows_of(sine_Jd[cached:], part), rows_of(cosine_Jd[cached:], part))
+            keys_BHJD = rotate(keys_BHJD, sine_Jd, cosine_Jd)
         scores_BHNJ = jnp.einsum("BHND,BHJD->BHNJ", query_BHND, keys_BHJD, preferred_element_type=jnp.float32)
         if bias_PHNJ is not None:
             of_parts = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
             scores_BHNJ = (of_parts + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
-        visible_BNJ = local_mask(tokens, cached, cached_B)
+        visible_BNJ = local_mask(tokens, cached, cached_B, part)
         weights_BHNJ = jax.nn.softmax(jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf), axis=-1)
         return jnp.einsum("BHNJ,BHJD->BHND", weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
 
 
-def local_mask(tokens: int, cached: int, cached_B: Bool[jax.Array, "B"]) -> Bool[jax.Array, "B N J"]:
-    """Which keys each token may attend to: drawn at the top of this file."""
+def close(segment: Segment, cache: Cache, bank: Bank | None, search: Search) -> tuple[Cache, Bank | None]:
+    """What one layer keeps of a segment that is full: its end as the XL cache, and all of it in the memory."""
+    if bank is not None:
+        bank = append(bank, segment.keys_BHND, segment.values_BHND, search)
+    first = segment.keys_BHND.shape[2] - cache.keys_BHWD.shape[2]
+    kept = Cache(segment.keys_BHND[:, :, first:], segment.values_BHND[:, :, first:], segment.last_key_BHD)
+    return jax.tree.map(lambda new, old: lax.stop_gradient(new).astype(old.dtype), kept, cache), bank
+
+
+def local_mask(
+    tokens: int, cached: int, cached_B: Bool[jax.Array, "B"], part: Part | None = None
+) -> Bool[jax.Array, "B N J"]:
+    """Which keys each token of a segment (or of a part of it) may attend to: drawn at the top of this file."""
     distance_NJ = distances(tokens, cached)
     window_NJ = (distance_NJ >= 0) & (distance_NJ <= (cached or tokens))
     from_cache_J = jnp.arange(cached + tokens) < cached
-    return jnp.asarray(window_NJ)[None] & (~from_cache_J[None, None, :] | cached_B[:, None, None])
+    return jnp.asarray(rows_of(window_NJ, part))[None] & (~from_cache_J[None, None, :] | cached_B[:, None, None])
 
 
 def l2_normalize(x: Float[jax.Array, "*any D"]) -> Float[jax.Array, "*any D"]:

@@ -4,13 +4,30 @@ Queries are the `N` tokens of the segment, keys the `W` tokens of the XL cache a
 `i` and key `j` are `W + i - j` tokens apart. Retrieved memories take part in neither: their distance is not encoded.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Float, Int
 
 from memorizing.parallel.mesh import constrain, row_parts
+from memorizing.shapes import Array
+
+
+class Part(NamedTuple):
+    """Some tokens of a segment, which are read at once: from `first` on, of which the first `count` are real."""
+
+    first: Int[jax.Array, ""]
+    count: Int[jax.Array, ""]
+    tokens: int
+
+
+def rows_of(table: np.ndarray, part: Part | None) -> Array:
+    """Of a table with a row for each token of a segment those of a part; all of them for the segment as a whole."""
+    return table if part is None else lax.dynamic_slice_in_dim(jnp.asarray(table), part.first, part.tokens)
 
 
 def distances(tokens: int, cached: int) -> Int[np.ndarray, "N J"]:
@@ -37,23 +54,29 @@ class RelativeBias(nnx.Module):
         self.max_distance = max_distance
         self.table_UH = nnx.Param(jnp.zeros((count, heads), jnp.float32))
 
-    def __call__(self, tokens: int, cached: int) -> Float[jax.Array, "P H N J"]:
+    def __call__(self, tokens: int, cached: int, part: Part | None = None) -> Float[jax.Array, "P H N J"]:
         """One for each of the `P` parts into which devices split the rows (see `row_parts`), all equal.
 
         So each device sums the gradient of its own rows down to a table, and only tables are summed over devices.
         """
-        bucket_NJ = buckets(distances(tokens, cached), self.table_UH.shape[0], self.max_distance)
+        bucket_NJ = rows_of(buckets(distances(tokens, cached), self.table_UH.shape[0], self.max_distance), part)
         table_UH = self.table_UH[...]
         table_BUH = constrain(jnp.broadcast_to(table_UH, (row_parts(), *table_UH.shape)), "BUH")
         return jnp.moveaxis(table_BUH[:, bucket_NJ], -1, 1)
 
 
-def rotate(x_BHJD: Float[jax.Array, "B H J D"], first_position: int) -> Float[jax.Array, "B H J D"]:
+def angles(count: int, size: int) -> tuple[Float[np.ndarray, "J d"], Float[np.ndarray, "J d"]]:
+    """Sine and cosine of the angles by which the pairs of `size` features are turned, at each of `count` positions."""
+    half = size // 2
+    angle_Jd = np.arange(count)[:, None] * 10_000.0 ** (-np.arange(half) / half)
+    return np.sin(angle_Jd), np.cos(angle_Jd)
+
+
+def rotate(
+    x_BHJD: Float[jax.Array, "B H J D"], sine_Jd: Float[Array, "J d"], cosine_Jd: Float[Array, "J d"]
+) -> Float[jax.Array, "B H J D"]:
     """Turns each pair of features by an angle that grows with position, so that products depend on distance alone."""
-    half = x_BHJD.shape[-1] // 2
-    position_J = first_position + np.arange(x_BHJD.shape[-2])
-    angle_Jd = position_J[:, None] * 10_000.0 ** (-np.arange(half) / half)
-    sine, cosine = (jnp.asarray(part, jnp.float32) for part in (np.sin(angle_Jd), np.cos(angle_Jd)))
+    sine, cosine = (jnp.asarray(part, jnp.float32) for part in (sine_Jd, cosine_Jd))
     first, second = jnp.split(x_BHJD.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
     return turned.astype(x_BHJD.dtype)

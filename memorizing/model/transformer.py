@@ -98,9 +98,18 @@ class Layer(nnx.Module):
         added, cache, bank = self.attention(
             self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, neighbours
         )
-        x_BNE = x_BNE + drop(added, 0)
-        x_BNE = x_BNE + drop(self.feed_forward(self.feed_forward_norm(x_BNE)), 1)
-        return x_BNE, cache, bank
+        return self._added(x_BNE, added, drop), cache, bank
+
+    def extend(self, x_BNE, bias_PHNJ, cache, cached_B, bank, segment, part, search, neighbours):
+        """Reads a part of a segment (see `Attention.extend`)."""
+        added, segment = self.attention.extend(
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, segment, part, search, neighbours
+        )
+        return self._added(x_BNE, added, lambda x, place: x), segment
+
+    def _added(self, x_BNE, attended_BNE, drop):
+        x_BNE = x_BNE + drop(attended_BNE, 0)
+        return x_BNE + drop(self.feed_forward(self.feed_forward_norm(x_BNE)), 1)
 
 
 class Transformer(nnx.Module):

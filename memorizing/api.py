@@ -1,0 +1,51 @@
+"""What Python programs are given, as `from memorizing import open_reader`: a trained run, ready to read and write."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+
+from memorizing.config import load_trained
+from memorizing.errors import InputError
+from memorizing.evaluation.evaluate import at_memory_size, restore
+from memorizing.evaluation.generate import Reader
+from memorizing.evaluation.snapshots import Source, parameters_digest
+from memorizing.files import AnyPath, run_folder
+from memorizing.model.transformer import open_mesh
+from memorizing.parallel.mesh import MeshSettings
+from memorizing.training.workdir import check_data, open_tokens
+
+
+def open_reader(
+    workdir: str | AnyPath,
+    memory_size: int | None = None,
+    gin_files: Sequence[str] = (),
+    gin_params: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> Reader:
+    """A `Reader` with the newest checkpoint of a run, and an empty memory of its size or of another one.
+
+    Texts are encoded by the vocabulary of the run's prepared tokens, which have to be there still. It is read by one
+    row, so on as many devices as split a model (`Mesh.model`), the first ones here.
+
+    Raises:
+        InputError: naming what is missing or does not fit.
+    """
+    workdir = run_folder("--workdir", str(workdir))
+    it = load_trained(workdir, gin_files, gin_params)
+    if memory_size is not None:
+        it = dataclasses.replace(it, memory=at_memory_size(it.memory, memory_size))
+    try:
+        tokens = open_tokens(it.training.data, it.model)
+    except InputError as error:
+        raise InputError(
+            f"{error}. Reading needs the vocabulary of {workdir}, which lies with the tokens that it was trained on: "
+            "bring that folder back, or say where it is now with --gin_param \"Training.data = 'FOLDER'\" (its "
+            "manifest.json and vocabulary.model are enough)"
+        ) from error
+    check_data(workdir, tokens, train=False)
+    segment, devices = it.batch.segment_length, jax.local_devices()[: it.mesh.model]
+    mesh = open_mesh(MeshSettings(1, it.mesh.model), it.model, it.memory, segment, 1, devices=devices)
+    parameters, step = restore(workdir, it.model, mesh)
+    source = Source(it.model, segment, tokens.digests()["vocabulary"], parameters_digest(parameters), step)
+    return Reader(source, it.memory, parameters, tokens.vocabulary, it.folder, mesh, say)

@@ -1,0 +1,279 @@
+"""Reading long texts into memory, and writing on from there: `Reader`, which `memorizing generate` and `memorize` use.
+
+    read     whole segments by the call that training and evaluation make; the tokens left over wait for others
+    write    those at once, then a token at a time (model/decoding.py); a segment that is full goes to caches and memory
+
+Everything a reader reads and writes is one document, to which its memory belongs.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from memorizing.data.documents import Document, FolderDocuments, FolderSettings, Problem, read_text
+from memorizing.data.vocabulary import TextStream, Vocabulary
+from memorizing.errors import InputError
+from memorizing.evaluation.snapshots import ReadText, Snapshot, Source, load_snapshot, save_snapshot
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.decoding import Opened, close_segment, extend, open_segment
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
+from memorizing.parallel.mesh import constrain_tree, everywhere, made, shardings
+from memorizing.shapes import BEGIN_TOKEN, Batch
+
+SPECIAL_TOKENS = 3
+"""Pad, end and unknown, which no text has (see data/vocabulary.py)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is drawn from the model's probabilities.
+
+    Attributes:
+        temperature: by which logits are divided: below 1 the likely gets likelier; 0 for always the likeliest token.
+        top_k: only the so many likeliest tokens are drawn; 0 for all.
+        top_p: only the likeliest tokens that together have this probability are drawn (arXiv 1904.09751).
+        seed: the same one writes the same text.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.temperature < 0 or not np.isfinite(self.temperature):
+            raise InputError(f"temperature = {self.temperature}: must be 0 (always the likeliest token) or more")
+        if self.top_k < 0:
+            raise InputError(f"top_k = {self.top_k}: must be 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p = {self.top_p}: must be above 0 and at most 1 (all tokens)")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed = {self.seed}: must be at least 0 and below 2^32")
+
+
+def sample(
+    logits_BV: Float[jax.Array, "B V"], rng: jax.Array, temperature: float, top_k: int, top_p: float
+) -> Int[jax.Array, "B"]:
+    """Draws a token for each row, as `SamplingSettings` says; of equal logits those of lower ids come first.
+
+    The tokens that `top_p` keeps are the fewest, likeliest first, whose probability reaches it: at least one.
+    """
+    if temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    order_BV = jnp.argsort(-logits_BV, axis=-1, stable=True)
+    sorted_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1) / temperature
+    if top_k:
+        sorted_BV = jnp.where(jnp.arange(sorted_BV.shape[-1]) < top_k, sorted_BV, -jnp.inf)
+    if top_p < 1:
+        mass_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        before_BV = jnp.cumsum(mass_BV, axis=-1) - mass_BV
+        kept_BV = (before_BV < top_p).at[:, 0].set(True)
+        sorted_BV = jnp.where(kept_BV, sorted_BV, -jnp.inf)
+    place_B = jax.random.categorical(rng, sorted_BV)
+    return jnp.take_along_axis(order_BV, place_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+class Reader:
+    """A model with one memory: it reads texts one after another as one document, and writes on from there.
+
+    Made by `memorizing.open_reader`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        memory: MemorySettings,
+        parameters: Parameters,
+        vocabulary: Vocabulary,
+        folder: FolderSettings,
+        mesh: Mesh,
+        say: Callable[[str], None] = lambda text: None,
+    ):
+        self.memory = dataclasses.replace(memory, report_recall=False)
+        self._source, self._parameters, self._vocabulary = source, parameters, vocabulary
+        self._folder, self._mesh, self._say = folder, mesh, say
+        special = 0 if vocabulary.kind == "ids" else SPECIAL_TOKENS
+        writes = special, min(vocabulary.size, source.model.vocabulary_size)
+        self._calls = _calls(source.model, self.memory, source.segment_length, *writes)
+        empty = functools.partial(empty_carry, source.model, self.memory, 1, source.segment_length)
+        self._carry: Carry = made(mesh, empty, functools.partial(shardings, mesh))
+        # Of the segment that is not in the carry yet: at least one, so that there is always something to go on from.
+        self._inputs = [BEGIN_TOKEN]
+        # Once something is written behind these inputs: what the model made of them.
+        self._opened: tuple[jax.Array, Any] | None = None
+        self._texts: list[ReadText] = []
+
+    @property
+    def tokens(self) -> int:
+        """How many were read and written."""
+        return sum(text.tokens for text in self._texts)
+
+    @property
+    def remembered(self) -> int:
+        """How many tokens the memory holds now."""
+        return int(self._carry.banks[0].length_B[0]) if self._carry.banks else 0
+
+    def read(self, text: str, name: str = "text") -> int:
+        """Reads a text behind all that was read before; gives its number of tokens. Snapshots note its `name`."""
+        try:
+            tokens = self._vocabulary.encode(text)
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{name} cannot be read: the vocabulary of this run has no token for {error}") from error
+        self._note(tokens, name)
+        self._inputs += tokens.tolist()
+        self._opened = None
+        length, first = self._source.segment_length, 0
+        while len(self._inputs) - first > length:
+            inputs = np.asarray(self._inputs[first : first + length], np.int32)
+            with jax.set_mesh(self._mesh):
+                self._carry = self._calls.segment(self._parameters, self._carry, inputs[None])
+            first += length
+        del self._inputs[:first]
+        return len(tokens)
+
+    def read_files(self, path: str | Path) -> None:
+        """Reads a file, or the documents of a folder in order of their names, as the run's `Folder` settings say.
+
+        Raises:
+            InputError: when there are none, or they are no text.
+        """
+        path = Path(path)
+        if path.is_dir():
+            documents = FolderDocuments(path, self._folder, "--document")
+            found: Iterable[Document | Problem] = [*documents.problems, *documents.read(documents.ids())]
+        elif path.exists():
+            found = [Document(path.name, "", read_text(path, self._folder.encoding))]
+        else:
+            raise InputError(f"--document={path}: no such file or folder")
+        for document in found:
+            if isinstance(document, Problem):
+                self._say(f"{document.place}: {document.message}")
+            else:
+                self._say(f"{document.id}: {self.read(document.text, document.id):,} tokens")
+
+    def write(
+        self,
+        prompt: str = "",
+        tokens: int = 100,
+        temperature: float | int = 1.0,
+        top_k: int = 0,
+        top_p: float | int = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Reads the prompt, writes that many tokens behind it, and gives their text, without the prompt."""
+        return "".join(self.stream(prompt, tokens, SamplingSettings(float(temperature), top_k, float(top_p), seed)))
+
+    def stream(self, prompt: str, tokens: int, sampling: SamplingSettings) -> Iterator[str]:
+        """`write`, piece by piece: whole characters, as soon as they are certain."""
+        if tokens < 1:
+            raise InputError(f"tokens = {tokens}: must be at least 1")
+        if prompt:
+            self.read(prompt, "prompt")
+        how = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        text, written = TextStream(self._vocabulary, np.asarray(self._inputs[-1:], np.int32)), []
+        try:
+            for number in range(tokens):
+                rng = jax.random.fold_in(jax.random.key(sampling.seed), number)
+                written.append(self._next(rng, how))
+                if piece := text.push(written[-1]):
+                    yield piece
+            yield text.rest()
+        finally:
+            self._note(np.asarray(written, np.int32), "written")
+
+    def _next(self, rng: jax.Array, how: dict[str, float]) -> int:
+        """Draws a token and reads it."""
+        calls, length = self._calls, self._source.segment_length
+        with jax.set_mesh(self._mesh):
+            if self._opened is None:
+                inputs = np.pad(np.asarray(self._inputs, np.int32), (0, length - len(self._inputs)))
+                self._opened = calls.opening(self._parameters, self._carry, inputs[None], len(self._inputs))
+            (logits_BV, part), self._opened = self._opened, None
+            if len(self._inputs) == length:
+                self._carry, part = calls.closing(self._carry, part)
+                self._inputs = []
+            token_B, logits_BV, part = calls.step(self._parameters, self._carry, part, logits_BV, rng, **how)
+        self._opened = logits_BV, part
+        self._inputs.append(int(token_B[0]))
+        return self._inputs[-1]
+
+    def _note(self, tokens_T: Int[np.ndarray, "T"], name: str) -> None:
+        if len(tokens_T):
+            digest = hashlib.sha256(tokens_T.astype("<i4").tobytes()).hexdigest()
+            self._texts.append(ReadText(name, len(tokens_T), digest))
+
+    def save(self, folder: str | Path) -> bool:
+        """Keeps all that was read and written as a snapshot; False if just that is there already.
+
+        Raises:
+            InputError: when something else is there.
+        """
+        snapshot = Snapshot(self._carry, self._inputs, self._texts)
+        return save_snapshot(Path(folder), snapshot, self._source, self.memory)
+
+    def load(self, folder: str | Path) -> None:
+        """Takes a snapshot in place of what was read until now.
+
+        Raises:
+            InputError: when there is none, another model made it, or it is damaged.
+        """
+        self._carry, self._inputs, self._texts = load_snapshot(Path(folder), self._source, self.memory, self._mesh)
+        self._opened = None
+
+
+class _Calls:
+    """What a reader computes, each compiled once. A `part` is an `Opened` without its carry, which lasts longer.
+
+    Only tokens from `first_token` to `stop_token` (exclusive) are written.
+
+    segment(parameters, carry, inputs_BN) -> carry                      reads a whole segment
+    opening(parameters, carry, inputs_BN, count) -> logits, part        reads the beginning of one
+    step(parameters, carry, part, logits, rng, ...) -> token, logits, part    draws a token and reads it
+    closing(carry, part) -> carry, part                                 goes on to the next segment
+    """
+
+    def __init__(
+        self, model: ModelSettings, memory: MemorySettings, segment_length: int, first_token: int, stop_token: int
+    ):
+        graph, _ = abstract_model(model, memory)
+        token_V = np.arange(model.vocabulary_size)
+        allowed_V = (token_V >= first_token) & (token_V < stop_token)
+
+        def segment(parameters, carry, inputs_BN):
+            rows = inputs_BN.shape[0]
+            batch = Batch(inputs_BN, inputs_BN, jnp.ones(inputs_BN.shape, bool), jnp.zeros(rows, bool))
+            return constrain_tree(apply_model(graph, parameters, batch, carry)[1])
+
+        def extended(parameters, carry, part, inputs_BN, count):
+            logits_BV, opened = extend(graph, parameters, inputs_BN, count, Opened(carry, *part))
+            return everywhere(logits_BV), constrain_tree(opened)[1:]
+
+        def opening(parameters, carry, inputs_BN, count):
+            return extended(parameters, carry, open_segment(carry, segment_length)[1:], inputs_BN, count)
+
+        def step(parameters, carry, part, logits_BV, rng, *, temperature, top_k, top_p):
+            token_B = sample(jnp.where(allowed_V, logits_BV, -jnp.inf), rng, temperature, top_k, top_p)
+            return everywhere(token_B), *extended(parameters, carry, part, token_B[:, None], jnp.asarray(1))
+
+        def closing(carry, part):
+            carry = constrain_tree(close_segment(Opened(carry, *part), model, memory))
+            return carry, constrain_tree(open_segment(carry, segment_length))[1:]
+
+        self.segment = jax.jit(segment, donate_argnums=1)
+        self.opening = jax.jit(opening)
+        self.step = jax.jit(step, donate_argnums=2, static_argnames=("temperature", "top_k", "top_p"))
+        self.closing = jax.jit(closing, donate_argnums=0)
+
+
+_calls = functools.cache(_Calls)
+"""Readers of one model share what is compiled."""

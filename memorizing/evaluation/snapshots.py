@@ -1,0 +1,265 @@
+"""Memory snapshots: what a model has read, kept in a folder, to be gone on from by whoever has the same model.
+
+FOLDER/manifest.json    what made it (model, parameters, vocabulary), what was read, the segment that is not full yet
+FOLDER/arrays/          caches and banks of one row, by orbax; without what a search keeps, which is made again
+
+Keys and values mean something only to the parameters that computed them. So a snapshot knows these, and is refused by
+others.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+from memorizing.errors import InputError
+from memorizing.files import write_whole, writing
+from memorizing.memory.bank import Bank, refill, reindexed
+from memorizing.memory.search import NO_INDEX, make_search
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Carry, Parameters, empty_carry
+from memorizing.parallel.mesh import RULES, MeshSettings, made, make_mesh, placed, shardings
+from memorizing.shapes import Batch
+from memorizing.training.checkpoints import resized
+from memorizing.training.fingerprint import fingerprints
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+ARRAYS = "arrays"
+_NO_MATTER = ("dtype", "remat", "scan_layers")
+"""Settings of a model that do not change what its memory means."""
+
+
+class ReadText(NamedTuple):
+    """A text that was read: its name, its tokens, and a digest of these."""
+
+    name: str
+    tokens: int
+    sha256: str
+
+
+class Snapshot(NamedTuple):
+    """All that a reader knows of what it has read.
+
+    Attributes:
+        carry: of one row, before the segment that is not full yet.
+        inputs: of that segment, in order.
+        texts: that were read, in order.
+    """
+
+    carry: Carry
+    inputs: list[int]
+    texts: list[ReadText]
+
+
+class Source(NamedTuple):
+    """What makes a memory out of a text.
+
+    Attributes:
+        model, segment_length: settings.
+        vocabulary: a digest of what the ids mean.
+        parameters: a digest of them.
+        step: of the checkpoint that they come from.
+    """
+
+    model: ModelSettings
+    segment_length: int
+    vocabulary: str
+    parameters: str
+    step: int
+
+    def described(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        settings = dataclasses.asdict(self.model)
+        return {**self._asdict(), "model": {**settings, "memory_layers": list(self.model.memory_layers)}}
+
+
+def parameters_digest(parameters: Parameters) -> str:
+    """The same for the same parameters, however they are split over devices."""
+    return hashlib.sha256(json.dumps(fingerprints(parameters), sort_keys=True).encode()).hexdigest()
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Refuses, before anything is read, to write a snapshot where something else lies.
+
+    Raises:
+        InputError: naming `option`.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file():
+        raise InputError(f"{option}={folder} is there already and is no snapshot: name a folder that is to be made")
+
+
+def save_snapshot(folder: Path, snapshot: Snapshot, source: Source, memory: MemorySettings) -> bool:
+    """Writes a snapshot, or finds that it is there already and says so by False. It appears whole or not at all.
+
+    Raises:
+        InputError: when something else is there.
+    """
+    check_folder("--out", folder)
+    arrays = _by_path(_kept(snapshot.carry))
+    kinds = {"size": memory.size, "dtype": memory.dtype, "key_dtype": memory.key_dtype}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "made_by": source.described(),
+        "memory": kinds,
+        "tokens": sum(text.tokens for text in snapshot.texts),
+        "texts": [text._asdict() for text in snapshot.texts],
+        "unfinished_segment": snapshot.inputs,
+        "fingerprints": fingerprints(arrays),
+    }
+    if folder.exists():
+        there = _manifest(folder)
+        if differ := [name for name in manifest if manifest[name] != there.get(name)]:
+            raise InputError(
+                f"--out={folder} holds another snapshot (it differs in {', '.join(differ)}): name another folder, or "
+                "remove that one"
+            )
+        return False
+    unfinished = folder.with_name(f"{folder.name}.unfinished").absolute()
+    with writing(folder):
+        if unfinished.exists():  # of a save that was cut short
+            shutil.rmtree(unfinished)
+        unfinished.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(unfinished / ARRAYS, arrays)
+        write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        unfinished.rename(folder)
+    return True
+
+
+def load_snapshot(folder: Path, source: Source, memory: MemorySettings, mesh: Mesh) -> Snapshot:
+    """A snapshot for the same model, in a memory of `memory.size`: the newest tokens where that is smaller.
+
+    Raises:
+        InputError: when there is none, another model made it (naming what differs), or it is damaged.
+    """
+    manifest = _manifest(folder)
+    _check_source(folder, manifest, source, memory)
+    made_with = dataclasses.replace(memory, size=manifest["memory"]["size"], search="exact", proposer=None,
+                                    neighbours=1, report_recall=False)  # fmt: skip
+    model = dataclasses.replace(source.model, dtype=manifest["made_by"]["model"]["dtype"])
+    like = jax.eval_shape(functools.partial(empty_carry, model, made_with, 1, source.segment_length))
+    like = placed(like, shardings(mesh, like))
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            arrays = checkpointer.restore((folder / ARRAYS).absolute(), _by_path(like))
+        is_whole = fingerprints(arrays) == manifest["fingerprints"]
+    except Exception as error:  # whatever a damaged file makes of a reader
+        raise InputError(f"{folder} cannot be read ({type(error).__name__}): copy or make it again") from error
+    if not is_whole:
+        raise InputError(f"{folder} is damaged, it is not what was written: copy or make it again")
+    fill = lambda path, leaf: arrays[path] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype)  # noqa: E731
+    paths = [_path(path) for path, _ in jax.tree.leaves_with_path(like)]
+    carry = jax.tree.unflatten(jax.tree.structure(like), map(fill, paths, jax.tree.leaves(like)))
+    caches = jax.tree.map(lambda leaf: leaf.astype(source.model.dtype), carry.caches)
+    carry = carry._replace(caches=caches, banks=_laid_out(carry.banks, source, memory, mesh))
+    return Snapshot(carry, manifest["unfinished_segment"], [ReadText(**text) for text in manifest["texts"]])
+
+
+def prebuilt_banks(folder: Path, source: Source, memory: MemorySettings, mesh: Mesh) -> tuple[Bank, ...]:
+    """The memory of a snapshot, for `begin_documents`: on every device that holds rows.
+
+    What is not in the memory is not used: XL caches, and the segment that is not full yet.
+
+    Raises:
+        InputError: see `load_snapshot`; also when there is no memory, here or there.
+    """
+    own = make_mesh(MeshSettings(1), jax.local_devices()[:1])
+    banks = load_snapshot(folder, source, dataclasses.replace(memory, report_recall=False), own).carry.banks
+    if not banks or not int(banks[0].length_B[0]):
+        raise InputError(
+            f"--memory={folder}: nothing of it is in a memory of {memory.size} tokens: no segment of "
+            f"{source.segment_length} was full, or there is no memory, here or where it was made"
+        )
+    rules = {letter: axis for letter, axis in RULES.items() if letter != "B"}
+    return jax.device_put(jax.device_get(banks), shardings(mesh, banks, rules))
+
+
+def begin_documents(
+    carry: Carry, batch: Batch, prebuilt: tuple[Bank, ...], memory: MemorySettings
+) -> tuple[Carry, Batch]:
+    """Begins the documents that start with this batch in place of the model: with a prebuilt memory instead of none."""
+    starts_B, search, tokens = batch.starts_document_B, make_search(memory), batch.inputs_BN.shape[1]
+    both = zip(carry.banks, prebuilt, strict=True)
+    banks = tuple(refill(bank, starts_B, own, search, tokens) for bank, own in both)
+    carry = carry._replace(cached_B=carry.cached_B & ~starts_B, banks=banks)
+    return carry, batch._replace(starts_document_B=jnp.zeros_like(starts_B))
+
+
+def _kept(carry: Carry) -> Carry:
+    return carry._replace(banks=tuple(bank._replace(index=NO_INDEX, recall=None) for bank in carry.banks))
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    """All arrays but those without elements (an XL cache of length 0), which orbax refuses."""
+    return {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(tree) if leaf.size}
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} holds no memory snapshot (no {MANIFEST}): `memorizing memorize --out` makes one")
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format_version"]
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{folder} is a snapshot of format {version}, this program reads {FORMAT_VERSION}: make it anew"
+            )
+        return manifest
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is damaged ({error!r}): copy or make the snapshot again") from error
+
+
+def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory: MemorySettings) -> None:
+    """Refuses what another model made, naming what differs, first what the rest follows from."""
+    theirs, ours = manifest["made_by"], source.described()
+    settings = {f"Model.{name}": (theirs["model"].get(name), value) for name, value in ours["model"].items()}
+    settings = {name: both for name, both in settings.items() if name.removeprefix("Model.") not in _NO_MATTER}
+    settings["Batch.segment_length"] = theirs["segment_length"], ours["segment_length"]
+    for name in ("dtype", "key_dtype"):
+        settings[f"Memory.{name}"] = manifest["memory"][name], getattr(memory, name)
+    differ = [f"{name} = {was!r} (here {now!r})" for name, (was, now) in settings.items() if was != now]
+    if not differ and theirs["vocabulary"] != ours["vocabulary"]:
+        differ = [f"a vocabulary of digest {theirs['vocabulary'][:12]} (here {ours['vocabulary'][:12]})"]
+    if not differ and theirs["parameters"] != ours["parameters"]:
+        differ = [
+            f"other parameters, of step {theirs['step']}, digest {theirs['parameters'][:12]} (here step "
+            f"{ours['step']}, {ours['parameters'][:12]})"
+        ]
+    if differ:
+        raise InputError(
+            f"{folder} was made by another model, with {', '.join(differ)}: its keys and values mean nothing to this "
+            "one. Name the run that made it, or make it anew with `memorizing memorize`"
+        )
+
+
+def _laid_out(banks: tuple[Bank, ...], source: Source, memory: MemorySettings, mesh: Mesh) -> tuple[Bank, ...]:
+    """Banks in a memory of the size that is wanted, with what the search keeps beside the keys."""
+    empty = functools.partial(empty_carry, source.model, memory, 1, source.segment_length)
+    if len(banks) != len(jax.eval_shape(empty).banks):  # one of the sizes is 0
+        return made(mesh, lambda: empty().banks, functools.partial(shardings, mesh))
+    with jax.set_mesh(mesh):
+        like, search = jax.eval_shape(empty).banks, make_search(memory)
+    banks = tuple(resized(bank, each._replace(recall=None), mesh) for bank, each in zip(banks, like, strict=True))
+    if not any(each.index.slots for each in like):
+        return banks
+    index = functools.partial(reindexed, search=search, tokens=source.segment_length)
+    with jax.set_mesh(mesh):
+        where = [shardings(mesh, jax.eval_shape(index, bank)) for bank in banks]
+        return tuple(jax.jit(index, out_shardings=at)(bank) for bank, at in zip(banks, where, strict=True))

@@ -1,0 +1,95 @@
+"""Reading within a segment, a few tokens at a time: what generation needs, and training does not.
+
+    opened         = open_segment(carry, N)
+    logits, opened = extend(graph, parameters, inputs, count, opened)       # until N tokens are read
+    carry          = close_segment(opened, model, memory)
+
+Between two calls are kept the carry before the segment, and in each layer keys and values of the segment so far, in `N`
+slots: so all calls of as many tokens have the same shapes. What comes out is what the whole segment read at once gives,
+but for float rounding: a token sees the caches and the memory from before its segment, and its segment up to itself.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Float, Int
+
+from memorizing.memory.search import make_search
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.attention import Segment, close
+from memorizing.model.positions import Part
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Carry, Parameters
+from memorizing.shapes import Array
+
+
+class Opened(NamedTuple):
+    """A segment that is being read.
+
+    Attributes:
+        carry: before it.
+        segments: keys and values of its tokens, a layer each.
+        position: how many of its tokens are read.
+    """
+
+    carry: Carry
+    segments: tuple[Segment, ...]
+    position: Int[jax.Array, ""]
+
+
+def open_segment(carry: Carry, segment_length: int) -> Opened:
+    """A segment of which nothing is read yet, of the document that `carry` is of."""
+
+    def empty(cache) -> Segment:
+        rows, heads, _, size = cache.keys_BHWD.shape
+        nothing = jnp.zeros((rows, heads, segment_length, size), cache.keys_BHWD.dtype)
+        last_key_BHD = jnp.where(carry.cached_B[:, None, None], cache.last_key_BHD, 0)
+        return Segment(nothing, nothing, last_key_BHD)
+
+    return Opened(carry, tuple(map(empty, carry.caches)), jnp.zeros((), jnp.int32))
+
+
+def extend(
+    graph: nnx.GraphDef,
+    parameters: Parameters,
+    inputs_BN: Int[Array, "B N"],
+    count: Int[Array, ""],
+    opened: Opened,
+) -> tuple[Float[jax.Array, "B V"], Opened]:
+    """Reads the next `count` inputs of a segment: the first of those given, the others being padding.
+
+    All of those given must fit into the segment. Returns float32 logits of the token after the last one read.
+    """
+    model = nnx.merge(graph, parameters)
+    search, neighbours = make_search(model.memory), model.memory.neighbours
+    carry, segments = opened.carry, []
+    part = Part(opened.position, jnp.asarray(count), inputs_BN.shape[1])
+    tokens, window = opened.segments[0].keys_BHND.shape[2], carry.caches[0].keys_BHWD.shape[2]
+    biases = [bias(tokens, window, part) for bias in model.biases]
+    banks = list(carry.banks)
+    x_BNE = model.embedding.read(inputs_BN, jnp.dtype(model.settings.dtype))
+    for index, layer in enumerate(model.layers):
+        bias = biases[index if len(biases) > 1 else 0] if biases else None
+        bank = banks.pop(0) if banks and layer.attention.has_memory else None
+        x_BNE, segment = layer.extend(
+            x_BNE, bias, carry.caches[index], carry.cached_B, bank, opened.segments[index], part, search, neighbours
+        )
+        segments.append(segment)
+    last_B1E = lax.dynamic_slice_in_dim(x_BNE, part.count - 1, 1, axis=1)
+    logits_BV = model.embedding.logits(model.final_norm(last_B1E))[:, 0]
+    return logits_BV, Opened(carry, tuple(segments), opened.position + part.count)
+
+
+def close_segment(opened: Opened, model: ModelSettings, memory: MemorySettings) -> Carry:
+    """The carry behind a segment of which all `N` tokens are read: its keys and values go to caches and memory."""
+    search, carry = make_search(memory), opened.carry
+    waiting, caches, banks = list(carry.banks), [], []
+    for number, (segment, cache) in enumerate(zip(opened.segments, carry.caches, strict=True), start=1):
+        bank = waiting.pop(0) if waiting and number in model.memory_layers else None
+        cache, bank = close(segment, cache, bank, search)
+        caches.append(cache)
+        banks += [bank] if bank is not None else []
+    return Carry(tuple(caches), jnp.ones_like(carry.cached_B), tuple(banks))

@@ -1,0 +1,106 @@
+"""A tiny run, trained and then used as a person would: by the commands, and by the lines of Python in the README."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import memorizing
+from memorizing.cli import main
+from tests.integration.test_resume import GIN, finish
+from tests.integration.test_resume import memorizing as started
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """With `data`, trained runs `one` and `other`, and documents to read."""
+    folder = tmp_path_factory.mktemp("generate")
+    (folder / "run.gin").write_text(GIN)
+    (folder / "texts").mkdir()
+    for number in range(12):
+        (folder / "texts" / f"{number}.txt").write_text(f"the {number}th of these texts tells of {number} things. " * 9)
+    settings = ["--gin_file=run.gin", "--gin_param", "NUM_STEPS = 40", "--gin_param", "Training.memory_from_step = 0"]
+    finish(started("prepare", *settings, "--raw=texts", "--out=data", cwd=folder))
+    for name, seed in (("one", 0), ("other", 1)):
+        finish(started("train", *settings, "--gin_param", f"Training.seed = {seed}", f"--workdir={name}", cwd=folder))
+    return folder
+
+
+def run(capfd, *arguments: str, status: int = 0) -> tuple[str, str]:
+    """What a command prints: its text, and what it tells beside that."""
+    capfd.readouterr()
+    assert main(list(arguments)) == status
+    return capfd.readouterr()
+
+
+def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
+    monkeypatch.chdir(folder)
+    how = ["--workdir=one", "--tokens=40", "--seed=3", "--top_p=0.9"]
+    text, told = run(capfd, "generate", *how, "--document=texts", "--prompt=the 3")
+    assert text.startswith("the 3") and len(text) > 20
+    assert "3.txt: " in told and re.search(r"tokens read, of which 32 are in a memory of 32", told)
+
+    _, _ = run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")
+    again, _ = run(capfd, "generate", *how, "--memory=memory", "--prompt=the 3")
+    assert again == text
+    Path("prompt").write_text("the 3")
+    assert run(capfd, "generate", *how, "--memory=memory", "--prompt_file=prompt")[0] == text
+    assert run(capfd, "generate", *how[:-2], "--memory=memory", "--prompt=the 3", "--seed=4")[0] != text
+    assert run(capfd, "generate", *how, "--memory=memory", "--memory_size=64", "--prompt=the 3")[0].startswith("the 3")
+
+    assert "holds just this already" in run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")[0]
+    _, told = run(capfd, "memorize", "--workdir=one", "--document=texts/1.txt", "--out=memory", status=2)
+    assert "--out=memory holds another snapshot" in told
+    _, told = run(capfd, "generate", "--workdir=other", "--memory=memory", status=2)
+    assert "other parameters" in told
+    for arguments, words in (
+        (["memorize", "--workdir=one", "--out=new"], "--document is missing"),
+        (["memorize", "--workdir=one", "--document=texts", "--out=texts"], "--out=texts is there already"),
+        (["generate", "--workdir=one", "--document=nowhere"], "--document=nowhere: no such file"),
+        (["generate", "--workdir=one", "--memory=texts"], "texts holds no memory snapshot"),
+        (["generate", "--workdir=one", "--memory_size=33"], "Memory.size = 33"),
+        (["generate", "--workdir=one", "--top_p=0"], "top_p = 0"),
+    ):
+        assert words in run(capfd, *arguments, status=2)[1]
+
+
+def test_documents_are_evaluated_with_what_was_memorized(folder, capfd, monkeypatch):
+    monkeypatch.chdir(folder)
+    run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=known")
+    run(capfd, "evaluate", "--workdir=one")
+    run(capfd, "evaluate", "--workdir=one", "--memory=known")
+    without, with_memory = (
+        json.loads(Path("one/evaluations", name).read_text())
+        for name in ("test-memory-32.json", "test-from-known-memory-32.json")
+    )
+    assert with_memory["prebuilt_tokens"] == 32 and with_memory["tokens"] == without["tokens"]
+    assert with_memory["perplexity"] != without["perplexity"]
+    assert "nothing of it" in run(capfd, "evaluate", "--workdir=one", "--memory=known", "--memory_size=0", status=2)[1]
+
+
+def test_a_run_whose_data_are_gone_says_what_to_do(folder, capfd, monkeypatch, tmp_path):
+    monkeypatch.chdir(folder)
+    shutil.copytree("data", tmp_path / "elsewhere")
+    Path("data").rename("gone")
+    try:
+        _, told = run(capfd, "generate", "--workdir=one", "--tokens=1", status=2)
+        assert "needs the vocabulary of one" in told and "Training.data = 'FOLDER'" in told
+        param = f"Training.data = '{tmp_path / 'elsewhere'}'"
+        run(capfd, "generate", "--workdir=one", "--tokens=1", "--gin_param", param)
+    finally:
+        Path("gone").rename("data")
+
+
+def test_the_lines_of_the_readme(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code = re.search(r"    from memorizing import open_reader\n(?:    .*\n|\n(?=    ))+", README.read_text())
+    assert code
+    lines = code[0].replace("runs/quickstart/with", "one").replace("argparse.py", "texts").replace('"memory"', '"mine"')
+    lines = "\n".join(line[4:] for line in lines.splitlines())
+    assert "reader.save" in lines
+    exec(lines, {})
+    assert hasattr(memorizing, "open_reader") and not hasattr(memorizing, "open_writer")
