@@ -18,6 +18,7 @@ FLOORS = [
     {"evaluation"},
     {"benchmarks"},
     {"config"},
+    {"sweep"},
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}
