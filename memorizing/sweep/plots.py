@@ -53,7 +53,7 @@ def sizes(table: Table) -> dict[str, Curve]:
             if cell.perplexities:
                 name = _dataset(table, dataset) + (f", {_setting(table, row)}" if several else "")
                 curve = curves.setdefault(name, Curve([], [], []))
-                curve.at.append(row.memory)
+                curve.at.append(float(row.memory))
                 curve.mean.append(statistics.mean(cell.perplexities))
                 curve.spread.append(_spread(cell.perplexities))
     return curves
@@ -66,7 +66,7 @@ def positions(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str,
         for each in point["evaluations"]:
             key = ((each["corpus"], each["split"]), each["memory_size"], _label(table, point, each))
             for part in each["perplexity_by_position"]:
-                found.setdefault(key, {}).setdefault(part["first_token"], []).append(part["perplexity"])
+                found.setdefault(key, {}).setdefault(float(part["first_token"]), []).append(part["perplexity"])
     return {key: _curve(values) for key, values in found.items()}
 
 
@@ -78,7 +78,7 @@ def trainings(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str,
         first = point["planned"][-1]  # the largest memory, by default that of training
         key = ((first["corpus"], first["split"]), first["memory_size"], _label(table, point, first))
         for line in point["training"]:
-            found.setdefault(key, {}).setdefault(line["step"], []).append(math.exp(min(line["loss"], 50.0)))
+            found.setdefault(key, {}).setdefault(float(line["step"]), []).append(math.exp(min(line["loss"], 50.0)))
     return {key: _curve(values) for key, values in found.items()}
 
 

@@ -23,6 +23,8 @@ from memorizing.sweep.points import Plan
 from memorizing.sweep.records import is_done, is_trained, merged, read_sweep, record, standing, write_sweep
 from memorizing.training.signals import RUN_ME_AGAIN, Interrupted
 
+TOLD_TO_END = (RUN_ME_AGAIN, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""What a command ends with after SIGTERM: a training; an evaluation; an evaluation that a launcher started."""
 TAIL_LINES, TAIL_LETTERS = 12, 2000
 """Of a failed point's log, at most."""
 
@@ -79,7 +81,7 @@ class Children:
                 running.send_signal(self.received)
             status = running.wait()
             self._running = None
-        if status == RUN_ME_AGAIN:  # also where a launcher told only the command
+        if status in TOLD_TO_END:  # also where somebody told only the command
             self.received = self.received or signal.SIGTERM
         self._check()
         return status, _tail(log, start)
