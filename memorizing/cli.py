@@ -317,6 +317,9 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
+    from memorizing.training.signals import end_at_sigterm
+
+    end_at_sigterm()
     from memorizing.files import run_folder
     from memorizing.sweep.command import collect, sweep
     from memorizing.sweep.points import Asked

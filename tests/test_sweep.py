@@ -6,6 +6,7 @@ import os
 import shlex
 import statistics
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_points_are_the_product_and_named_by_their_values():
     assert len(points) == 8 == len({point.name for point in points})
     assert points[3].name == "MEMORY_SIZE=0,Model.memory_layers=1_2,seed=4"
     assert points[3].bindings == ("MEMORY_SIZE = 0", "Model.memory_layers = (1, 2)")
-    assert points[3].values == {"MEMORY_SIZE": 0, "Model.memory_layers": (1, 2)} and points[3].seed == 4
+    assert points[3].values == {"MEMORY_SIZE": 0, "Model.memory_layers": [1, 2]} and points[3].seed == 4
     assert all("/" not in point.name and " " not in point.name for point in points)
 
 
@@ -134,6 +135,15 @@ def test_what_is_refused_before_anything_runs(arguments, words, place, tmp_path,
     for word in words:
         assert word in message
     assert not (tmp_path / "out").exists()
+
+
+def test_the_devices_are_left_to_the_points(place):
+    """Devices of accelerators serve one process only; here asking for any fails."""
+    command = [sys.executable, "-m", "memorizing.cli", "sweep", f"--out={place / 'none'}", "--dry-run"]
+    given = [f"--gin_file={place / 'settings.gin'}", f"--over=DATA={place / 'one'}", "--memory_size=0,64"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "abacus"}
+    done = subprocess.run([*command, *given], env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_dry_run_prints_the_commands_and_makes_nothing(place, tmp_path, capsys):

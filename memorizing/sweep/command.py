@@ -36,6 +36,10 @@ def sweep(
     """
     if not isinstance(asked.out, Path) and write != "xpk" and not dry_run:
         raise InputError(f"--out={asked.out}: points run here only with a folder; --write=xpk takes gs://BUCKET/SWEEP")
+    if isinstance(asked.out, Path) and write == "xpk":
+        raise InputError(
+            f"--out={asked.out}: must be gs://BUCKET/SWEEP: what a pod writes to its own disk is lost with it"
+        )
     axes = [parse_axis(text) for text in over]
     if asked.run is not None and seeds is not None:
         raise InputError(f"--seeds={seeds}: has nothing to vary where --workdir={asked.run} is trained already")
@@ -98,10 +102,7 @@ def words(asked: Asked, over: Sequence[str], seeds: int | None) -> list[str]:
     words += [f"--gin_param={binding}" for binding in asked.gin_params] + [f"--over={text}" for text in over]
     words += [] if seeds is None else [f"--seeds={seeds}"]
     words += [] if asked.run is None else [f"--workdir={asked.run}"]
-    words += [f"--data={each}" for each in asked.data]
-    words += [f"--split={','.join(asked.splits)}"] if asked.splits else []
-    words += [f"--memory_size={','.join(map(str, asked.memory_sizes))}"] if asked.memory_sizes else []
-    return words + ([f"--xl_cache={asked.xl_cache}"] if asked.xl_cache else [])
+    return [*words, *(f"--data={each}" for each in asked.data), *asked.readings()]
 
 
 def _points(axes: Sequence[Axis], seeds: int | None, asked: Asked) -> list[Point]:
@@ -150,7 +151,7 @@ def _write(
     say: Callable[[str], None],
 ) -> None:
     """The jobs, and a `sweep.json` in which their points wait."""
-    path, text = (write_slurm if kind == "slurm" else write_xpk)(plans, out, arguments)
+    path, text = write_slurm(plans, out, arguments) if kind == "slurm" else write_xpk(plans, out)
     if dry_run:
         say(text)
         return

@@ -8,6 +8,7 @@ between; words and paths need no quotes. How points are trained and evaluated: `
 
 import ast
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ LABEL_LENGTH = 60
 
 
 class Value(NamedTuple):
-    """One value of a swept setting: as it is shown and stored, and as gin text."""
+    """One value of a swept setting: as JSON has it, and as gin text."""
 
     shown: Any
     gin: str
@@ -101,8 +102,12 @@ def split_values(text: str) -> list[str]:
 def _value(name: str, text: str) -> Value:
     try:
         literal = ast.literal_eval(text)
-        return Value(literal, repr(literal), _label(text if isinstance(literal, int | float) else str(literal)))
-    except (ValueError, SyntaxError):
+        return Value(
+            json.loads(json.dumps(literal)),
+            repr(literal),
+            _label(text if isinstance(literal, int | float) else str(literal)),
+        )
+    except (ValueError, SyntaxError, TypeError):
         pass
     if re.fullmatch(r"%\w+", text):
         return Value(text, text, _label(text))

@@ -71,14 +71,8 @@ def write_slurm(plans: Sequence[Plan], out: AnyPath, arguments: Sequence[str]) -
     )  # fmt: skip
 
 
-def write_xpk(plans: Sequence[Plan], out: AnyPath, arguments: Sequence[str]) -> tuple[AnyPath, str]:
-    """Path and text of a script that creates a workload for each point.
-
-    Raises:
-        InputError: for a folder that pods do not share.
-    """
-    if isinstance(out, Path):
-        raise InputError(f"--out={out}: must be gs://BUCKET/SWEEP: what a pod writes to its own disk is lost with it")
+def write_xpk(plans: Sequence[Plan], out: AnyPath) -> tuple[AnyPath, str]:
+    """Path and text of a script that creates a workload for each point; `out` is in a bucket."""
     name = re.sub(r"[^a-z0-9]+", "-", out.name.lower()).strip("-")[:24] or "sweep"
     name = name if name[0].isalpha() else f"s-{name}"
     text = XPK.format(points=len(plans), collect=_collect(out))

@@ -14,7 +14,7 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.corpora import open_corpora
 from memorizing.evaluation.evaluate import at_memory_size
-from memorizing.files import AnyPath
+from memorizing.files import AnyPath, run_folder
 from memorizing.sweep.grid import Point
 from memorizing.sweep.records import POINTS
 from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
@@ -41,6 +41,12 @@ class Asked:
     memory_sizes: tuple[int, ...] = ()
     xl_cache: str | None = None
 
+    def readings(self) -> list[str]:
+        """As arguments, but for `data`."""
+        words = [f"--split={','.join(self.splits)}"] if self.splits else []
+        words += [f"--memory_size={','.join(map(str, self.memory_sizes))}"] if self.memory_sizes else []
+        return words + ([f"--xl_cache={self.xl_cache}"] if self.xl_cache else [])
+
 
 class Plan(NamedTuple):
     """A point that has passed its checks.
@@ -65,12 +71,14 @@ class Plan(NamedTuple):
 
     def described(self) -> dict[str, Any]:
         """As `sweep.json` has it, but for how it stands."""
-        is_own = self.steps is not None
+        is_own, run = self.steps is not None, self.workdir
         return {
             "name": self.point.name,
             "values": self.point.values,
             "seed": self.point.seed,
-            "workdir": f"{POINTS}/{self.point.name}" if is_own else str(self.workdir),
+            "workdir": f"{POINTS}/{self.point.name}"
+            if is_own
+            else str(run.absolute() if isinstance(run, Path) else run),
             "steps": self.steps,
             "planned": self.planned,
         }
@@ -105,42 +113,44 @@ def check_points(points: Sequence[Point], asked: Asked, reads_data: bool = True)
 
 def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Plan]:
     folder, bindings = asked.out / POINTS / point.name, [*asked.gin_params, *point.bindings]
-    workdir = folder if asked.run is None else Path(asked.run)
-    given = [f"--gin_file={file}" for file in asked.gin_files]
-    if asked.run is None:
-        if point.data is not None:
-            bindings.append(f"Training.data = {point.data!r}")
-        if point.seed is not None:
-            bindings += [f"Training.seed = {point.seed}", f"Batch.seed = {point.seed}"]
+    trains = asked.run is None
+    if trains:
+        workdir = folder
+        bindings += [] if point.data is None else [f"Training.data = {point.data!r}"]
+        bindings += [f"Training.seed = {point.seed}", f"Batch.seed = {point.seed}"]
         it, text = open_workdir(workdir, asked.gin_files, bindings, lambda line: None)
     else:
+        workdir = run_folder("--workdir", str(asked.run))
         it = load_trained(workdir, asked.gin_files, bindings)
         text = (workdir / CONFIG_FILE).read_text()
         if not steps_on_disk(workdir / CHECKPOINTS):
             raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
-    given += [f"--gin_param={binding}" for binding in bindings]
-    data = _data(point, asked, it, reads_data)
-    sizes, name = asked.memory_sizes or (it.memory.size,), "" if asked.run is None else _evaluation_name(point)
+    given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
+    data, name = _data(point, asked, it, reads_data), "" if trains else _evaluation_name(point)
+    planned = [
+        corpus | reading | {"name": name}
+        for corpus in _corpora(data, asked, it, workdir, reads_data)
+        for reading in _readings(asked, it)
+    ]
+    evaluate = ["evaluate", f"--workdir={workdir}", *(f"--data={each}" for each in data), *asked.readings()]
+    evaluate += [] if trains else [*given, f"--name={name}"]
+    train = ["train", *given, f"--workdir={workdir}"] if trains else []
+    steps = it.training.steps if trains else None
+    return it, Plan(point, folder, workdir, steps, text, planned, train, evaluate)
+
+
+def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
+    """How each corpus is read, as the figures say it."""
+    sizes = asked.memory_sizes or (it.memory.size,)
     # As settings of the whole run, so that they are checked against the others.
     memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
     xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[asked.xl_cache]
-    planned = [
-        corpus
-        | {"segment_length": it.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache, "name": name}
+    return [
+        {"segment_length": it.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache}
         | {"dtype": it.model.dtype, "memory": json.loads(json.dumps(dataclasses.asdict(memory)))}
-        for corpus in _corpora(data, asked, it, workdir, reads_data)
         for xl_cache in xl_caches
         for memory in memories
     ]
-    evaluate = ["evaluate", f"--workdir={workdir}", *(f"--data={each}" for each in data)]
-    evaluate += [f"--split={','.join(asked.splits)}"] if asked.splits else []
-    evaluate += [f"--memory_size={','.join(map(str, asked.memory_sizes))}"] if asked.memory_sizes else []
-    evaluate += [f"--xl_cache={asked.xl_cache}"] if asked.xl_cache else []
-    evaluate += [*given, f"--name={name}"] if asked.run is not None else []
-    train = ["train", *given, f"--workdir={workdir}"] if asked.run is None else []
-    return it, Plan(
-        point, folder, workdir, it.training.steps if train else None, text, planned, train, evaluate
-    )  # fmt: skip
 
 
 def _evaluation_name(point: Point) -> str:
@@ -163,11 +173,14 @@ def _corpora(
     """Of each corpus and split that is to be read, how its figures name it."""
     own, splits = it.evaluation.data or it.training.data, asked.splits or (it.evaluation.split,)
     if not reads_data:
-        names = [each.partition("=")[0] if "=" in each else Path(each).name for each in data or [own]]
+        names = [each.partition("=")[0] for each in data]
+        if not names or not all("=" in each for each in data):
+            raise InputError(
+                "data is not read here, so that it needs names: --data NAME=FOLDER, or --over DATA=NAME=..."
+            )
         return [{"corpus": name, "split": split} for name in names for split in splits]
     if asked.run is None:
         check_data(workdir, open_tokens(it.training.data, it.model), train=True)
-        PreparedTokens(Path(it.training.data)).split("train")
     return [
         {
             "corpus": corpus.name,

@@ -7,12 +7,11 @@ that points can run in many places at once; `sweep.json` is gathered from them.
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, run_folder, write_whole
 from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
 from memorizing.training.metrics import METRICS_FILE, read_lines
 
@@ -45,7 +44,9 @@ def record(out: AnyPath, described: dict[str, Any], error: str | None, seconds: 
 
 def workdir_of(out: AnyPath, described: dict[str, Any]) -> AnyPath:
     """Of a point's run."""
-    return Path(described["workdir"]) if described["steps"] is None else out / described["workdir"]
+    if described["steps"] is None:
+        return run_folder("--workdir", described["workdir"])
+    return out / described["workdir"]
 
 
 def is_trained(out: AnyPath, described: dict[str, Any]) -> bool:

@@ -134,7 +134,9 @@ def _ended(status: int) -> str:
     return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
 
 
-def run_all(plans: Sequence[Plan], out: Path, sweep: dict[str, Any], launcher: Sequence[str], say=print) -> dict:
+def run_all(
+    plans: Sequence[Plan], out: Path, sweep: dict[str, Any], launcher: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
     """Runs what is not done of a sweep, one point after another; gives the content of `sweep.json`, which is kept up.
 
     Raises:

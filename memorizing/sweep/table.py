@@ -78,7 +78,13 @@ def make_table(results: Mapping[str, Any]) -> Table:
         values = tuple(str(point["values"][name]) for name in others)
         row = Row(wanted["segment_length"], wanted["memory_size"], wanted["xl_cache"], values)
         found.setdefault(row, {}).setdefault((wanted["corpus"], wanted["split"]), []).append((point, figures))
-    order = sorted(found, key=lambda row: (row.others, row.context, row.xl_cache, row.memory))
+    places = {name: list(map(str, results["over"][name])) for name in others}
+
+    def place(row: Row) -> tuple:
+        at = [places[name].index(value) for name, value in zip(others, row.others, strict=True)]
+        return at, row.context, row.xl_cache, row.memory
+
+    order = sorted(found, key=place)
     return Table(others, datasets, {row: {each: _cell(of) for each, of in found[row].items()} for row in order})
 
 
@@ -156,8 +162,9 @@ def write_table(results: Mapping[str, Any], out: AnyPath) -> list[str]:
     markdown = ["Perplexity", "", *_markdown(ours)]
     if papers:
         markdown += ["", NOTE, "", *_markdown(papers)]
-    failed = [f"- {point['name']}: {point['error']}" for point in results["points"] if point["status"] == "failed"]
-    markdown += ["", "Failed:", "", *failed] if failed else []
+    for point in results["points"]:
+        if point["status"] == "failed":
+            markdown += ["", f"{point['name']}:", "", *(f"    {line}" for line in point["error"].splitlines())]
     write_whole(out / "table.md", "\n".join(markdown) + "\n")
     write_whole(out / "table.csv", _csv(table))
     return ["perplexity", *_aligned(ours), *(["", NOTE, *_aligned(papers)] if papers else [])]
