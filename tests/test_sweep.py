@@ -19,7 +19,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation import published
 from memorizing.sweep import plots, table
 from memorizing.sweep.grid import combinations, parse_axis, split_values
-from memorizing.sweep.records import merged
+from memorizing.sweep.records import merged, standing
 from tests.tiny_run import SETTINGS, TEXTS, write_texts
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -258,6 +258,17 @@ def test_a_larger_grid_adds_points_and_another_kind_is_refused(tmp_path):
     for other in ({"over": {"DATA": ["a"]}}, {"run": "runs/a"}):
         with pytest.raises(InputError, match="holds a sweep over MEMORY_SIZE"):
             merged(grid(0), grid(0) | other, tmp_path)
+
+
+def test_a_point_whose_files_are_damaged_has_failed(tmp_path):
+    described = point(0, DATA="a") | {"name": "a", "steps": None}
+    described["workdir"] = str(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert standing(tmp_path, described)["status"] == "done"  # nothing was asked for
+    (tmp_path / "run" / "evaluations").mkdir()
+    (tmp_path / "run" / "evaluations" / "test-memory-0.json").write_text("{")
+    found = standing(tmp_path, described)
+    assert found["status"] == "failed" and "test-memory-0.json is damaged" in found["error"]
 
 
 def checked(script: Path) -> None:

@@ -2,12 +2,12 @@
 
 They are of 200M parameters, 500,000 steps of 2^17 tokens and 32,000 SentencePiece tokens. Perplexities of tokens
 depend on the vocabulary, so other models' cannot be compared with them one by one; what a memory changes within a
-column can.
+column can. The figures were read in public quotations of the paper, not in the paper itself.
 """
 
 from typing import NamedTuple
 
-SOURCE = "arXiv 2203.08913: 200M parameters, 32,000 SentencePiece tokens, 500,000 steps"
+SOURCE = "arXiv 2203.08913: 200M parameters, 32,000 SentencePiece tokens, 500,000 steps; as publicly quoted"
 CORPORA = ("arxiv", "pg19", "c4", "github", "isabelle")
 
 

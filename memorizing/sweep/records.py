@@ -24,16 +24,22 @@ CURVE = 200
 
 
 def standing(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
-    """A point with its status, figures and curve, as `sweep.json` has it."""
-    record = _read(out / POINTS / described["name"] / RECORD)
-    done, error = is_done(out, described), record.get("error")
-    return {name: described[name] for name in ("name", "values", "seed", "workdir", "steps", "planned")} | {
-        "status": "done" if done else "failed" if error else "waiting",
-        "error": None if done else error,
-        "seconds": record.get("seconds", {"train": 0.0, "evaluate": 0.0}),
-        "evaluations": evaluations(out, described),
-        "training": training_curve(workdir_of(out, described)),
-    }
+    """A point with its status, figures and curve, as `sweep.json` has it; one whose files cannot be read has failed."""
+    own = {name: described[name] for name in ("name", "values", "seed", "workdir", "steps", "planned")}
+    seconds = {"train": 0.0, "evaluate": 0.0}
+    try:
+        record = _read(out / POINTS / described["name"] / RECORD)
+        done, error = is_done(out, described), record.get("error")
+        return own | {
+            "status": "done" if done else "failed" if error else "waiting",
+            "error": None if done else error,
+            "seconds": record.get("seconds", seconds),
+            "evaluations": evaluations(out, described),
+            "training": training_curve(workdir_of(out, described)),
+        }
+    except (OSError, ValueError) as error:
+        reason = f"{workdir_of(out, described)} cannot be read: {error}; mend or remove it"
+        return own | {"status": "failed", "error": reason, "seconds": seconds, "evaluations": [], "training": []}
 
 
 def record(out: AnyPath, described: dict[str, Any], error: str | None, seconds: dict[str, float]) -> None:
@@ -128,4 +134,7 @@ def write_sweep(out: AnyPath, sweep: dict[str, Any], records: Sequence[dict[str,
 
 
 def _read(path: AnyPath) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from memorizing.errors import InputError
 from memorizing.files import held
 from memorizing.sweep.points import Plan
 from memorizing.sweep.records import is_done, is_trained, merged, read_sweep, record, standing, write_sweep
@@ -156,8 +155,8 @@ def run_all(
                 say(f"[{number + 1}/{len(plans)}] {name}")
                 try:
                     records[name] = run_point(plan, out, children, say)
-                except InputError as error:  # it is at work elsewhere
-                    records[name] |= {"error": str(error)}
+                except (OSError, ValueError) as error:  # it is at work elsewhere, or cannot be read or written
+                    records[name] = standing(out, records[name]) | {"error": str(error)}
                 finally:
                     results = write_sweep(out, sweep, [standing(out, records[name]) for name in records])
                 say(_told(records[name]))

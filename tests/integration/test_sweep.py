@@ -98,16 +98,17 @@ def test_killed_in_training_and_in_evaluation_it_ends_as_if_undisturbed(place, u
 
 def test_a_failing_point_stops_no_other_is_shown_and_tried_again(place, undisturbed, tmp_path):
     out = tmp_path / "out"
-    blocked = out / "points" / NAMES[0] / "metrics.jsonl"
-    blocked.mkdir(parents=True)  # only the training finds that it cannot write there
+    blocked = out / "points" / NAMES[0] / "tensorboard"
+    blocked.parent.mkdir(parents=True)
+    blocked.touch()  # only the training finds that this is no folder
     output = finish(start(place, out), status=1)
     assert "failed: train ended with status" in output and "1 of 2 points failed" in output
-    assert "metrics.jsonl" in output
+    assert "tensorboard" in output
     first, second = results(out)["points"]
     assert (first["status"], second["status"]) == ("failed", "done")
-    assert "metrics.jsonl" in first["error"] and not first["evaluations"]
+    assert "tensorboard" in first["error"] and not first["evaluations"]
     assert "failed" in (out / "table.md").read_text()
-    blocked.rmdir()
+    blocked.unlink()
     finish(start(place, out))
     assert without_times(out) == without_times(undisturbed)
     assert [attempts(out, name, "train") for name in NAMES] == [2, 1]
