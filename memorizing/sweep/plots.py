@@ -30,11 +30,12 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     figure, (by_size, by_position, by_step) = pyplot.subplots(1, 3, figsize=(17, 5), layout="constrained")
     table = make_table(results)
     _draw_sizes(by_size, table)
-    _draw_curves(by_position, table, positions(results, table))
+    by_place, starts = _evenly(positions(results, table))
+    _draw_curves(by_position, table, by_place)
     _draw_curves(by_step, table, trainings(results, table))
     by_size.set(xlabel="memory, tokens", ylabel="perplexity", title="Held-out perplexity by memory size")
     by_position.set(xlabel="position in the document, from token", ylabel="perplexity", title="By position")
-    by_position.set_xscale("symlog", linthresh=128)
+    by_position.set_xticks(range(len(starts)), [f"{start:,.0f}" for start in starts], rotation=30)
     by_step.set(xlabel="training step", ylabel="training perplexity", title="In training", yscale="log")
     for axes in (by_size, by_position, by_step):
         axes.grid(alpha=0.3)
@@ -80,6 +81,12 @@ def trainings(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str,
         for line in point["training"]:
             found.setdefault(key, {}).setdefault(float(line["step"]), []).append(math.exp(min(line["loss"], 50.0)))
     return {key: _curve(values) for key, values in found.items()}
+
+
+def _evenly(curves: Mapping[Any, Curve]) -> tuple[dict[Any, Curve], list[float]]:
+    """The curves over the numbers of their places, which are what is given with them."""
+    places = sorted({x for curve in curves.values() for x in curve.at})
+    return {key: curve._replace(at=[float(places.index(x)) for x in curve.at]) for key, curve in curves.items()}, places
 
 
 def _curve(values: dict[float, list[float]]) -> Curve:
