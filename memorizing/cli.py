@@ -25,6 +25,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing compare       two workdirs -> table, picture  what the memory is worth
   memorizing generate      workdir      -> text            goes on from long documents that it has read
   memorizing memorize      documents    -> a snapshot      of what a workdir's model has read, to go on from
+  memorizing sweep         a grid       -> table, plots    trains and evaluates each point; resumes, when repeated
   memorizing bench         this device  -> tables          what searches and train steps take
 """
 
@@ -68,6 +69,7 @@ def _explained(error: Exception) -> tuple[int, str]:
 
     from memorizing.benchmarks.report import BenchFailed
     from memorizing.parallel import hosts
+    from memorizing.sweep.run import PointsFailed
     from memorizing.training.checkpoints import SaveFailed, Unreadable
     from memorizing.training.loop import NonFiniteLoss
     from memorizing.training.plan import DoesNotFit
@@ -77,7 +79,7 @@ def _explained(error: Exception) -> tuple[int, str]:
         return error.exit_status, f"interrupted: {error}"
     if isinstance(error, InputError | NonFiniteLoss | DoesNotFit):
         return 2, f"error: {error}"
-    if isinstance(error, SaveFailed | Unreadable | OSError | BenchFailed):
+    if isinstance(error, SaveFailed | Unreadable | OSError | BenchFailed | PointsFailed):
         return 1, f"error: {error}"
     if isinstance(error, JaxRuntimeError) and hosts.are_many():
         return 1, f"error: lost another process, or the way to it: {error}. Repeat the command in all of them"
@@ -215,6 +217,28 @@ def _parser() -> argparse.ArgumentParser:
     _reads(memorize)
     memorize.add_argument("--memory", type=Path, metavar="DIR", help="a snapshot to begin from")
     memorize.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make for the snapshot")
+
+    sweep = command("sweep", _sweep, "Train and evaluate a grid of settings, or only evaluate it: table and plots.")
+    sweep.add_argument("--out", metavar="DIR", required=True, help="folder of the sweep; gs://BUCKET/SWEEP for xpk")
+    sweep.add_argument(
+        "--over", action="append", default=[], metavar="NAME=V1,V2...",
+        help="a macro or setting, and its values; repeatable. For DATA they may be NAME=FOLDER",
+    )  # fmt: skip
+    sweep.add_argument(
+        "--seeds", type=int, metavar="N", help="each point with so many seeds, from that of the settings"
+    )
+    sweep.add_argument("--workdir", metavar="RUN", help="of a trained run, which is only evaluated at each point")
+    sweep.add_argument("--memory_size", type=_sizes, metavar="M[,M...]", help="to evaluate at; as of evaluate")
+    sweep.add_argument(
+        "--data", action="append", default=[], metavar="[NAME=]DIR", help="to evaluate on; as of evaluate"
+    )
+    sweep.add_argument("--split", type=_names, metavar="NAME[,NAME...]", help="as of evaluate")
+    sweep.add_argument("--xl_cache", choices=("on", "off", "both"), help="as of evaluate")
+    sweep.add_argument("--point", metavar="I|NAME", help="runs this one alone, counted from 0")
+    sweep.add_argument("--launcher", default="", metavar="COMMAND", help="to put before each command, such as srun")
+    sweep.add_argument("--collect", action="store_true", help="runs nothing: table and plots of what is there")
+    sweep.add_argument("--write", choices=("slurm", "xpk"), help="runs nothing: writes jobs, a point each")
+    sweep.add_argument("--dry-run", action="store_true", help="prints the commands, or the jobs")
 
     summary = "What searches and train steps take on this device, each beside what it is to be compared with."
     bench = commands.add_parser("bench", help=summary, description=summary)
@@ -452,6 +476,25 @@ def _reader(options: argparse.Namespace):
     if reader.tokens and reader.memory.size:
         say(f"{reader.tokens:,} tokens read, of which {reader.remembered:,} are in a memory of {reader.memory.size:,}")
     return reader
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from memorizing.training.signals import end_at_sigterm
+
+    end_at_sigterm()
+    from memorizing.files import run_folder
+    from memorizing.sweep.command import collect, sweep
+    from memorizing.sweep.points import Asked
+
+    out = run_folder("--out", options.out)
+    if options.collect:
+        collect(out)
+        return
+    asked = Asked(
+        out, tuple(options.gin_file), tuple(options.gin_param), options.workdir, tuple(options.data),
+        tuple(options.split or ()), tuple(options.memory_size or ()), options.xl_cache,
+    )  # fmt: skip
+    sweep(asked, options.over, options.seeds, options.launcher, options.point, options.write, options.dry_run)
 
 
 def _bench_search(options: argparse.Namespace) -> None:

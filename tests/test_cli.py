@@ -76,7 +76,7 @@ def test_a_colon_alone_makes_no_address(tmp_path):
     assert run_folder("--workdir", "run:2") == Path("run:2")
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare"])
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "compare", "sweep"])
 def test_help_of_each_command_tells_how_settings_are_given(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

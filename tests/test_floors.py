@@ -18,7 +18,7 @@ FLOORS = [
     {"evaluation"},
     {"benchmarks"},
     {"config"},
-    {"api"},
+    {"api", "sweep"},
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}

@@ -412,6 +412,14 @@ def test_slurm_requeues_after_75_alone(status, requeued, slurm):
     assert sorted(done.stdout.splitlines()) == ["requeue 17"] * requeued + [f"train as process {i}" for i in range(2)]
 
 
+def test_slurm_requeues_the_point_of_a_sweep_and_not_the_whole_array(slurm):
+    array = {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
+    done = launch("slurm.sbatch", "sweep", "--out=o", BEHAVIOUR="exit 75", **slurm, **array)
+    assert done.returncode == 75 and "requeue 17_3" in done.stdout.splitlines(), done.stderr
+    assert launch("slurm.sbatch", "sweep", "--out=o", **slurm).returncode == 2
+    assert "--out is missing" in launch("slurm.sbatch", "sweep", "--dry-run").stderr
+
+
 def terminated(slurm: dict[str, str], behaviour: str = WAIT) -> tuple[int, list[str]]:
     """Status and output of a job of two tasks whose script gets SIGTERM once they run."""
     environment = os.environ | slurm | {"BEHAVIOUR": behaviour}

@@ -12,10 +12,13 @@ RUN_ME_AGAIN = 75
 
 
 class Interrupted(RuntimeError):
-    """A signal asked the run to end. What it had computed was saved first, at `step`; None if that was nothing."""
+    """A signal asked the run to end. What it had computed was saved first, at `step`; None if that was nothing.
 
-    def __init__(self, number: signal.Signals, step: int | None = None):
-        done = "nothing was computed yet" if step is None else f"saved at step {step}"
+    `what` tells in other words what is kept, where that is no run.
+    """
+
+    def __init__(self, number: signal.Signals, step: int | None = None, what: str = ""):
+        done = what or ("nothing was computed yet" if step is None else f"saved at step {step}")
         super().__init__(f"{number.name}: {done}; the same command goes on from there")
         self.exit_status = RUN_ME_AGAIN if number == signal.SIGTERM else 128 + number
 

@@ -4,7 +4,10 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 from tests.integration import test_processes, test_resume
 from tests.integration.test_resume import compiled_in, finish, memorizing, wait_for
 from tests.object_store import Store, serving
+from tests.test_sweep import checked
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("gcsfs"), reason="needs the extra gcs")
 
@@ -90,3 +94,36 @@ def test_two_processes_write_to_one_bucket(place, store, tmp_path):
 def test_a_bucket_that_is_not_there_is_refused(place, store):
     output = finish(test_resume.train(place, "gs://other/run"), status=2)
     assert "--workdir=gs://other/run: gs://other cannot be reached" in output and not list(place.glob("gs:*"))
+
+
+def test_a_sweep_in_a_bucket_is_written_for_xpk_run_there_and_gathered(place, store, tmp_path):
+    """With an xpk that runs the command of a workload at once."""
+    out, settings = "gs://bucket/My_sweep", [f"--gin_file={place / 'run.gin'}", "--gin_param=NUM_STEPS = 40"]
+    grid = [f"--over=Training.data=numbers={place / 'data'}", "--over=MEMORY_SIZE=0,32"]
+    finish(memorizing("sweep", f"--out={out}", *settings, *grid, "--write=xpk"))
+    script = tmp_path / "xpk.sh"
+    script.write_bytes(store.objects["My_sweep/xpk.sh"][1])
+    checked(script)
+    (tmp_path / "xpk").write_text(
+        '#!/usr/bin/env bash\nprintf "%q " "$@"; echo\n'
+        'for word; do case "$word" in --command=*) bash -c "${word#*=}" >&2 ;; esac; done\n'
+    )
+    (tmp_path / "memorizing").write_text(f'#!/usr/bin/env bash\nexec {sys.executable} -m memorizing.cli "$@"\n')
+    for name in ("xpk", "memorizing"):
+        (tmp_path / name).chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU_TYPE": "v5p-8", "IMAGE": "image:1"}
+    environment = {**os.environ, "PYTHONPATH": str(test_resume.ROOT), **compiled_in(place), **variables}
+    done = subprocess.run(
+        ["bash", script, "--cluster=c"], env=environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for number, line in enumerate(done.stdout.splitlines()):
+        words = shlex.split(line)
+        assert words[:3] == ["workload", "create", f"--workload=my-sweep-{number}"]
+        assert {"--tpu-type=v5p-8", "--restart-on-exit-codes=75", "--cluster=c"} <= set(words)
+    assert number == 1
+    gathered = finish(memorizing("sweep", f"--out={out}", "--collect"))
+    points = json.loads(store.objects["My_sweep/sweep.json"][1])["points"]
+    assert [(point["status"], point["values"]["MEMORY_SIZE"]) for point in points] == [("done", 0), ("done", 32)]
+    for point in points:
+        assert f"{point['evaluations'][0]['perplexity']:.3f}" in gathered

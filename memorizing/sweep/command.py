@@ -1,0 +1,161 @@
+"""`memorizing sweep`: from what was asked for to a grid, its checks, and then running, writing jobs, or gathering."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from memorizing.config import load
+from memorizing.errors import InputError
+from memorizing.files import AnyPath, write_whole
+from memorizing.sweep.grid import Axis, Point, combinations, parse_axis
+from memorizing.sweep.jobs import write_slurm, write_xpk
+from memorizing.sweep.plots import draw
+from memorizing.sweep.points import Asked, Plan, check_points
+from memorizing.sweep.records import merged, read_sweep, standing, write_sweep
+from memorizing.sweep.run import Children, PointsFailed, run_all, run_point
+from memorizing.sweep.table import write_table
+
+
+def sweep(
+    asked: Asked,
+    over: Sequence[str],
+    seeds: int | None,
+    launcher: str = "",
+    point: str | None = None,
+    write: str | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Runs the grid, or one point of it (by number from 0, or name), or writes jobs that do.
+
+    Raises:
+        InputError: before anything runs, for a point that cannot be.
+        PointsFailed: after all others were run.
+        Interrupted: the same command goes on from there.
+    """
+    if not isinstance(asked.out, Path) and write != "xpk" and not dry_run:
+        raise InputError(f"--out={asked.out}: points run here only with a folder; --write=xpk takes gs://BUCKET/SWEEP")
+    if isinstance(asked.out, Path) and write == "xpk":
+        raise InputError(
+            f"--out={asked.out}: must be gs://BUCKET/SWEEP: what a pod writes to its own disk is lost with it"
+        )
+    axes = [parse_axis(text) for text in over]
+    if asked.run is not None and seeds is not None:
+        raise InputError(f"--seeds={seeds}: has nothing to vary where --workdir={asked.run} is trained already")
+    plans = check_points(_points(axes, seeds, asked), asked, reads_data=write != "xpk")
+    arguments = words(asked, over, seeds)
+    described = _described(plans, axes, asked, arguments)
+    if write:
+        _write(write, plans, described, asked.out, arguments, dry_run, say)
+    elif dry_run:
+        for plan in plans:
+            for command in (plan.train, plan.evaluate):
+                say(shlex.join(["memorizing", *command]) if command else f"# {plan.point.name}")
+    elif point is not None:
+        with Children(shlex.split(launcher)) as children:
+            record = run_point(_named(plans, point), Path(asked.out), children, say)
+        if record["status"] != "done":
+            raise PointsFailed(f"point {record['name']}: {record['error']}")
+    else:
+        results = run_all(plans, Path(asked.out), described, shlex.split(launcher), say)
+        conclude(results, asked.out, {plan.point.name for plan in plans}, say)
+
+
+def collect(out: AnyPath, say: Callable[[str], None] = print) -> None:
+    """Gathers how the points of a sweep stand into its `sweep.json`, table and plots; runs nothing.
+
+    Raises:
+        InputError: when there is none.
+        PointsFailed: when some points failed.
+    """
+    described = read_sweep(out)
+    if not described:
+        raise InputError(f"--out={out} holds no sweep: repeat the whole command, without --collect")
+    results = write_sweep(out, described, [standing(out, point) for point in described["points"]])
+    conclude(results, out, {point["name"] for point in results["points"]}, say)
+
+
+def conclude(results: dict[str, Any], out: AnyPath, names: set[str], say: Callable[[str], None]) -> None:
+    """Table and plots of a `sweep.json`.
+
+    Raises:
+        PointsFailed: when some of the points named failed.
+    """
+    say("")
+    for line in write_table(results, out):
+        say(line)
+    if isinstance(out, Path) and any(point["evaluations"] for point in results["points"]):
+        draw(results, out / "sweep.png")
+        say(f"\nplots: {out / 'sweep.png'}")
+    say(f"table: {out / 'table.md'} and table.csv; all figures: {out / 'sweep.json'}")
+    failed = [point["name"] for point in results["points"] if point["name"] in names and point["status"] == "failed"]
+    if failed:
+        raise PointsFailed(
+            f"{len(failed)} of {len(names)} points failed ({'; '.join(failed)}): repeat the command to try them again"
+        )
+
+
+def words(asked: Asked, over: Sequence[str], seeds: int | None) -> list[str]:
+    """The arguments that ask for this sweep."""
+    words = [f"--out={asked.out}", *(f"--gin_file={file}" for file in asked.gin_files)]
+    words += [f"--gin_param={binding}" for binding in asked.gin_params] + [f"--over={text}" for text in over]
+    words += [] if seeds is None else [f"--seeds={seeds}"]
+    words += [] if asked.run is None else [f"--workdir={asked.run}"]
+    return [*words, *(f"--data={each}" for each in asked.data), *asked.readings()]
+
+
+def _points(axes: Sequence[Axis], seeds: int | None, asked: Asked) -> list[Point]:
+    if asked.run is not None:
+        return combinations(axes, [None])
+    if not asked.gin_files:
+        raise InputError("--gin_file is missing: name what to train, such as --gin_file=configs/isabelle.gin")
+    if seeds is not None and seeds < 1:
+        raise InputError(f"--seeds={seeds}: must be at least 1")
+    first, *_ = combinations(axes, [None])
+    seed = load(asked.gin_files, [*asked.gin_params, *first.bindings])[0].training.seed
+    return combinations(axes, range(seed, seed + (seeds or 1)))
+
+
+def _described(plans: Sequence[Plan], axes: Sequence[Axis], asked: Asked, arguments: Sequence[str]) -> dict[str, Any]:
+    """As `sweep.json` has it, its points without how they stand."""
+    texts = [plan.settings.splitlines() for plan in plans]
+    common = [line for line in texts[0] if all(line in text for text in texts)]
+    return {
+        "over": {axis.name: [value.shown for value in axis.values] for axis in axes},
+        "seeds": list(dict.fromkeys(plan.point.seed for plan in plans)),
+        "run": asked.run,
+        "data": {p.corpus: p.data for plan in plans if (p := plan.point).corpus is not None},
+        "arguments": list(arguments),
+        "settings": "\n".join(common) + "\n",
+        "points": [plan.described() for plan in plans],
+    }
+
+
+def _named(plans: Sequence[Plan], point: str) -> Plan:
+    by_name = {plan.point.name: plan for plan in plans}
+    if point.isdigit() and int(point) < len(plans):
+        return plans[int(point)]
+    if point not in by_name:
+        raise InputError(f"--point={point}: must be from 0 to {len(plans) - 1}, or one of {'; '.join(by_name)}")
+    return by_name[point]
+
+
+def _write(
+    kind: str,
+    plans: Sequence[Plan],
+    described: dict[str, Any],
+    out: AnyPath,
+    arguments: Sequence[str],
+    dry_run: bool,
+    say: Callable[[str], None],
+) -> None:
+    """The jobs, and a `sweep.json` in which their points wait."""
+    path, text = write_slurm(plans, out, arguments) if kind == "slurm" else write_xpk(plans, out)
+    if dry_run:
+        say(text)
+        return
+    described = merged(read_sweep(out), described, out)
+    write_sweep(out, described, [standing(out, point) for point in described["points"]])
+    write_whole(path, text)
+    say(f"{len(plans)} points; {path} says how they are started. Then: memorizing sweep --out={out} --collect")

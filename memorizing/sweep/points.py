@@ -1,0 +1,191 @@
+"""A point of a sweep before it runs: its settings and data checked, and the commands that train and evaluate it.
+
+How a point stands, by what is on disk: `records.py`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memorizing.config import CONFIG_FILE, ConfigError, Experiment, load_trained, open_workdir
+from memorizing.data.tokens import PreparedTokens
+from memorizing.errors import InputError
+from memorizing.evaluation.corpora import open_corpora
+from memorizing.evaluation.evaluate import at_memory_size
+from memorizing.files import AnyPath, run_folder
+from memorizing.sweep.grid import Point
+from memorizing.sweep.records import POINTS
+from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
+from memorizing.training.loop import check_data, open_tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What all points of a sweep have in common, as it was asked for.
+
+    Attributes:
+        out: folder of the sweep.
+        run: a trained run's folder, which is evaluated at each point; None where each point is trained.
+        data: prepared tokens to evaluate on, [NAME=]FOLDER; none for those of training.
+        splits, memory_sizes, xl_cache: to evaluate on, at, and with; empty for those of the settings.
+    """
+
+    out: AnyPath
+    gin_files: tuple[str, ...] = ()
+    gin_params: tuple[str, ...] = ()
+    run: str | None = None
+    data: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    memory_sizes: tuple[int, ...] = ()
+    xl_cache: str | None = None
+
+    def readings(self) -> list[str]:
+        """As arguments, but for `data`."""
+        words = [f"--split={','.join(self.splits)}"] if self.splits else []
+        words += [f"--memory_size={','.join(map(str, self.memory_sizes))}"] if self.memory_sizes else []
+        return words + ([f"--xl_cache={self.xl_cache}"] if self.xl_cache else [])
+
+
+class Plan(NamedTuple):
+    """A point that has passed its checks.
+
+    Attributes:
+        folder: for what the sweep itself keeps of it.
+        workdir: of its run.
+        steps: at which it is trained; None where it is only evaluated.
+        settings: the run's, as gin text.
+        planned: for each reading what its figures have to say.
+        train, evaluate: what follows `memorizing`; the first is empty where it is only evaluated.
+    """
+
+    point: Point
+    folder: AnyPath
+    workdir: AnyPath
+    steps: int | None
+    settings: str
+    planned: list[dict[str, Any]]
+    train: list[str]
+    evaluate: list[str]
+
+    def described(self) -> dict[str, Any]:
+        """As `sweep.json` has it, but for how it stands."""
+        is_own, run = self.steps is not None, self.workdir
+        return {
+            "name": self.point.name,
+            "values": self.point.values,
+            "seed": self.point.seed,
+            "workdir": f"{POINTS}/{self.point.name}"
+            if is_own
+            else str(run.absolute() if isinstance(run, Path) else run),
+            "steps": self.steps,
+            "planned": self.planned,
+        }
+
+
+def check_points(points: Sequence[Point], asked: Asked, reads_data: bool = True) -> list[Plan]:
+    """All points with what is to be done for each.
+
+    Args:
+        points: of the grid.
+        asked: what they have in common.
+        reads_data: False where the data is not here; each then has to have a name.
+
+    Raises:
+        InputError: naming the point, for settings or data that cannot be, or two points that would be the same.
+    """
+    plans, seen = [], {}
+    for point in points:
+        try:
+            it, plan = _check(point, asked, reads_data)
+        except InputError as error:
+            raise type(error)(f"point {point.name}: {error}") from error
+        same = seen.setdefault((repr(it), point.data), point.name)
+        if same != point.name:
+            raise InputError(
+                f"points {same} and {point.name} have the same settings: what --over changes is set by something "
+                "else, so name that (`Memory.size` in place of MEMORY_SIZE, for instance)"
+            )
+        plans.append(plan)
+    return plans
+
+
+def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Plan]:
+    folder, bindings = asked.out / POINTS / point.name, [*asked.gin_params, *point.bindings]
+    trains = asked.run is None
+    if trains:
+        workdir = folder
+        bindings += [] if point.data is None else [f"Training.data = {point.data!r}"]
+        bindings += [f"Training.seed = {point.seed}", f"Batch.seed = {point.seed}"]
+        it, text = open_workdir(workdir, asked.gin_files, bindings, lambda line: None)
+    else:
+        workdir = run_folder("--workdir", str(asked.run))
+        it = load_trained(workdir, asked.gin_files, bindings)
+        text = (workdir / CONFIG_FILE).read_text()
+        if not steps_on_disk(workdir / CHECKPOINTS):
+            raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
+    given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
+    data, name = _data(point, asked, it, reads_data), "" if trains else _evaluation_name(point)
+    planned = [
+        corpus | reading | {"name": name}
+        for corpus in _corpora(data, asked, it, workdir, reads_data)
+        for reading in _readings(asked, it)
+    ]
+    evaluate = ["evaluate", f"--workdir={workdir}", *(f"--data={each}" for each in data), *asked.readings()]
+    evaluate += [] if trains else [*given, f"--name={name}"]
+    train = ["train", *given, f"--workdir={workdir}"] if trains else []
+    steps = it.training.steps if trains else None
+    return it, Plan(point, folder, workdir, steps, text, planned, train, evaluate)
+
+
+def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
+    """How each corpus is read, as the figures say it."""
+    sizes = asked.memory_sizes or (it.memory.size,)
+    # As settings of the whole run, so that they are checked against the others.
+    memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
+    xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[asked.xl_cache]
+    return [
+        {"segment_length": it.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache}
+        | {"dtype": it.model.dtype, "memory": json.loads(json.dumps(dataclasses.asdict(memory)))}
+        for xl_cache in xl_caches
+        for memory in memories
+    ]
+
+
+def _evaluation_name(point: Point) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"sweep-{point.name}")
+
+
+def _data(point: Point, asked: Asked, it: Experiment, reads_data: bool) -> list[str]:
+    """What a point is evaluated on, as `evaluate --data` has it; nothing where that is what it takes by itself."""
+    if asked.data or point.data is None:
+        return list(asked.data)
+    takes_own = asked.run is None and not it.evaluation.data and reads_data
+    if takes_own and PreparedTokens(Path(point.data)).manifest["source"] == point.corpus:
+        return []
+    return [f"{point.corpus}={point.data}"]
+
+
+def _corpora(
+    data: Sequence[str], asked: Asked, it: Experiment, workdir: AnyPath, reads_data: bool
+) -> list[dict[str, str]]:
+    """Of each corpus and split that is to be read, how its figures name it."""
+    own, splits = it.evaluation.data or it.training.data, asked.splits or (it.evaluation.split,)
+    if not reads_data:
+        names = [each.partition("=")[0] for each in data]
+        if not names or not all("=" in each for each in data):
+            raise InputError(
+                "data is not read here, so that it needs names: --data NAME=FOLDER, or --over DATA=NAME=..."
+            )
+        return [{"corpus": name, "split": split} for name in names for split in splits]
+    if asked.run is None:
+        check_data(workdir, open_tokens(it.training.data, it.model), train=True)
+    return [
+        {
+            "corpus": corpus.name,
+            "split": corpus.split_name,
+            "split_sha256": corpus.tokens.manifest["splits"][corpus.split_name]["sha256"],
+        }
+        for corpus in open_corpora(data, splits, own, workdir, it.model)
+    ]

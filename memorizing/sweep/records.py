@@ -1,0 +1,140 @@
+"""How a sweep stands, by what is on disk: OUT/sweep.json, and OUT/points/NAME/point.json.
+
+A point is done when its run has a checkpoint of its last step, and each reading that was asked for is among the run's
+evaluations, of that checkpoint and with those settings. What a point took and its error are in its `point.json`, so
+that points can run in many places at once; `sweep.json` is gathered from them.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from memorizing.errors import InputError
+from memorizing.evaluation.evaluate import FOLDER
+from memorizing.files import AnyPath, run_folder, write_whole
+from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
+from memorizing.training.metrics import METRICS_FILE, read_lines
+
+RESULTS = "sweep.json"
+RECORD = "point.json"
+POINTS = "points"
+"""In a sweep's folder: a folder for each point."""
+CURVE = 200
+"""Of a training so many steps are kept at most."""
+
+
+def standing(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
+    """A point with its status, figures and curve, as `sweep.json` has it; one whose files cannot be read has failed."""
+    own = {name: described[name] for name in ("name", "values", "seed", "workdir", "steps", "planned")}
+    seconds = {"train": 0.0, "evaluate": 0.0}
+    try:
+        record = _read(out / POINTS / described["name"] / RECORD)
+        done, error = is_done(out, described), record.get("error")
+        return own | {
+            "status": "done" if done else "failed" if error else "waiting",
+            "error": None if done else error,
+            "seconds": record.get("seconds", seconds),
+            "evaluations": evaluations(out, described),
+            "training": training_curve(workdir_of(out, described)),
+        }
+    except (OSError, ValueError) as error:
+        reason = f"{workdir_of(out, described)} cannot be read: {error}; mend or remove it"
+        return own | {"status": "failed", "error": reason, "seconds": seconds, "evaluations": [], "training": []}
+
+
+def record(out: AnyPath, described: dict[str, Any], error: str | None, seconds: dict[str, float]) -> None:
+    """Writes a point's `point.json`."""
+    text = json.dumps({"name": described["name"], "error": error, "seconds": seconds}, indent=1)
+    write_whole(out / POINTS / described["name"] / RECORD, text + "\n")
+
+
+def workdir_of(out: AnyPath, described: dict[str, Any]) -> AnyPath:
+    """Of a point's run."""
+    if described["steps"] is None:
+        return run_folder("--workdir", described["workdir"])
+    return out / described["workdir"]
+
+
+def is_trained(out: AnyPath, described: dict[str, Any]) -> bool:
+    """Whether a point's run has made its last step."""
+    return described["steps"] is None or _newest_step(workdir_of(out, described)) >= described["steps"]
+
+
+def is_done(out: AnyPath, described: dict[str, Any]) -> bool:
+    """Whether nothing is left to do for a point."""
+    return is_trained(out, described) and len(evaluations(out, described)) == len(described["planned"])
+
+
+def evaluations(out: AnyPath, described: dict[str, Any]) -> list[dict]:
+    """The figures of the readings that were asked for and are there, of the last step's checkpoint."""
+    if not is_trained(out, described):
+        return []
+    workdir = workdir_of(out, described)
+    step, paths = _newest_step(workdir), sorted((workdir / FOLDER).glob("*.json"), key=lambda path: path.name)
+    there = [figures for path in paths if (figures := _read(path)).get("checkpoint_step") == step]
+    return [
+        figures
+        for wanted in described["planned"]
+        for figures in there
+        if all(figures.get(name) == value for name, value in wanted.items())
+    ]
+
+
+def training_curve(workdir: AnyPath) -> list[dict]:
+    """Steps and losses of a run's `metrics.jsonl`, evenly thinned to `CURVE`, the last among them."""
+    lines = [{"step": line["step"], "loss": line["loss"]} for line in read_lines(workdir / METRICS_FILE)]
+    every = -(-len(lines) // CURVE) or 1
+    return lines[::-1][::every][::-1]
+
+
+def _newest_step(workdir: AnyPath) -> int:
+    return max(steps_on_disk(workdir / CHECKPOINTS), default=0)
+
+
+def read_sweep(out: AnyPath) -> dict[str, Any]:
+    """The `sweep.json` of a folder; empty where there is none."""
+    return _read(out / RESULTS)
+
+
+def merged(before: dict[str, Any], sweep: dict[str, Any], out: AnyPath) -> dict[str, Any]:
+    """A sweep's description with the points that an earlier one in the same folder had beside its own.
+
+    Raises:
+        InputError: when that one varied other settings, or evaluated another run.
+    """
+    if not before:
+        return sweep
+    for what, how in (("over", list), ("run", str)):
+        if how(before[what]) != how(sweep[what]):
+            raise InputError(
+                f"--out={out} holds a sweep {_described(before)}, this one is {_described(sweep)}: name another folder"
+            )
+    over = {
+        name: [*before["over"][name], *(value for value in values if value not in before["over"][name])]
+        for name, values in sweep["over"].items()
+    }
+    own = {point["name"] for point in sweep["points"]}
+    return sweep | {
+        "over": over,
+        "seeds": sorted({*before["seeds"], *sweep["seeds"]}, key=lambda seed: (seed is not None, seed)),
+        "points": [*sweep["points"], *(point for point in before["points"] if point["name"] not in own)],
+    }
+
+
+def _described(sweep: dict[str, Any]) -> str:
+    over = " and ".join(sweep["over"]) or "nothing"
+    return f"over {over}" + (f" of the run {sweep['run']}" if sweep["run"] else "")
+
+
+def write_sweep(out: AnyPath, sweep: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Writes `sweep.json`; gives what is in it."""
+    results = sweep | {"points": list(records)}
+    write_whole(out / RESULTS, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def _read(path: AnyPath) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error

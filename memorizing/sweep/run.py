@@ -1,0 +1,177 @@
+"""Running a sweep: its points one after another, each in processes of its own, and the record of them.
+
+    OUT/sweep.json       the grid and how each point stands, written anew after each
+    OUT/points/NAME/     a point's run, unless a trained one is evaluated; point.json, train.log and evaluate.log
+
+A point that fails or runs out of memory does not stop the others; it is tried again when the sweep is repeated.
+"""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from memorizing.files import held
+from memorizing.sweep.points import Plan
+from memorizing.sweep.records import is_done, is_trained, merged, read_sweep, record, standing, write_sweep
+from memorizing.training.signals import RUN_ME_AGAIN, Interrupted
+
+TOLD_TO_END = (RUN_ME_AGAIN, -signal.SIGTERM, 128 + signal.SIGTERM)
+"""What a command ends with after SIGTERM: a training; an evaluation; an evaluation that a launcher started."""
+TAIL_LINES, TAIL_LETTERS = 12, 2000
+"""Of a failed point's log, at most."""
+
+
+class PointsFailed(RuntimeError):
+    """Some points could not be trained or evaluated; the others were."""
+
+
+class Children:
+    """Runs commands one at a time; inside the `with`, SIGTERM and SIGINT are passed on to the one that runs.
+
+    Attributes:
+        received: the first signal.
+    """
+
+    def __init__(self, launcher: Sequence[str] = ()):
+        self.received: signal.Signals | None = None
+        self._launcher = launcher
+        self._running: subprocess.Popen | None = None
+
+    def __enter__(self) -> "Children":
+        self._before: dict[int, Any] = {
+            number: signal.signal(number, self._pass_on) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        self.received = self.received or signal.Signals(number)
+        if self._running is not None:
+            self._running.send_signal(number)
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def run(self, arguments: Sequence[str], log: Path) -> tuple[int, str]:
+        """Runs `memorizing` with these; its output is appended to the log. Gives the status, and the output's end.
+
+        Raises:
+            Interrupted: when this process was told to end, or the command was.
+        """
+        own = [sys.executable, "-m", "memorizing.cli", *arguments]
+        command = [sys.executable, "-m", "memorizing.sweep.child", str(os.getpid()), *self._launcher, *own]
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            start = file.tell()
+            file.write(f"$ memorizing {shlex.join(arguments)}\n".encode())
+            file.flush()
+            self._check()
+            # In a group of its own: Ctrl-C reaches it once, through this process, and a second one ends it.
+            running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, process_group=0)
+            self._running = running
+            if self.received is not None:  # meanwhile
+                running.send_signal(self.received)
+            status = running.wait()
+            self._running = None
+        if status in TOLD_TO_END:  # also where somebody told only the command
+            self.received = self.received or signal.SIGTERM
+        self._check()
+        return status, _tail(log, start)
+
+    def _check(self) -> None:
+        if self.received is not None:
+            raise Interrupted(self.received, what="what was computed is kept")
+
+
+def _tail(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").rstrip().splitlines()
+    return "\n".join(lines[-TAIL_LINES:])[-TAIL_LETTERS:]
+
+
+def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], None]) -> dict[str, Any]:
+    """Trains and evaluates a point as far as it is not done; gives how it stands then.
+
+    Raises:
+        InputError: when another sweep is at work on it.
+        Interrupted: see `Children.run`; what was computed is on disk.
+    """
+    described = plan.described()
+    # Not the point's own folder, whose lock its training takes.
+    with held(out / "held" / plan.point.name, f"{plan.folder}: another `memorizing sweep` is at work there"):
+        seconds, error = dict(standing(out, described)["seconds"]), None
+        for task, arguments in (("train", plan.train), ("evaluate", plan.evaluate)):
+            if is_done(out, described) or (task == "train" and is_trained(out, described)):
+                continue
+            log, start = Path(plan.folder / f"{task}.log"), time.perf_counter()
+            say(f"    {task}: {log}")
+            try:
+                status, tail = children.run(arguments, log)
+                if status or (task == "train" and not is_trained(out, described)):
+                    error = f"{task} {_ended(status)}: {log}\n{tail}"
+                elif task == "evaluate" and not is_done(out, described):
+                    error = f"what {log} tells of is not what was asked for\n{tail}"
+            finally:
+                seconds[task] += time.perf_counter() - start
+                record(out, described, error, seconds)
+            if error:
+                break
+    return standing(out, described)
+
+
+def _ended(status: int) -> str:
+    if status == -signal.SIGKILL:
+        return "was killed (out of memory?)"
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+
+
+def run_all(
+    plans: Sequence[Plan], out: Path, sweep: dict[str, Any], launcher: Sequence[str], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Runs what is not done of a sweep, one point after another; gives the content of `sweep.json`, which is kept up.
+
+    Raises:
+        InputError: when another sweep is at work in `out`.
+        Interrupted: see `Children.run`.
+    """
+    with held(out, f"--out={out}: another `memorizing sweep` is at work there; let it end, or end it"):
+        sweep = merged(read_sweep(out), sweep, out)
+        records = {point["name"]: standing(out, point) for point in sweep["points"]}
+        results = write_sweep(out, sweep, list(records.values()))
+        say(f"{len(plans)} points: {_count([records[plan.point.name] for plan in plans])}")
+        with Children(launcher) as children:
+            for number, plan in enumerate(plans):
+                name = plan.point.name
+                if records[name]["status"] == "done":
+                    continue
+                say(f"[{number + 1}/{len(plans)}] {name}")
+                try:
+                    records[name] = run_point(plan, out, children, say)
+                except (OSError, ValueError) as error:  # it is at work elsewhere, or cannot be read or written
+                    records[name] = standing(out, records[name]) | {"error": str(error)}
+                finally:
+                    results = write_sweep(out, sweep, [standing(out, records[name]) for name in records])
+                say(_told(records[name]))
+    return results
+
+
+def _count(records: Sequence[dict[str, Any]]) -> str:
+    each = [record["status"] for record in records]
+    return ", ".join(f"{each.count(status)} {status}" for status in ("done", "failed", "waiting") if status in each)
+
+
+def _told(record: dict[str, Any]) -> str:
+    if record["status"] != "done":
+        return f"    {record['status']}: " + (record["error"] or "").replace("\n", "\n    | ")
+    return "\n".join(
+        f"    {each['corpus']} {each['split']}, memory {each['memory_size']:,}: perplexity {each['perplexity']:.3f}"
+        for each in record["evaluations"]
+    )

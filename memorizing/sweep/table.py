@@ -1,0 +1,208 @@
+"""The table of a sweep, in the layout of the paper's main table: context, memory and XL cache by dataset.
+
+A cell is the perplexity, over several seeds its mean and standard deviation. Settings that were swept beyond these get
+columns of their own. Where corpora are called as the paper's are, its figures stand beside and below, under its name.
+"""
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from memorizing.evaluation.published import CORPORA, MAIN_TABLE, SOURCE
+from memorizing.files import AnyPath, write_whole
+
+COLUMNS = {
+    "MEMORY_SIZE": "memory_size",
+    "Memory.size": "memory_size",
+    "SEGMENT_LENGTH": "segment_length",
+    "Batch.segment_length": "segment_length",
+    "Model.xl_cache": "xl_cache",
+    "DATA": "corpus",
+    "Training.data": "corpus",
+}
+"""Swept settings that a column shows already, unless points were evaluated at other values than trained with."""
+
+
+class Row(NamedTuple):
+    """What a row is of; `others` are the values of `Table.others`."""
+
+    context: int
+    memory: int
+    xl_cache: bool
+    others: tuple[str, ...]
+
+
+class Cell(NamedTuple):
+    """The readings of one row and dataset, one a seed."""
+
+    perplexities: tuple[float, ...]
+    bits_per_byte: tuple[float, ...]
+    missing: tuple[str, ...]
+    """How the points stand that have none: failed, waiting."""
+
+    def text(self) -> str:
+        """As people read it."""
+        shown = f"{statistics.mean(self.perplexities):.3f}" if self.perplexities else ""
+        if len(self.perplexities) > 1:
+            shown += f" ± {statistics.stdev(self.perplexities):.3f}"
+        if not self.missing:
+            return shown
+        if not shown and len(set(self.missing)) == 1:
+            return self.missing[0]
+        notes = [f"{self.missing.count(each)} {each}" for each in sorted(set(self.missing))]
+        return f"{shown} ({', '.join(notes)})".strip()
+
+
+class Table(NamedTuple):
+    """Cells by row and dataset, a dataset being a corpus's split; `others` are further swept settings."""
+
+    others: tuple[str, ...]
+    datasets: tuple[tuple[str, str], ...]
+    cells: dict[Row, dict[tuple[str, str], Cell]]
+
+
+def make_table(results: Mapping[str, Any]) -> Table:
+    """The table of a `sweep.json`."""
+    readings = list(_readings(results["points"]))
+    others = tuple(
+        name
+        for name in results["over"]
+        if any(name not in COLUMNS or point["values"][name] != wanted[COLUMNS[name]] for point, wanted, _ in readings)
+    )
+    datasets = tuple(dict.fromkeys((wanted["corpus"], wanted["split"]) for _, wanted, _ in readings))
+    found: dict[Row, dict[tuple[str, str], list[tuple[dict, dict | None]]]] = {}
+    for point, wanted, figures in readings:
+        values = tuple(str(point["values"][name]) for name in others)
+        row = Row(wanted["segment_length"], wanted["memory_size"], wanted["xl_cache"], values)
+        found.setdefault(row, {}).setdefault((wanted["corpus"], wanted["split"]), []).append((point, figures))
+    places = {name: list(map(str, results["over"][name])) for name in others}
+
+    def place(row: Row) -> tuple:
+        at = [places[name].index(value) for name, value in zip(others, row.others, strict=True)]
+        return at, row.context, row.xl_cache, row.memory
+
+    order = sorted(found, key=place)
+    return Table(others, datasets, {row: {each: _cell(of) for each, of in found[row].items()} for row in order})
+
+
+def _readings(points: Sequence[dict[str, Any]]) -> Iterator[tuple[dict, dict, dict | None]]:
+    """Each reading that was planned, with its point, and its figures if it was made."""
+    for point in points:
+        for wanted in point["planned"]:
+            names = ("corpus", "split", "memory_size", "xl_cache")
+            made = (each for each in point["evaluations"] if all(each[name] == wanted[name] for name in names))
+            yield point, wanted, next(made, None)
+
+
+def _cell(readings: Sequence[tuple[dict, dict | None]]) -> Cell:
+    made = [figures for _, figures in readings if figures is not None]
+    return Cell(
+        tuple(each["perplexity"] for each in made),
+        tuple(each["bits_per_byte"] for each in made),
+        tuple(point["status"] for point, figures in readings if figures is None),
+    )
+
+
+def published(row: Row, corpus: str) -> float | None:
+    """The paper's perplexity for the same context, memory and XL cache on a corpus of that name."""
+    same = (each for each in MAIN_TABLE if (each.context, each.memory, each.xl_cache) == row[:3])
+    return next((each.perplexity.get(corpus) for each in same), None)
+
+
+def lines(table: Table) -> list[list[str]]:
+    """Header and rows as text; a column of the paper's figures beside each dataset that it has a row for."""
+    several = len({split for _, split in table.datasets}) > 1
+    beside = [each for each in table.datasets if any(published(row, each[0]) is not None for row in table.cells)]
+    header = ["context", "memory", "XL cache", *table.others]
+    for dataset in table.datasets:
+        header.append(" ".join(dataset) if several else dataset[0])
+        header += [f"{dataset[0]}, paper"] if dataset in beside else []
+    rows = [header]
+    for row, cells in table.cells.items():
+        shown = [f"{row.context:,}", f"{row.memory:,}" if row.memory else "none", _cache(row.context, row.xl_cache)]
+        shown += row.others
+        for dataset in table.datasets:
+            shown.append(cells[dataset].text() if dataset in cells else "")
+            if dataset in beside:
+                paper = published(row, dataset[0])
+                shown.append("" if paper is None else f"{paper:.2f}")
+        rows.append(shown)
+    return rows
+
+
+def paper_lines(table: Table) -> list[list[str]]:
+    """The paper's rows for the datasets that have its names; nothing if none has."""
+    corpora = [corpus for corpus in CORPORA if corpus in {corpus for corpus, _ in table.datasets}]
+    if not corpora:
+        return []
+    return [
+        ["context", "memory", "XL cache", *corpora],
+        *(
+            [f"{row.context:,}", f"{row.memory:,}" if row.memory else "none", _cache(row.context, row.xl_cache)]
+            + [f"{row.perplexity[corpus]:.2f}" for corpus in corpora]
+            for row in MAIN_TABLE
+        ),
+    ]
+
+
+def _cache(context: int, xl_cache: bool) -> str:
+    return f"{context:,}" if xl_cache else "none"
+
+
+NOTE = f"Published, of another model and vocabulary: only changes within a column compare ({SOURCE})"
+
+
+def write_table(results: Mapping[str, Any], out: AnyPath) -> list[str]:
+    """Writes `table.md` and `table.csv`; gives the lines for a terminal."""
+    table = make_table(results)
+    ours, papers = lines(table), paper_lines(table)
+    markdown = ["Perplexity", "", *_markdown(ours)]
+    if papers:
+        markdown += ["", NOTE, "", *_markdown(papers)]
+    for point in results["points"]:
+        if point["status"] == "failed":
+            markdown += ["", f"{point['name']}:", "", *(f"    {line}" for line in point["error"].splitlines())]
+    write_whole(out / "table.md", "\n".join(markdown) + "\n")
+    write_whole(out / "table.csv", _csv(table))
+    return ["perplexity", *_aligned(ours), *(["", NOTE, *_aligned(papers)] if papers else [])]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    header, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return [header, "|" + "---|" * len(rows[0]), *body]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _csv(table: Table) -> str:
+    """A line for each cell, with the paper's perplexity where there is one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = (
+        "corpus",
+        "split",
+        "perplexity",
+        "standard_deviation",
+        "bits_per_byte",
+        "seeds",
+        "failed",
+        "waiting",
+        "paper",
+    )
+    writer.writerow(("context", "memory", "xl_cache", *table.others, *names))
+    for row, cells in table.cells.items():
+        for (corpus, split), cell in cells.items():
+            deviation = statistics.stdev(cell.perplexities) if len(cell.perplexities) > 1 else math.nan
+            mean = statistics.mean(cell.perplexities) if cell.perplexities else math.nan
+            bits = statistics.mean(cell.bits_per_byte) if cell.bits_per_byte else math.nan
+            numbers = ["" if math.isnan(number) else number for number in (mean, deviation, bits)]
+            counts = [len(cell.perplexities), cell.missing.count("failed"), cell.missing.count("waiting")]
+            paper = published(row, corpus)
+            writer.writerow((*row[:3], *row.others, corpus, split, *numbers, *counts, "" if paper is None else paper))
+    return text.getvalue()
