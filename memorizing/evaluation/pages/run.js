@@ -281,7 +281,7 @@
         { title: "Steps", value: (row) => row.from_step, text: (row) => `${number(row.from_step)} to ${number(row.to_step)}` },
         { title: "Devices", value: (row) => `${row.devices} × ${row.device_kind}` },
         { title: "Processes", number: true, value: (row) => row.processes },
-        { title: "Mesh", value: (row) => Object.entries(row.mesh).map(([axis, size]) => `${axis} ${size}`).join(", ") },
+        { title: "Mesh", value: (row) => Object.entries(row.mesh ?? {}).map(([axis, size]) => `${axis} ${size}`).join(", ") },
         { title: "Host", words: true, value: (row) => `${row.host_cpus} cores, ${row.processor}` },
         { title: "Search", value: (row) => row.search ?? "–" },
         { title: "Versions", words: true, value: (row) => `jax ${row.jax}, Python ${row.python}, memorizing ${row.memorizing}` },
