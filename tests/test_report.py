@@ -148,6 +148,8 @@ def test_the_page_of_a_run_shows_what_its_files_say(browser, run):
     assert by_size == [[figures(size, xl)["perplexity"] for size in GAIN] for xl in (True, False)]
     documents = {row[0]: row for row in rows(browser, "documents-table")}
     assert documents[HOSTILE][1:] == ["2,000", "6,000", "20.250", "1.5000", "+0.1250"]
+    browser.execute_script("Plotly.Fx.hover('documents-chart', [{ curveNumber: 0, pointNumber: 1 }])")
+    assert HOSTILE in by_id(browser, "documents-chart").find_element(By.CSS_SELECTOR, ".hovertext").text
     text = by_id(browser, "main").text
     assert "a run & <more>" in text and HOSTILE in text and "80 of 100" in text and "broken.json" in text
     assert "hardware.json is not in the workdir" in text

@@ -10,7 +10,9 @@ import datetime
 import io
 import json
 import math
+import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -43,7 +45,7 @@ def report_run(workdir: AnyPath, out: AnyPath | None, say: Callable[[str], None]
     _write(out or workdir / REPORT_FILE, gather_run(workdir), "run", say)
 
 
-def report_sweep(folder: Path, out: AnyPath | None, say: Callable[[str], None] = print) -> None:
+def report_sweep(folder: Path, out: Path | None, say: Callable[[str], None] = print) -> None:
     """Writes the page of a sweep, to `DIR/report.html` if not told otherwise.
 
     Raises:
@@ -97,7 +99,7 @@ def gather_run(workdir: AnyPath) -> dict[str, Any]:
     }
 
 
-def gather_sweep(folder: Path, out: AnyPath) -> dict[str, Any]:
+def gather_sweep(folder: Path, out: Path) -> dict[str, Any]:
     """All that the page of a sweep shows; links are relative to `out`.
 
     Raises:
@@ -111,18 +113,16 @@ def gather_sweep(folder: Path, out: AnyPath) -> dict[str, Any]:
         raise InputError(f"{folder / SWEEP_FILE} is not what `memorizing sweep` writes: make it again")
     settings, points = read_settings(sweep.get("settings", "")), []
     for point in sweep["points"]:
-        own = folder / point["workdir"] / REPORT_FILE
-        inside = out.parent == folder and own.exists()
         evaluations = [_completed(figures) for figures in point.get("evaluations") or []]
-        link = quote(f"{point['workdir']}/{REPORT_FILE}") if inside else None
-        points.append({**point, "evaluations": evaluations, "training": point.get("training") or [], "link": link})
+        more = {"evaluations": evaluations, "training": point.get("training") or []}
+        points.append({**point, **more, "link": _link(folder / point["workdir"] / REPORT_FILE, out)})
     for status, words in (("failed", "failed: see Points"), ("waiting", "waiting to be done")):
         if count := sum(point["status"] == status for point in points):
             notices.append(f"Of {len(points)} points {count} {words}.")
     kept = {
         "over": sweep.get("over") or {},
         "seeds": sweep.get("seeds") or [],
-        "arguments": sweep.get("arguments") or [],
+        "command": shlex.join(["memorizing", "sweep", *map(str, sweep.get("arguments") or [])]),
     }
     sentence = (
         f"{len(points)} points: {' × '.join(f'{len(values)} of {name}' for name, values in kept['over'].items())}"
@@ -130,6 +130,11 @@ def gather_sweep(folder: Path, out: AnyPath) -> dict[str, Any]:
     )
     about = {"sentence": sentence, "memory_size": settings.get("Memory.size"), "settings": _listed(settings)}
     return _finite({**_made(folder), **kept, **about, "notices": notices, "points": points})
+
+
+def _link(report: Path, out: Path) -> str | None:
+    """From the page `out` to a point's own report, where there is one on this disk."""
+    return quote(os.path.relpath(report, out.parent)) if report.exists() else None
 
 
 def _made(folder: AnyPath) -> dict[str, str]:

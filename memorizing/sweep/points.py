@@ -18,7 +18,7 @@ from memorizing.files import AnyPath, run_folder
 from memorizing.sweep.grid import Point
 from memorizing.sweep.records import POINTS
 from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
-from memorizing.training.loop import check_data, open_tokens
+from memorizing.training.workdir import check_data, open_tokens
 
 
 @dataclasses.dataclass(frozen=True)

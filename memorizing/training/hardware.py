@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from memorizing.files import AnyPath, write_whole
-from memorizing.memory.search import searched_by
+from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 
 HARDWARE_FILE = "hardware.json"
@@ -29,7 +29,7 @@ def hardware(mesh: Mesh, memory: MemorySettings) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "host_cpus": os.cpu_count(),
         "processor": _processor(),
-        "search": searched_by(memory, device.platform) if memory.size else None,
+        "search": chosen(memory, device.platform) if memory.size else None,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "memorizing": metadata.version("memorizing"),

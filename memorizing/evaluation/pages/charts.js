@@ -30,9 +30,16 @@ const charts = (() => {
     };
   }
 
-  function layout({ x, y, legend = true, ...others }, traces) {
+  /** Height that a legend takes beyond its first line, in a chart so wide. */
+  function legendHeight(traces, width) {
+    const names = traces.filter((it) => it.name && it.showlegend !== false).map((it) => it.name.length);
+    const across = Math.max(Math.floor(width / (60 + 7 * Math.max(...names, 0))), 1);
+    return 18 * Math.max(Math.ceil(names.length / across) - 1, 0);
+  }
+
+  function layout({ x, y, legend = true, height = 320, ...others }, traces, width) {
     return {
-      autosize: true, height: 320, margin: { l: 8, r: 24, t: 8, b: 8 },
+      autosize: true, height: height + (legend ? legendHeight(traces, width) : 0), margin: { l: 8, r: 24, t: 8, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: page.colour("sans"), size: 13, color: page.colour("text") },
       xaxis: axis(x, traces.flatMap((it) => it.x)), yaxis: axis(y, traces.flatMap((it) => it.y)), dragmode: touch ? false : "zoom", separators: ".,",
@@ -57,7 +64,7 @@ const charts = (() => {
       note.textContent = described.note ?? "";
       note.hidden = !described.note;
       box.setAttribute("aria-label", `Chart: ${described.title}. ${described.note ?? ""}`);
-      Plotly.react(box, described.traces, layout(described.layout, described.traces), { responsive: true, displayModeBar: false });
+      Plotly.react(box, described.traces, layout(described.layout, described.traces, box.clientWidth), { responsive: true, displayModeBar: false });
     }
     drawn.push(draw);
     draw();

@@ -272,21 +272,25 @@
 
   // Hardware and throughput
 
+  const time = (text) => text.replace("T", " ").replace("+00:00", "");
+  const minutes = (row) => (new Date(row.until) - new Date(row.started)) / 60000;
+
   function showHardware() {
     if (!data.hardware.length) missing("hardware-facts", "hardware.json is not in the workdir: this run is older than that record.");
     else {
       at("hardware-facts").append(table("Each time that training started, and on what", [
-        { title: "Started", value: (row) => row.started },
-        { title: "Until", value: (row) => row.until },
+        { title: "Started, UTC", value: (row) => row.started, text: (row) => time(row.started) },
+        { title: "Until", words: true, value: (row) => row.until, text: (row) => time(row.until) },
+        { title: "Minutes", number: true, value: minutes, text: (row) => number(minutes(row), 1) },
         { title: "Steps", value: (row) => row.from_step, text: (row) => `${number(row.from_step)} to ${number(row.to_step)}` },
         { title: "Devices", value: (row) => `${row.devices} × ${row.device_kind}` },
         { title: "Processes", number: true, value: (row) => row.processes },
-        { title: "Mesh", value: (row) => Object.entries(row.mesh).map(([axis, size]) => `${axis} ${size}`).join(", ") },
+        { title: "Mesh", words: true, value: (row) => Object.entries(row.mesh ?? {}).map(([axis, size]) => `${axis} ${size}`).join(", ") },
         { title: "Host", words: true, value: (row) => `${row.host_cpus} cores, ${row.processor}` },
         { title: "Search", value: (row) => row.search ?? "–" },
         { title: "Versions", words: true, value: (row) => `jax ${row.jax}, Python ${row.python}, memorizing ${row.memorizing}` },
       ], data.hardware));
-      at("hardware-facts").append(element("p", { class: "muted small" }, "Times are UTC. Until: when metrics were last saved."));
+      at("hardware-facts").append(element("p", { class: "muted small" }, "Until: when metrics were last saved."));
     }
     showCurve("hardware-charts", "throughput-chart", "tokens_per_second",
       (it) => `Throughput: ${number(charts.median(it))} tokens/s in the median`, "tokens/s", { rangemode: "tozero" });
