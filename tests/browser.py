@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,9 +25,11 @@ def opened() -> Iterator[webdriver.Chrome]:
     for option in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "host-resolver-rules=MAP * ~NOTFOUND"):
         options.add_argument(f"--{option}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(driver, log_output=subprocess.DEVNULL)
-    with webdriver.Chrome(options=options, service=service) as browser:
-        yield browser
+    with tempfile.TemporaryDirectory() as folder:  # Chromium leaves files in TMPDIR
+        environment = {**os.environ, "TMPDIR": folder}
+        service = webdriver.ChromeService(driver, env=environment, log_output=subprocess.DEVNULL)
+        with webdriver.Chrome(options=options, service=service) as browser:
+            yield browser
 
 
 def show(browser, path, width: int = 1280, theme: str = "light") -> None:
