@@ -172,7 +172,9 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = command("inspect", _inspect, "A page of a document: what each token looked up in memory, and gained.")
     inspect.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
-    inspect.add_argument("--document", metavar="NAME", required=True, help="of a document of the split, or a text file")
+    inspect.add_argument(
+        "--document", metavar="NAME", required=True, help="of a document of the split; a file or folder"
+    )
     inspect.add_argument("--split", metavar="NAME", help="default: Evaluation.split")
     inspect.add_argument("--memory_size", type=int, metavar="M", help="default: that of training")
     inspect.add_argument("--first", type=int, default=0, metavar="T", help="token from which on lookups are shown")
@@ -377,7 +379,7 @@ def _inspect(options: argparse.Namespace) -> None:
         )
     tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
     check_data(workdir, tokens, train=False)
-    name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document)
+    name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
     inspect.check_range(options.first, options.tokens, options.top, len(encoded))
     out = options.out or Path(str(workdir)) / "inspect" / f"{re.sub(r'[^\w.-]+', '_', name)}.html"
     check_replaceable("--out", out, "inspect")

@@ -152,6 +152,22 @@ class FolderDocuments:
         return f"### {path.relative_to(self.root).as_posix()}\n{text.rstrip()}\n\n" if text.strip() else ""
 
 
+def read_path(option: str, path: Path, settings: FolderSettings) -> Iterator[Document | Problem]:
+    """A file as a document, or the documents of a folder in order of their names.
+
+    Raises:
+        InputError: naming the `option` by which it was asked for, when there are none, or they are no text.
+    """
+    if path.is_dir():
+        documents = FolderDocuments(path, settings, option)
+        yield from documents.problems
+        yield from documents.read(documents.ids())
+    elif path.exists():
+        yield Document(path.name, "", read_text(path, settings.encoding))
+    else:
+        raise InputError(f"{option}={path}: no such file or folder")
+
+
 def read_text(path: Path, encoding: str) -> str:
     """The text of a file.
 

@@ -9,7 +9,7 @@ Everything a reader reads and writes is one document, to which its memory belong
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from memorizing.data.documents import Document, FolderDocuments, FolderSettings, Problem, read_text
+from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.vocabulary import TextStream, Vocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.snapshots import ReadText, Snapshot, Source, load_snapshot, save_snapshot
@@ -147,15 +147,7 @@ class Reader:
         Raises:
             InputError: when there are none, or they are no text.
         """
-        path = Path(path)
-        if path.is_dir():
-            documents = FolderDocuments(path, self._folder, "--document")
-            found: Iterable[Document | Problem] = [*documents.problems, *documents.read(documents.ids())]
-        elif path.exists():
-            found = [Document(path.name, "", read_text(path, self._folder.encoding))]
-        else:
-            raise InputError(f"--document={path}: no such file or folder")
-        for document in found:
+        for document in read_path("--document", Path(path), self._folder):
             if isinstance(document, Problem):
                 self._say(f"{document.place}: {document.message}")
             else:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.recall import question_distances
 from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import Vocabulary
@@ -229,11 +230,13 @@ def lines(it: Inspection) -> Iterator[dict[str, Any]]:
         }
 
 
-def chosen_document(tokens: PreparedTokens, split: str, document: str) -> tuple[str, Int[np.ndarray, "T"]]:
-    """Name and tokens of a document of the split, or else of a text file.
+def chosen_document(
+    tokens: PreparedTokens, split: str, document: str, folder: FolderSettings, say: Callable[[str], None] = print
+) -> tuple[str, Int[np.ndarray, "T"]]:
+    """Name and tokens of a document of the split; or else of a text file, or of a folder, all of it as one document.
 
     Raises:
-        InputError: when there is neither.
+        InputError: when there is no such thing, or no text in it.
     """
     own = tokens.split(split)
     names = own.names()
@@ -241,18 +244,22 @@ def chosen_document(tokens: PreparedTokens, split: str, document: str) -> tuple[
         number = names.index(document)
         return document, own.read(number, 0, int(own.lengths[number]))
     path = Path(document)
-    if not path.is_file():
+    if not path.exists():
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise InputError(
-            f"--document={document}: no document of the {split} split of {tokens.folder}, which has {some}, and no file"
+            f"--document={document}: no document of the {split} split of {tokens.folder}, which has {some}, and no "
+            "file or folder"
         )
-    try:
-        encoded = tokens.vocabulary.encode(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--document={document}: cannot be read as UTF-8 text ({error})") from error
+    texts = []
+    for part in read_path("--document", path, folder):
+        if isinstance(part, Problem):
+            say(f"{part.place}: {part.message}")
+        else:
+            texts.append(part.text)
+    encoded = tokens.vocabulary.encode("".join(texts))
     if not len(encoded):
         raise InputError(f"--document={document}: is empty")
-    return path.name, encoded
+    return path.resolve().name, encoded
 
 
 def check_range(first: int, count: int, top: int, length: int) -> None:
