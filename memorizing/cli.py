@@ -362,7 +362,6 @@ def _inspect(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation import inspect
     from memorizing.evaluation.evaluate import at_memory_size, restore
-    from memorizing.evaluation.pages import check_replaceable
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
@@ -381,8 +380,8 @@ def _inspect(options: argparse.Namespace) -> None:
     check_data(workdir, tokens, train=False)
     name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
     inspect.check_range(options.first, options.tokens, options.top, len(encoded))
-    out = options.out or Path(str(workdir)) / "inspect" / f"{re.sub(r'[^\w.-]+', '_', name)}.html"
-    check_replaceable("--out", out, "inspect")
+    out = options.out or workdir / "inspect" / f"{re.sub(r'[^\w.-]+', '_', name)}.html"
+    inspect.check_out(out)
     segment = it.batch.segment_length
     mesh = open_mesh(MeshSettings(), it.model, memory, segment, 1, devices=jax.devices()[:1])
     parameters, step = restore(workdir, it.model, mesh)
@@ -443,9 +442,10 @@ def _report(options: argparse.Namespace) -> None:
 
 def _generate(options: argparse.Namespace) -> None:
     from memorizing.data.documents import read_text
-    from memorizing.evaluation.generate import SamplingSettings
+    from memorizing.evaluation.generate import SamplingSettings, check_tokens
 
     sampling = SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed)
+    check_tokens(options.tokens)  # before much is read for nothing
     prompt = read_text(options.prompt_file, "utf-8") if options.prompt_file else options.prompt
     reader = _reader(options)
     print(prompt, end="", flush=True)

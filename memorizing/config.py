@@ -260,6 +260,18 @@ def differences(one: Experiment, other: Experiment) -> list[tuple[str, Any, Any]
     ]
 
 
+def training_differences(one: Experiment, other: Experiment) -> list[tuple[str, Any, Any]]:
+    """Those of `differences` that matter to a training, but for where its data lies."""
+    decays = one.optimizer.schedule in ("cosine", "linear")
+    return [
+        (name, first, second)
+        for name, first, second in differences(one, other)
+        if name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training")
+        and name != "Training.data"
+        and (decays or name != "Optimizer.decay_steps")
+    ]
+
+
 MAY_CHANGE = {
     "Training.steps",
     "Training.checkpoint_every",
@@ -299,11 +311,7 @@ def open_workdir(
     else:
         began, _ = load([stored], [])
         experiment, text = load(files or [stored], bindings)
-        decays = experiment.optimizer.schedule in ("cosine", "linear")
-        for name, now, before in differences(experiment, began):
-            of_training = name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training")
-            if not of_training or name == "Training.data" or (name == "Optimizer.decay_steps" and not decays):
-                continue
+        for name, now, before in training_differences(experiment, began):
             if name not in MAY_CHANGE:
                 raise ConfigError(
                     f"{name} = {now!r}, but the run in {workdir} began with {before!r}: train in another --workdir, "

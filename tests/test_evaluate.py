@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from memorizing.cli import main
+from memorizing.evaluation import evaluate
 from tests.tiny_run import SETTINGS, TEXTS, prepare_and_train, write_texts
 
 
@@ -94,6 +95,28 @@ def test_files_of_other_documents_are_not_overwritten(place, capsys, tmp_path):
     assert "evaluation of other documents" in capsys.readouterr().err and path.read_text() == before
     assert main([*command, "--name=again"]) == 0
     assert json.loads(path.with_name("new-test-memory-0-again.json").read_text())["name"] == "again"
+
+
+def test_what_is_replaced_was_whole_and_leaves_nothing_of_its_own(place, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "run", run)
+    folder, again = run / "evaluations", ["evaluate", f"--workdir={run}", "--memory_size=0", "--split=validation"]
+    assert main(again) == 0
+    assert not (folder / "validation-memory-0.npz").exists()  # else of other losses than the figures, perhaps
+    assert (folder / "test-memory-0.npz").exists() and "--per_token makes it anew" in capsys.readouterr().out
+    (folder / "validation-memory-0.json").write_text("{")
+    assert main(again) == 2
+    assert "validation-memory-0.json, which would be replaced, is damaged" in capsys.readouterr().err
+
+
+def test_words_of_pg19_are_as_published_whatever_the_corpus_is_called(place, monkeypatch):
+    monkeypatch.setitem(evaluate.PUBLISHED_WORDS, ("folder", "test", figures(place, NAMES[0])["documents"]), 50)
+    assert main(["evaluate", f"--workdir={place / 'run'}", f"--data=mine={place / 'data'}", "--memory_size=0"]) == 0
+    found = figures(place, "mine-test-memory-0")
+    for ending in ("json", "csv"):
+        (place / "run" / "evaluations" / f"mine-test-memory-0.{ending}").unlink()
+    assert found["published_words"] == 50 != found["words"]
+    assert found["word_perplexity"] == pytest.approx(math.exp(found["loss_nats_per_token"] * found["tokens"] / 50))
 
 
 def test_two_corpora_of_one_name_are_refused(place, capsys):

@@ -166,13 +166,17 @@ def test_the_command_reads_a_document_of_the_split_or_a_file(run, tmp_path, caps
         (["--document={name}", "--first=100000"], ["--first=100000", "tokens 0 to"]),
         (["--document={name}", "--top=0"], ["--top=0", "at least 1"]),
         (["--document={name}", "--out={name}"], ["--out=", "no page of `memorizing inspect`"]),
+        (["--document={name}", "--out=lines.html"], ["--out=lines.html", "would go to lines.jsonl"]),
+        (["--document={name}", "--out=new.jsonl"], ["--out=new.jsonl", "name it new.html"]),
     ],
 )
 def test_what_is_refused(run, arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("lines.jsonl").write_text("someone's own")
     name = PreparedTokens(run.parent / "data").split("test").names()[0]
     Path(name).write_text("someone's own")
     assert main(["inspect", f"--workdir={run}", *(each.format(name=name) for each in arguments)]) == 2
     message = capsys.readouterr().err
     assert all(word in message for word in words), message
-    assert Path(name).read_text() == "someone's own"
+    assert Path(name).read_text() == Path("lines.jsonl").read_text() == "someone's own"
+    assert not Path("new.jsonl").exists()

@@ -13,6 +13,7 @@ from memorizing.cli import main
 from memorizing.errors import InputError
 from memorizing.evaluation.pages import embedded, page, script
 from memorizing.evaluation.report import MOST_LINES, columns, gather_run, gather_sweep, read_settings, report_run
+from memorizing.training.hardware import HARDWARE_FILE, Sessions
 from tests.browser import assert_sound, by_id, chart, choose, opened, rows, show
 from tests.tiny_run import prepare_and_train
 
@@ -268,6 +269,12 @@ def test_data_cannot_end_its_script_and_titles_are_text():
     with pytest.raises(ValueError):
         embedded([math.nan])
     assert "<b>" not in page("<b>", "", data=data)
+
+
+def test_a_damaged_record_of_hardware_is_named(tmp_path):
+    (tmp_path / HARDWARE_FILE).write_text("[{")
+    with pytest.raises(InputError, match=f"{HARDWARE_FILE} is damaged .*remove it"):
+        Sessions(tmp_path, 0, {})
 
 
 def test_many_metrics_become_means():

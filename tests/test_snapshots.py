@@ -150,6 +150,9 @@ def test_damage_is_seen(tmp_path):
     manifest.write_text(text.replace('"fingerprints": {', '"fingerprints": {"x": 1,'))
     with pytest.raises(InputError, match="is not what was written"):
         reader().load(tmp_path / "memory")
+    manifest.write_text(text.replace('"made_by"', '"made"'))
+    with pytest.raises(InputError, match=r"is damaged .*made_by"):
+        reader().load(tmp_path / "memory")
     manifest.write_text(text[:-9])
     with pytest.raises(InputError, match="is damaged"):
         reader().load(tmp_path / "memory")

@@ -271,6 +271,45 @@ def test_a_point_whose_files_are_damaged_has_failed(tmp_path):
     assert found["status"] == "failed" and "test-memory-0.json is damaged" in found["error"]
 
 
+@pytest.fixture
+def trained(place, tmp_path) -> Path:
+    """A sweep of one point, of which just what tells that it is trained is there."""
+    workdir = tmp_path / "out" / "points" / "seed=0"
+    given = [f"--gin_file={place / 'settings.gin'}", f"--gin_param=Training.data = '{place / 'one'}'"]
+    assert main(["train", *given, f"--workdir={workdir}"]) == 0
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("binding", ["Optimizer.learning_rate = 0.5", "MEMORY_SIZE = 32", "NUM_STEPS = 4"])
+def test_what_was_trained_with_other_settings_is_not_taken_for_these(place, trained, binding, capsys):
+    assert sweep(place, trained, "--dry-run") == 0
+    assert sweep(place, trained, "--dry-run", "--gin_param=NUM_STEPS = 16") == 0  # it goes on
+    assert sweep(place, trained, "--dry-run", f"--gin_param={binding}") == 2
+    message = capsys.readouterr().err
+    assert binding.partition(" = ")[2] in message and "was trained with" in message and "another --out" in message
+
+
+def test_how_points_are_evaluated_may_change_once_they_are_trained(place, trained, capsys):
+    evaluation = ["--gin_param=Evaluation.split = 'validation'", "--gin_param=Evaluation.rows = 16"]
+    assert sweep(place, trained, "--dry-run", *evaluation) == 0
+    _, evaluate = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert main(evaluate[1:]) == 0
+    assert [path.name for path in (trained / "points" / "seed=0" / "evaluations").glob("*.json")] == [
+        "validation-memory-64.json"
+    ]
+
+
+def test_a_reading_that_is_there_under_two_names_counts_once(tmp_path):
+    figures = reading("c4", 0, 10.0) | {"checkpoint_step": 0}
+    described = point(0) | {"steps": None, "workdir": str(tmp_path / "run")}
+    described["planned"] = [{"corpus": "c4", "split": "test", "memory_size": size} for size in (0, 64)]
+    (tmp_path / "run" / "evaluations").mkdir(parents=True)
+    for name in ("test-memory-0.json", "c4-test-memory-0.json"):
+        (tmp_path / "run" / "evaluations" / name).write_text(json.dumps(figures))
+    found = standing(tmp_path, described | {"name": "a"})
+    assert found["status"] == "waiting" and found["evaluations"] == [figures]
+
+
 def checked(script: Path) -> None:
     """Whether shellcheck finds nothing in it."""
     shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from memorizing.data.vocabulary import (
     ByteVocabulary,
+    IdVocabulary,
     SentencePieceVocabulary,
     WordVocabulary,
+    encoded_text,
     load_vocabulary,
     save_vocabulary,
     train_sentencepiece,
@@ -93,3 +95,9 @@ def test_one_long_line_is_enough_to_train_on():
     assert len(line) > 200_000
     vocabulary = train_sentencepiece([line], 300, "bpe", 1_000_000)
     assert vocabulary.decode(vocabulary.encode(line)) == line and len(vocabulary.encode(line)) < 0.8 * len(line)
+
+
+def test_a_text_that_the_vocabulary_has_no_tokens_for_is_refused_by_name():
+    for vocabulary in (WordVocabulary(["k1", "v1"]), IdVocabulary(9)):
+        with pytest.raises(InputError, match=r"notes.txt cannot be read.*no token for.*other"):
+            encoded_text(vocabulary, "other", "notes.txt")

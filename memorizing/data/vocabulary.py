@@ -175,6 +175,18 @@ class WordVocabulary:
         return [(" " * (place > 0) + word).encode() for place, word in enumerate(words)]
 
 
+def encoded_text(vocabulary: Vocabulary, text: str, name: str) -> Int[np.ndarray, "T"]:
+    """The tokens of a text that somebody gave, under a name that they know.
+
+    Raises:
+        InputError: when the vocabulary, one of words or ids, has none for a part of it.
+    """
+    try:
+        return vocabulary.encode(text)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"{name} cannot be read: the vocabulary of this run has no token for {error}") from error
+
+
 class TextStream:
     """Tokens to text as they come, in whole characters: bytes of one that is not complete yet are held back."""
 

@@ -38,7 +38,7 @@ from memorizing.training.checkpoints import Checkpoints, Unreadable
 
 FOLDER = "evaluations"
 PUBLISHED_WORDS = {("pg19", "validation", 50): 3_007_061, ("pg19", "test", 100): 6_966_499}
-"""By which PG-19's authors divide a loss (Rae et al., arXiv 1911.05507), by corpus, split and number of documents."""
+"""By which PG-19's authors divide a loss (Rae et al., arXiv 1911.05507), by source, split and number of documents."""
 
 
 class Run(NamedTuple):
@@ -131,6 +131,9 @@ def evaluate(
                 write_whole(folder / f"{name}.csv", _lines(summary))
                 if per_token:
                     write_whole(folder / f"{name}.npz", _arrays(kept))
+                elif (folder / f"{name}.npz").exists():
+                    (folder / f"{name}.npz").unlink()
+                    say(f"{folder / name}.npz, of an earlier evaluation, is removed: --per_token makes it anew")
             say(sentence(figures))
             results.append(figures)
     return results
@@ -153,7 +156,8 @@ def read(
             answers.add(corpus.split.read(document, 0, len(scores.correct_T)), scores.correct_T)
         if keeps:
             kept.append(scores)
-    figures = summary.figures(PUBLISHED_WORDS.get((corpus.name, corpus.split_name, len(corpus.names))))
+    source = corpus.tokens.manifest["source"]  # whatever it is called here
+    figures = summary.figures(PUBLISHED_WORDS.get((source, corpus.split_name, len(corpus.names))))
     if reading.prebuilt:
         figures["prebuilt_tokens"] = int(reading.prebuilt[0].length_B[0])
     if answers is not None:
@@ -188,10 +192,16 @@ def _digest(corpus: Corpus) -> str:
 def _check_same_documents(path: AnyPath, corpus: Corpus) -> None:
     if not path.exists():
         return
-    before = json.loads(path.read_text())
-    if before.get("split_sha256", _digest(corpus)) != _digest(corpus):
+    try:
+        before = json.loads(path.read_text())
+        digest, data = before.get("split_sha256", _digest(corpus)), before.get("data", "elsewhere")
+    except (ValueError, AttributeError) as error:
         raise InputError(
-            f"{path} is an evaluation of other documents, of {before['data']}, than those of {corpus.tokens.folder}: "
+            f"{path}, which would be replaced, is damaged or no evaluation ({error}): remove it, or set --name"
+        ) from error
+    if digest != _digest(corpus):
+        raise InputError(
+            f"{path} is an evaluation of other documents, of {data}, than those of {corpus.tokens.folder}: "
             f"name these, with --data NAME={corpus.tokens.folder} or --name, or remove that file"
         )
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from memorizing.data.documents import FolderSettings, Problem, read_path
-from memorizing.data.vocabulary import TextStream, Vocabulary
+from memorizing.data.vocabulary import TextStream, Vocabulary, encoded_text
 from memorizing.errors import InputError
 from memorizing.evaluation.snapshots import ReadText, Snapshot, Source, load_snapshot, save_snapshot
 from memorizing.memory.settings import MemorySettings
@@ -59,6 +59,12 @@ class SamplingSettings:
             raise InputError(f"top_p = {self.top_p}: must be above 0 and at most 1 (all tokens)")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed = {self.seed}: must be at least 0 and below 2^32")
+
+
+def check_tokens(tokens: int) -> None:
+    """Refuses to write nothing."""
+    if tokens < 1:
+        raise InputError(f"tokens = {tokens}: must be at least 1")
 
 
 def sample(
@@ -125,10 +131,7 @@ class Reader:
 
     def read(self, text: str, name: str = "text") -> int:
         """Reads a text behind all that was read before; gives its number of tokens. Snapshots note its `name`."""
-        try:
-            tokens = self._vocabulary.encode(text)
-        except (KeyError, ValueError) as error:
-            raise InputError(f"{name} cannot be read: the vocabulary of this run has no token for {error}") from error
+        tokens = encoded_text(self._vocabulary, text, name)
         self._note(tokens, name)
         self._inputs += tokens.tolist()
         self._opened = None
@@ -167,8 +170,7 @@ class Reader:
 
     def stream(self, prompt: str, tokens: int, sampling: SamplingSettings) -> Iterator[str]:
         """`write`, piece by piece: whole characters, as soon as they are certain."""
-        if tokens < 1:
-            raise InputError(f"tokens = {tokens}: must be at least 1")
+        check_tokens(tokens)
         if prompt:
             self.read(prompt, "prompt")
         how = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}

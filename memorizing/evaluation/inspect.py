@@ -18,18 +18,19 @@ from jaxtyping import Bool, Float, Int
 from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.recall import question_distances
 from memorizing.data.tokens import PreparedTokens
-from memorizing.data.vocabulary import Vocabulary
+from memorizing.data.vocabulary import Vocabulary, encoded_text
 from memorizing.errors import InputError
 from memorizing.evaluation.kinds import KINDS, kinds_of, texts_of
 from memorizing.evaluation.lookups import NOWHERE, head_gates, read_document
-from memorizing.evaluation.pages import page, script
-from memorizing.files import write_whole
+from memorizing.evaluation.pages import check_replaceable, page, script
+from memorizing.files import AnyPath, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters
 
 CONTEXT = 12
 """Tokens on each side of a retrieved one that are shown with it."""
+LINES = ".jsonl"
 MOST = 30
 """Of the most used memories, and of the tokens that gained or lost most."""
 
@@ -256,10 +257,29 @@ def chosen_document(
             say(f"{part.place}: {part.message}")
         else:
             texts.append(part.text)
-    encoded = tokens.vocabulary.encode("".join(texts))
+    encoded = encoded_text(tokens.vocabulary, "".join(texts), f"--document={document}")
     if not len(encoded):
         raise InputError(f"--document={document}: is empty")
     return path.resolve().name, encoded
+
+
+def check_out(out: AnyPath) -> None:
+    """Refuses to write where something else lies than an earlier page of `memorizing inspect` with its JSON lines.
+
+    Raises:
+        InputError: naming what is in the way.
+    """
+    beside = out.with_suffix(LINES)
+    if out == beside:
+        raise InputError(
+            f"--out={out}: {LINES} is for the JSON lines beside the page: name it {out.with_suffix('.html')}"
+        )
+    check_replaceable("--out", out, "inspect")
+    if beside.exists() and not out.exists():
+        raise InputError(
+            f"--out={out}: the JSON lines would go to {beside}, which is there without such a page: name another "
+            "file, or remove it"
+        )
 
 
 def check_range(first: int, count: int, top: int, length: int) -> None:
@@ -273,7 +293,7 @@ def check_range(first: int, count: int, top: int, length: int) -> None:
 
 def write(
     it: Inspection,
-    out: Path,
+    out: AnyPath,
     about: dict[str, Any],
     recall_segment: int | None = None,
     say: Callable[[str], None] = print,
@@ -299,7 +319,7 @@ def write(
     }
     body = f"<style>\n{script('inspect.css')}\n</style>"
     write_whole(out, page(f"{it.name}: what the memory is asked", body, [script("inspect.js")], data, "inspect"))
-    write_whole(out.with_suffix(".jsonl"), "".join(json.dumps(line) + "\n" for line in lines(it)))
+    write_whole(out.with_suffix(LINES), "".join(json.dumps(line) + "\n" for line in lines(it)))
     about_gain = data["summary"]
     say(
         f"{it.name}: {about_gain['tokens']:,} tokens, {about_gain['loss']:.4f} nats each with the memory, "
@@ -316,7 +336,7 @@ def write(
             f"what was retrieved is kept for tokens {it.shown.first:,} to {stop - 1:,} of {length:,}; for others, say "
             "--first and --tokens"
         )
-    say(f"page: {out}\nJSON lines: {out.with_suffix('.jsonl')}")
+    say(f"page: {out}\nJSON lines: {out.with_suffix(LINES)}")
 
 
 def _packed(values: np.ndarray, dtype: type) -> str:

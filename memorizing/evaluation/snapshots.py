@@ -34,6 +34,8 @@ from memorizing.training.fingerprint import fingerprints
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+PARTS = "made_by", "memory", "texts", "unfinished_segment", "fingerprints"
+"""Of a manifest, that are read."""
 ARRAYS = "arrays"
 _NO_MATTER = ("dtype", "remat", "scan_layers")
 """Settings of a model that do not change what its memory means."""
@@ -219,6 +221,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
             raise InputError(
                 f"{folder} is a snapshot of format {version}, this program reads {FORMAT_VERSION}: make it anew"
             )
+        if missing := [name for name in PARTS if name not in manifest]:
+            raise KeyError(*missing)
         return manifest
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, InputError):

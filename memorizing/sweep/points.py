@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memorizing.config import CONFIG_FILE, ConfigError, Experiment, load_trained, open_workdir
+from memorizing.config import (
+    CONFIG_FILE,
+    ConfigError,
+    Experiment,
+    load,
+    load_trained,
+    open_workdir,
+    training_differences,
+)
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.corpora import open_corpora
@@ -119,6 +127,7 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
         bindings += [] if point.data is None else [f"Training.data = {point.data!r}"]
         bindings += [f"Training.seed = {point.seed}", f"Batch.seed = {point.seed}"]
         it, text = open_workdir(workdir, asked.gin_files, bindings, lambda line: None)
+        _check_training(workdir, it)
     else:
         workdir = run_folder("--workdir", str(asked.run))
         it = load_trained(workdir, asked.gin_files, bindings)
@@ -133,10 +142,32 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
         for reading in _readings(asked, it)
     ]
     evaluate = ["evaluate", f"--workdir={workdir}", *(f"--data={each}" for each in data), *asked.readings()]
-    evaluate += [] if trains else [*given, f"--name={name}"]
+    # Of a trained point as well, since its `config.gin` has these as they were when its training started last.
+    readers = [
+        f"--gin_param=Evaluation.{name} = {value!r}" for name, value in dataclasses.asdict(it.evaluation).items()
+    ]
+    evaluate += readers if trains else [*given, f"--name={name}"]
     train = ["train", *given, f"--workdir={workdir}"] if trains else []
     steps = it.training.steps if trains else None
     return it, Plan(point, folder, workdir, steps, text, planned, train, evaluate)
+
+
+def _check_training(workdir: AnyPath, it: Experiment) -> None:
+    """Refuses settings under which a run may go on, but whose results those of the point that has begun are not.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    newest = max(steps_on_disk(workdir / CHECKPOINTS), default=0)
+    if not newest:
+        return
+    began, _ = load([workdir / CONFIG_FILE], [])
+    for name, now, before in training_differences(it, began):
+        if name.startswith(("Optimizer.", "Memory.")) or (name == "Training.steps" and it.training.steps < newest):
+            raise ConfigError(
+                f"{name} = {now!r}, but {workdir} was trained with {before!r} to step {newest}: sweep into another "
+                "--out, vary it by --over, or leave it as it was"
+            )
 
 
 def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:

@@ -72,12 +72,11 @@ def evaluations(out: AnyPath, described: dict[str, Any]) -> list[dict]:
     workdir = workdir_of(out, described)
     step, paths = _newest_step(workdir), sorted((workdir / FOLDER).glob("*.json"), key=lambda path: path.name)
     there = [figures for path in paths if (figures := _read(path)).get("checkpoint_step") == step]
-    return [
-        figures
+    alike = [
+        [figures for figures in there if all(figures.get(name) == value for name, value in wanted.items())]
         for wanted in described["planned"]
-        for figures in there
-        if all(figures.get(name) == value for name, value in wanted.items())
     ]
+    return [found[0] for found in alike if found]  # the same reading under two names of the corpus counts once
 
 
 def training_curve(workdir: AnyPath) -> list[dict]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from memorizing.errors import InputError
 from memorizing.files import AnyPath, write_whole
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
@@ -41,7 +42,10 @@ class Sessions:
 
     def __init__(self, workdir: AnyPath, first_step: int, on: dict[str, Any]):
         self._path = workdir / HARDWARE_FILE
-        earlier = json.loads(self._path.read_text()) if self._path.exists() else []
+        try:
+            earlier = json.loads(self._path.read_text()) if self._path.exists() else []
+        except ValueError as error:
+            raise InputError(f"{self._path} is damaged ({error}): remove it, nothing but reports reads it") from error
         self._own = {"from_step": first_step, "to_step": first_step, "started": _now(), "until": _now(), **on}
         self._all = [*earlier, self._own]
 
