@@ -346,12 +346,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     corpora = open_corpora(options.data, splits, own, workdir, it.model)
     xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[options.xl_cache]
     parameters, step = restore(workdir, it.model, meshes[0])
-    source = Source(it.model, segment, corpora[0].tokens.digests()["vocabulary"], parameters_digest(parameters), step)
-    prebuilt = [
-        prebuilt_banks(options.memory, source, memory, mesh) if options.memory and memory.size else ()
-        for memory, mesh in zip(memories, meshes, strict=True)
-    ]
-    name = options.name or (f"from-{options.memory.name}" if options.memory else "")
+    name, prebuilt = options.name, [()] * len(memories)
+    if options.memory:
+        vocabulary = corpora[0].tokens.digests()["vocabulary"]
+        source = Source(it.model, segment, vocabulary, parameters_digest(parameters), step)
+        prebuilt = [
+            prebuilt_banks(options.memory, source, memory, mesh) if memory.size else ()
+            for memory, mesh in zip(memories, meshes, strict=True)
+        ]
+        name = name or f"from-{options.memory.name}"
     planned = readings(corpora, zip(memories, meshes, prebuilt, strict=True), xl_caches, name)
     evaluate(Run(workdir, it.model, segment, parameters, step), planned, it.evaluation, options.per_token)
 

@@ -119,6 +119,16 @@ def test_words_of_pg19_are_as_published_whatever_the_corpus_is_called(place, mon
     assert found["word_perplexity"] == pytest.approx(math.exp(found["loss_nats_per_token"] * found["tokens"] / 50))
 
 
+def test_figures_of_other_settings_are_not_replaced_unsaid(place, capsys, tmp_path):
+    shutil.copytree(place / "run", tmp_path / "run")
+    command = ["evaluate", f"--workdir={tmp_path / 'run'}", "--memory_size=64", "--gin_param=Memory.search = 'blocked'"]
+    assert main([*command, "--name=blocked"]) == 0
+    assert "is replaced" not in capsys.readouterr().out
+    assert main(command) == 0
+    assert "was made with Memory.search = 'auto', and is replaced" in capsys.readouterr().out
+    assert figures(tmp_path, "test-memory-64")["memory"]["search"] == "blocked"
+
+
 def test_two_corpora_of_one_name_are_refused(place, capsys):
     command = ["evaluate", f"--workdir={place / 'run'}", f"--data={place / 'data'}", f"--data={place / 'other'}"]
     assert main(command) == 2

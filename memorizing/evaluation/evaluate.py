@@ -115,7 +115,7 @@ def evaluate(
     """
     folder = run.workdir / FOLDER
     for reading in planned:
-        _check_same_documents(folder / f"{reading.file(run.model.xl_cache)}.json", reading.corpus)
+        _check_replaceable(folder / f"{reading.file(run.model.xl_cache)}.json", reading, say)
     results = []
     for _, alike in itertools.groupby(planned, key=lambda reading: (id(reading.corpus), reading.xl_cache)):
         several, baseline = list(alike), None
@@ -189,12 +189,15 @@ def _digest(corpus: Corpus) -> str:
     return corpus.tokens.manifest["splits"][corpus.split_name]["sha256"]
 
 
-def _check_same_documents(path: AnyPath, corpus: Corpus) -> None:
+def _check_replaceable(path: AnyPath, reading: Reading, say: Callable[[str], None]) -> None:
+    """Refuses to replace what is of other documents; says of other settings that they are replaced."""
+    corpus = reading.corpus
     if not path.exists():
         return
     try:
         before = json.loads(path.read_text())
         digest, data = before.get("split_sha256", _digest(corpus)), before.get("data", "elsewhere")
+        memory = before.get("memory", {})
     except (ValueError, AttributeError) as error:
         raise InputError(
             f"{path}, which would be replaced, is damaged or no evaluation ({error}): remove it, or set --name"
@@ -204,6 +207,9 @@ def _check_same_documents(path: AnyPath, corpus: Corpus) -> None:
             f"{path} is an evaluation of other documents, of {data}, than those of {corpus.tokens.folder}: "
             f"name these, with --data NAME={corpus.tokens.folder} or --name, or remove that file"
         )
+    now = dataclasses.asdict(reading.memory)
+    if changed := [f"Memory.{name} = {value!r}" for name, value in memory.items() if now.get(name, value) != value]:
+        say(f"{path} was made with {', '.join(changed)}, and is replaced (--name keeps both)")
 
 
 def _lines(summary: Summary) -> str:

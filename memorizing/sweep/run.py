@@ -146,6 +146,7 @@ def run_all(
         sweep = merged(read_sweep(out), sweep, out)
         records = {point["name"]: standing(out, point) for point in sweep["points"]}
         results = write_sweep(out, sweep, list(records.values()))
+        failed: dict[str, dict[str, Any]] = {}  # what no file in the point's folder tells
         say(f"{len(plans)} points: {_count([records[plan.point.name] for plan in plans])}")
         with Children(launcher) as children:
             for number, plan in enumerate(plans):
@@ -156,9 +157,11 @@ def run_all(
                 try:
                     records[name] = run_point(plan, out, children, say)
                 except (OSError, ValueError) as error:  # it is at work elsewhere, or cannot be read or written
-                    records[name] = standing(out, records[name]) | {"error": str(error)}
+                    failed[name] = {"status": "failed", "error": str(error)}
+                    records[name] = standing(out, records[name]) | failed[name]
                 finally:
-                    results = write_sweep(out, sweep, [standing(out, records[name]) for name in records])
+                    now = [standing(out, record) | failed.get(each, {}) for each, record in records.items()]
+                    results = write_sweep(out, sweep, now)
                 say(_told(records[name]))
     return results
 
