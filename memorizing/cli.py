@@ -351,7 +351,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         vocabulary = corpora[0].tokens.digests()["vocabulary"]
         source = Source(it.model, segment, vocabulary, parameters_digest(parameters), step)
         prebuilt = [
-            prebuilt_banks(options.memory, source, memory, mesh) if memory.size else ()
+            prebuilt_banks(options.memory, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)
         ]
         name = name or f"from-{options.memory.name}"

@@ -75,7 +75,7 @@ def test_documents_are_evaluated_with_what_was_memorized(folder, capfd, monkeypa
     run(capfd, "evaluate", "--workdir=one", "--memory=known")
     without, with_memory = (
         json.loads(Path("one/evaluations", name).read_text())
-        for name in ("test-memory-32.json", "test-from-known-memory-32.json")
+        for name in ("test-memory-32.json", "test-memory-32-from-known.json")
     )
     assert with_memory["prebuilt_tokens"] == 32 and with_memory["tokens"] == without["tokens"]
     assert with_memory["perplexity"] != without["perplexity"]

@@ -78,13 +78,13 @@ def test_what_does_not_fit_is_said_with_the_settings_to_change(settings):
     fits, figures = planned(settings, "--topology=v5e:2x2")
     assert figures["fits"] and "  fits" in fits and figures["tokens_per_second"] > 0
     assert figures["bytes_per_device"]["total"] < 16 * 2**30
-    output, figures = planned(settings, "--topology=v5e:2x2", "--gin_param", "MEMORY_SIZE = 4_194_304", status=2)
+    output, figures = planned(settings, "--topology=v5e:2x2", "--gin_param", "MEMORY_SIZE = 8_388_608", status=2)
     assert figures["fits"] is False and "DOES NOT FIT" in output
     assert "this does not fit v5e:2x2: needs" in output
     held = figures["bytes_per_device"]
     assert held["total"] > 16 * GIB
     assert held["total"] == sum(size for name, size in held.items() if name != "total")
-    assert "a smaller MEMORY_SIZE (4194304)" in output and "BATCH_SIZE = 8" in output
+    assert "a smaller MEMORY_SIZE (8388608)" in output and "BATCH_SIZE = 8" in output
 
 
 USED = (
