@@ -1,13 +1,12 @@
 """What Python programs are given, as `from memorizing import open_reader`: a trained run, ready to read and write."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 
 from memorizing.config import load_trained
 from memorizing.errors import InputError
-from memorizing.evaluation.evaluate import at_memory_size, restore
+from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.generate import Reader
 from memorizing.evaluation.snapshots import Source, parameters_digest
 from memorizing.files import AnyPath, run_folder
@@ -34,7 +33,7 @@ def open_reader(
     workdir = run_folder("--workdir", str(workdir))
     it = load_trained(workdir, gin_files, gin_params)
     if memory_size is not None:
-        it = dataclasses.replace(it, memory=at_memory_size(it.memory, memory_size))
+        it = it.with_memory_size(memory_size)
     try:
         tokens = open_tokens(it.training.data, it.model)
     except InputError as error:

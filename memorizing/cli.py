@@ -4,7 +4,6 @@ Everything else is imported where it is used, so that `--help` answers at once.
 """
 
 import argparse
-import dataclasses
 import functools
 import re
 import sys
@@ -325,7 +324,7 @@ def _plan(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.corpora import open_corpora
-    from memorizing.evaluation.evaluate import Run, at_memory_size, evaluate, readings, restore
+    from memorizing.evaluation.evaluate import Run, evaluate, readings, restore, xl_caches
     from memorizing.evaluation.snapshots import Source, parameters_digest, prebuilt_banks
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
@@ -336,15 +335,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     hosts.start(options.coordinator, options.processes, options.process)
     die_at_sigterm()
     it = load_trained(workdir, options.gin_file, options.gin_param)
-    # As settings of the whole run, so that they are checked against the others before any is evaluated.
-    sizes = options.memory_size or [it.memory.size]
-    memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
+    memories = [it.with_memory_size(size).memory for size in options.memory_size or [it.memory.size]]
     segment, rows = it.batch.segment_length, it.evaluation.rows
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
 
     own, splits = it.evaluation.data or it.training.data, options.split or [it.evaluation.split]
     corpora = open_corpora(options.data, splits, own, workdir, it.model)
-    xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[options.xl_cache]
     parameters, step = restore(workdir, it.model, meshes[0])
     name, prebuilt = options.name, [()] * len(memories)
     if options.memory:
@@ -355,7 +351,9 @@ def _evaluate(options: argparse.Namespace) -> None:
             for memory, mesh in zip(memories, meshes, strict=True)
         ]
         name = name or f"from-{options.memory.name}"
-    planned = readings(corpora, zip(memories, meshes, prebuilt, strict=True), xl_caches, name)
+    planned = readings(
+        corpora, zip(memories, meshes, prebuilt, strict=True), xl_caches(options.xl_cache, it.model.xl_cache), name
+    )
     evaluate(Run(workdir, it.model, segment, parameters, step), planned, it.evaluation, options.per_token)
 
 
@@ -364,23 +362,22 @@ def _inspect(options: argparse.Namespace) -> None:
 
     from memorizing.config import load_trained
     from memorizing.evaluation import inspect
-    from memorizing.evaluation.evaluate import at_memory_size, restore
+    from memorizing.evaluation.evaluate import restore
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
-    from memorizing.training.workdir import check_data, open_tokens
+    from memorizing.training.workdir import readable_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     it = load_trained(workdir, options.gin_file, options.gin_param)
     size = it.memory.size if options.memory_size is None else options.memory_size
-    memory = dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory
+    memory = it.with_memory_size(size).memory
     if not memory.size or not it.model.memory_layers:
         raise InputError(
             f"--workdir={workdir} has no memory to look into (Memory.size = {memory.size}, Model.memory_layers = "
             f"{it.model.memory_layers}): name a run that has, or --memory_size"
         )
-    tokens = open_tokens(it.evaluation.data or it.training.data, it.model)
-    check_data(workdir, tokens, train=False)
+    tokens = readable_tokens(workdir, it.evaluation.data or it.training.data, it.model)
     name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
     inspect.check_range(options.first, options.tokens, options.top, len(encoded))
     out = options.out or workdir / "inspect" / f"{re.sub(r'[^\w.-]+', '_', name)}.html"
@@ -530,11 +527,10 @@ def _bench_step(options: argparse.Namespace) -> None:
     from memorizing.benchmarks.choices import check_rounds
     from memorizing.benchmarks.step import SMALL_MODEL, bench_step
     from memorizing.config import load
-    from memorizing.evaluation.evaluate import at_memory_size
 
     check_rounds(options.rounds)
     it, _ = load(options.gin_file, [*(() if options.gin_file else SMALL_MODEL), *options.gin_param])
-    memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, M)).memory for M in options.memory_size]
+    memories = [it.with_memory_size(size).memory for size in options.memory_size]
     bench_step(
         it.model, memories, it.batch, it.optimizer, it.training, options.rounds, options.arguments, options.against,
         options.json,

@@ -27,6 +27,7 @@ from memorizing.data.documents import FolderSettings
 from memorizing.data.recall import RecallSettings
 from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
+from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath, write_whole
 from memorizing.memory.settings import MemorySettings
@@ -70,6 +71,10 @@ class Experiment:
         """Settings of what documents can come from, by the names that `Prepare.source` has for them."""
         names = ("folder", "recall", "pg19", "arxiv", "github", "isabelle", "c4")
         return {name: getattr(self, name) for name in names}
+
+    def with_memory_size(self, size: int) -> "Experiment":
+        """The same with another `Memory.size` (see `at_memory_size`), checked against all other settings."""
+        return dataclasses.replace(self, memory=at_memory_size(self.memory, size))
 
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call

@@ -33,7 +33,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.shapes import Batch
-from memorizing.training.workdir import check_data, open_tokens
+from memorizing.training.workdir import readable_tokens
 
 
 def memory_queries(
@@ -119,8 +119,7 @@ def run_vectors(
     Raises:
         InputError: when there is no checkpoint, or no tokens that the model can read.
     """
-    tokens = open_tokens(evaluation.data or data, model)
-    check_data(workdir, tokens, train=False)
+    tokens = readable_tokens(workdir, evaluation.data or data, model)
     mesh = open_mesh(MeshSettings(), model, memory, segment_length, 1, devices=jax.devices()[:1])
     parameters, step = restore(workdir, model, mesh)
     origin = f"trained ({workdir.name}, step {step})"

@@ -8,7 +8,7 @@ from memorizing.data.tokens import PreparedTokens, TokenSplit
 from memorizing.errors import InputError
 from memorizing.files import AnyPath
 from memorizing.model.settings import ModelSettings
-from memorizing.training.workdir import check_data, open_tokens
+from memorizing.training.workdir import readable_tokens
 
 
 class Corpus:
@@ -19,6 +19,11 @@ class Corpus:
         self.split: TokenSplit = tokens.split(split)
         self.names = self.split.names()
         self._words: dict[int, int] = {}
+
+    @property
+    def sha256(self) -> str:
+        """The digest of its documents' tokens."""
+        return self.tokens.manifest["splits"][self.split_name]["sha256"]
 
     def words(self, document: int) -> int:
         """How many words whitespace divides a document's text into; counted once."""
@@ -45,8 +50,7 @@ def open_corpora(
     for text in named or [own]:
         given = re.fullmatch(r"([\w.-]+)=(.+)", text)
         folder = given[2] if given else text
-        tokens = open_tokens(folder, model)
-        check_data(workdir, tokens, train=False)
+        tokens = readable_tokens(workdir, folder, model)
         name = given[1] if given else tokens.manifest["source"]
         if name in folders:
             raise InputError(

@@ -172,7 +172,7 @@ def _about(run: Run, reading: Reading) -> dict:
         "corpus": corpus.name,
         "split": corpus.split_name,
         "data": str(corpus.tokens.folder),
-        "split_sha256": _digest(corpus),
+        "split_sha256": corpus.sha256,
         "memory_size": memory.size,
         "xl_cache": reading.xl_cache,
         "name": reading.name,
@@ -185,10 +185,6 @@ def _about(run: Run, reading: Reading) -> dict:
     }
 
 
-def _digest(corpus: Corpus) -> str:
-    return corpus.tokens.manifest["splits"][corpus.split_name]["sha256"]
-
-
 def _check_replaceable(path: AnyPath, reading: Reading, say: Callable[[str], None]) -> None:
     """Refuses to replace what is of other documents; says of other settings that they are replaced."""
     corpus = reading.corpus
@@ -196,13 +192,13 @@ def _check_replaceable(path: AnyPath, reading: Reading, say: Callable[[str], Non
         return
     try:
         before = json.loads(path.read_text())
-        digest, data = before.get("split_sha256", _digest(corpus)), before.get("data", "elsewhere")
+        digest, data = before.get("split_sha256", corpus.sha256), before.get("data", "elsewhere")
         memory = before.get("memory", {})
     except (ValueError, AttributeError) as error:
         raise InputError(
             f"{path}, which would be replaced, is damaged or no evaluation ({error}): remove it, or set --name"
         ) from error
-    if digest != _digest(corpus):
+    if digest != corpus.sha256:
         raise InputError(
             f"{path} is an evaluation of other documents, of {data}, than those of {corpus.tokens.folder}: "
             f"name these, with --data NAME={corpus.tokens.folder} or --name, or remove that file"
@@ -278,6 +274,11 @@ def sentence(figures: dict) -> str:
     for kind, counts in figures.get("answers", {}).items():
         line += f"\n    {kind} questions: {counts['exact']:.1%} of {counts['questions']:,} answered exactly"
     return line
+
+
+def xl_caches(asked: str | None, trained_with: bool) -> list[bool]:
+    """Of `--xl_cache`: which readings there are, with and without one."""
+    return {"on": [True], "off": [False], "both": [False, True], None: [trained_with]}[asked]
 
 
 def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:

@@ -21,12 +21,12 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import Vocabulary, encoded_text
 from memorizing.errors import InputError
 from memorizing.evaluation.kinds import KINDS, kinds_of, texts_of
-from memorizing.evaluation.lookups import NOWHERE, head_gates, read_document
+from memorizing.evaluation.lookups import NOWHERE, read_document
 from memorizing.evaluation.pages import check_replaceable, page, script
 from memorizing.files import AnyPath, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters
+from memorizing.model.transformer import Parameters, gates
 
 CONTEXT = 12
 """Tokens on each side of a retrieved one that are shown with it."""
@@ -98,8 +98,8 @@ def inspect(
     nothing = dataclasses.replace(memory, size=0)
     for segment in read_document(model, nothing, parameters, tokens_T, segment_length):
         without_T[segment.first : segment.first + len(segment.nats_N)] = segment.nats_N
-    gates = head_gates(parameters)
-    gates_LH = np.stack([gates[layer] for layer in layers])
+    opened = gates(parameters)
+    gates_LH = np.stack([np.asarray(opened[layer]) for layer in layers])
     stop, heads = min(first + count, length), model.heads
     top = min(top, memory.neighbours)
     shape = (stop - first, len(layers), heads, top)

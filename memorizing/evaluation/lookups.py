@@ -20,7 +20,6 @@ from memorizing.memory.search import Neighbours, Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
-from memorizing.model.transformer import gates as gates_of
 from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 
@@ -131,8 +130,3 @@ def _placed(found: Neighbours, ages: np.ndarray, first: int, count: int) -> Segm
     powers_HNK = np.where(exists_HNK, np.exp(np.where(exists_HNK, scores_HNK - best_HN1, 0.0)), 0.0)
     total_HN1 = powers_HNK.sum(-1, keepdims=True)
     return SegmentLookups(places_HNK, scores_HNK, powers_HNK / np.where(total_HN1 > 0, total_HN1, 1.0))
-
-
-def head_gates(parameters: Parameters) -> dict[int, Float[np.ndarray, "H"]]:
-    """How far each head of each memory layer is open to the memory."""
-    return {layer: np.asarray(gate) for layer, gate in gates_of(parameters).items()}

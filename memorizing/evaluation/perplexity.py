@@ -6,6 +6,7 @@ does not depend on that: a document's numbers are its own. Evaluation holds a ca
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -99,21 +100,17 @@ def score_documents(
     counted = np.zeros((len(split.lengths), 2), np.int64)
     ahead = Ahead(read_calls())
 
-    def scored() -> Iterator[tuple[list, Predictions, Recall | None]]:
-        """Of each call, once the next one is under way: the devices do not wait for what is done here."""
+    def dispatched() -> Iterator[tuple[list, tuple[Predictions, Recall | None]]]:
         nonlocal carry
-        under_way = None
         for steps, batches in zip(calls, ahead, strict=True):
             with jax.set_mesh(mesh):
                 carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"), prebuilt)
-            if under_way is not None:
-                yield under_way[0], *jax.device_get(under_way[1])
-            under_way = steps, results
-        if under_way is not None:
-            yield under_way[0], *jax.device_get(under_way[1])
+            yield steps, results
 
     try:
-        for steps, predictions, recall in scored():
+        # Each is fetched once the next one is under way: the devices do not wait for what is done here.
+        for (steps, results), _ in itertools.pairwise(itertools.chain(dispatched(), [((), None)])):
+            predictions, recall = jax.device_get(results)
             for segment, step in enumerate(steps):
                 for row, place in enumerate(step):
                     if place is None:

@@ -22,15 +22,15 @@ from jax.sharding import Mesh
 
 from memorizing.errors import InputError
 from memorizing.files import write_whole, writing
-from memorizing.memory.bank import Bank, refill, reindexed
+from memorizing.memory.bank import Bank, refill
 from memorizing.memory.search import NO_INDEX, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, empty_carry
 from memorizing.parallel.mesh import RULES, MeshSettings, made, make_mesh, placed, shardings
 from memorizing.shapes import Batch
-from memorizing.training.checkpoints import resized
 from memorizing.training.fingerprint import fingerprints
+from memorizing.training.saved_banks import indexed, resized
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -263,7 +263,4 @@ def _laid_out(banks: tuple[Bank, ...], source: Source, memory: MemorySettings, m
     banks = tuple(resized(bank, each._replace(recall=None), mesh) for bank, each in zip(banks, like, strict=True))
     if not any(each.index.slots for each in like):
         return banks
-    index = functools.partial(reindexed, search=search, tokens=source.segment_length)
-    with jax.set_mesh(mesh):
-        where = [shardings(mesh, jax.eval_shape(index, bank)) for bank in banks]
-        return tuple(jax.jit(index, out_shardings=at)(bank) for bank, at in zip(banks, where, strict=True))
+    return tuple(indexed(bank, search, source.segment_length, mesh) for bank in banks)

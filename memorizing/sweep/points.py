@@ -21,7 +21,7 @@ from memorizing.config import (
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.corpora import open_corpora
-from memorizing.evaluation.evaluate import at_memory_size
+from memorizing.evaluation.evaluate import xl_caches
 from memorizing.files import AnyPath, run_folder
 from memorizing.sweep.grid import Point
 from memorizing.sweep.records import POINTS
@@ -173,13 +173,11 @@ def _check_training(workdir: AnyPath, it: Experiment) -> None:
 def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
     """How each corpus is read, as the figures say it."""
     sizes = asked.memory_sizes or (it.memory.size,)
-    # As settings of the whole run, so that they are checked against the others.
-    memories = [dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory for size in sizes]
-    xl_caches = {"on": [True], "off": [False], "both": [False, True], None: [it.model.xl_cache]}[asked.xl_cache]
+    memories = [it.with_memory_size(size).memory for size in sizes]
     return [
         {"segment_length": it.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache}
         | {"dtype": it.model.dtype, "memory": json.loads(json.dumps(dataclasses.asdict(memory)))}
-        for xl_cache in xl_caches
+        for xl_cache in xl_caches(asked.xl_cache, it.model.xl_cache)
         for memory in memories
     ]
 
@@ -216,7 +214,7 @@ def _corpora(
         {
             "corpus": corpus.name,
             "split": corpus.split_name,
-            "split_sha256": corpus.tokens.manifest["splits"][corpus.split_name]["sha256"],
+            "split_sha256": corpus.sha256,
         }
         for corpus in open_corpora(data, splits, own, workdir, it.model)
     ]

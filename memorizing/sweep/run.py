@@ -146,7 +146,6 @@ def run_all(
         sweep = merged(read_sweep(out), sweep, out)
         records = {point["name"]: standing(out, point) for point in sweep["points"]}
         results = write_sweep(out, sweep, list(records.values()))
-        failed: dict[str, dict[str, Any]] = {}  # what no file in the point's folder tells
         say(f"{len(plans)} points: {_count([records[plan.point.name] for plan in plans])}")
         with Children(launcher) as children:
             for number, plan in enumerate(plans):
@@ -154,14 +153,14 @@ def run_all(
                 if records[name]["status"] == "done":
                     continue
                 say(f"[{number + 1}/{len(plans)}] {name}")
+                failed = {}  # what no file in the point's folder tells
                 try:
-                    records[name] = run_point(plan, out, children, say)
+                    run_point(plan, out, children, say)
                 except (OSError, ValueError) as error:  # it is at work elsewhere, or cannot be read or written
-                    failed[name] = {"status": "failed", "error": str(error)}
-                    records[name] = standing(out, records[name]) | failed[name]
+                    failed = {"status": "failed", "error": str(error)}
                 finally:
-                    now = [standing(out, record) | failed.get(each, {}) for each, record in records.items()]
-                    results = write_sweep(out, sweep, now)
+                    records[name] = standing(out, records[name]) | failed
+                    results = write_sweep(out, sweep, list(records.values()))
                 say(_told(records[name]))
     return results
 

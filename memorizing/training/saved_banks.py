@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from memorizing.memory.bank import Bank, resize
-from memorizing.memory.search import NO_INDEX
+from memorizing.memory.bank import Bank, reindexed, resize
+from memorizing.memory.search import NO_INDEX, Search
 from memorizing.parallel.mesh import made, shardings
 
 INDEX_KIND = "index_kind"
@@ -39,6 +39,13 @@ def restored_form(saved: dict[str, Any], like: Bank, index_kind: int) -> Bank:
         like = like._replace(index=NO_INDEX)
     like = like._replace(recall=None)
     return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in by_name(like)])
+
+
+def indexed(bank: Bank, search: Search, tokens: int, mesh: Mesh) -> Bank:
+    """A bank with the index that `search` keeps of it, made by segments of `tokens`, each part where it belongs."""
+    index = functools.partial(reindexed, search=search, tokens=tokens)
+    with jax.set_mesh(mesh):
+        return jax.jit(index, out_shardings=shardings(mesh, jax.eval_shape(index, bank)))(bank)
 
 
 def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from memorizing.data.batches import BatchSettings
-from memorizing.memory.bank import Bank, reindexed
+from memorizing.memory.bank import Bank
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, create_model, empty_carry
 from memorizing.parallel.mesh import made, placed, shardings
 from memorizing.training.optimizer import OptimizerSettings, make_optimizer
+from memorizing.training.saved_banks import indexed
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.step import TrainCall, TrainState, make_train_call, state_shardings
 
@@ -74,8 +75,7 @@ class StateMaker:
                 return bank
             with jax.set_mesh(self.mesh):
                 search = make_search(self._memory)
-                index = functools.partial(reindexed, search=search, tokens=self._segment_length)
-                return jax.jit(index, out_shardings=shardings(self.mesh, jax.eval_shape(index, bank)))(bank)
+            return indexed(bank, search, self._segment_length, self.mesh)
 
         like = self.like(self.memory_from_step + 1).carry.banks
         return state._replace(carry=state.carry._replace(banks=tuple(map(with_index, state.carry.banks, like))))

@@ -72,6 +72,17 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
             )
 
 
+def readable_tokens(workdir: AnyPath, data: str, model: ModelSettings) -> PreparedTokens:
+    """Prepared tokens that the run in `workdir` can read, be it that they are not those it is trained on.
+
+    Raises:
+        InputError: see `open_tokens` and `check_data`.
+    """
+    tokens = open_tokens(data, model)
+    check_data(workdir, tokens, train=False)
+    return tokens
+
+
 DROPPED_FILE = "dropped_memory.json"
 """In a workdir: the step at which `drop_memory` was asked for."""
 

@@ -6,7 +6,6 @@ The forward passes are the compiled calls alone, on the same batches, one after 
 The command is timed from its start to its end: loading, compiling, reading tokens, figures and files are all in it.
 """
 
-import dataclasses
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ import numpy as np
 
 from memorizing.config import load_trained
 from memorizing.data.batches import read_batch
-from memorizing.evaluation.evaluate import at_memory_size, restore
+from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.perplexity import reading_plan, score_call
 from memorizing.model.transformer import empty_carry, open_mesh
 from memorizing.shapes import Batch
@@ -26,7 +25,7 @@ from memorizing.training.workdir import open_tokens
 
 def forward_seconds(workdir: Path, size: int) -> float:
     it = load_trained(workdir, [], [])
-    memory = dataclasses.replace(it, memory=at_memory_size(it.memory, size)).memory
+    memory = it.with_memory_size(size).memory
     segment, rows, together = it.batch.segment_length, it.evaluation.rows, it.evaluation.segments_per_call
     mesh = open_mesh(it.mesh, it.model, memory, segment, rows, devices=jax.devices()[:1])
     parameters, _ = restore(workdir, it.model, mesh)
