@@ -1,6 +1,7 @@
 """Chips, and descriptions of TPU slices for which programs can be compiled on a machine that has none."""
 
 import dataclasses
+import functools
 import os
 import re
 from collections.abc import Sequence
@@ -57,6 +58,22 @@ def platform_compiled_for() -> str:
         return jax.default_backend()
     kind = device.device_kind.lower()
     return "tpu" if kind.startswith("tpu") else "cpu" if "cpu" in kind else "gpu"
+
+
+def training_options() -> dict[str, bool] | None:
+    """What the compiler of a train step is told on these devices; None for nothing."""
+    return _onednn() if platform_compiled_for() == "cpu" else None
+
+
+@functools.cache
+def _onednn() -> dict[str, bool] | None:
+    """XLA's own products of a transposed matrix, which the backward pass of attention has, take four times as long."""
+    options = {"xla_cpu_experimental_onednn_custom_call": True}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:  # a jaxlib that does not know the option
+        return None
+    return options
 
 
 def has_ampere() -> bool:

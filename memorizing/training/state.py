@@ -17,6 +17,7 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, create_model, empty_carry
 from memorizing.parallel.mesh import made, placed, shardings
+from memorizing.parallel.topology import training_options
 from memorizing.training.optimizer import OptimizerSettings, make_optimizer
 from memorizing.training.saved_banks import indexed
 from memorizing.training.settings import TrainingSettings
@@ -56,7 +57,9 @@ class StateMaker:
 
     def train_call(self) -> TrainCall:
         """The function that the run calls, to be compiled."""
-        return make_train_call(self.graph, self.transformation, self._accumulates, self._dropout_seed)
+        with jax.set_mesh(self.mesh):
+            options = training_options()
+        return make_train_call(self.graph, self.transformation, self._accumulates, self._dropout_seed, options)
 
     def banks(self) -> tuple[Bank, ...]:
         """The memory, empty."""

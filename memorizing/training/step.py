@@ -84,12 +84,16 @@ type TrainCall = Callable[[TrainState, Batch], tuple[TrainState, CallMetrics]]
 
 
 def make_train_call(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, accumulate: bool, dropout_seed: int | None
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    accumulate: bool,
+    dropout_seed: int | None,
+    compiler_options: dict[str, bool] | None = None,
 ) -> TrainCall:
     """The compiled function from a state and the batch of `S` segments to the next state and metrics.
 
     With `accumulate` the gradient of all `S` segments together makes one update; each segment is read with the same
-    parameters. `dropout_seed` None trains without dropout.
+    parameters. `dropout_seed` None trains without dropout. `compiler_options` are XLA's.
     """
 
     def segment_loss(parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
@@ -137,7 +141,7 @@ def make_train_call(
         reported = CallMetrics(metrics, optax.tree.norm(state.parameters), opened, _memory_fill(state.carry), found)
         return state, everywhere(reported)
 
-    return jax.jit(train_call, donate_argnums=0)
+    return jax.jit(train_call, donate_argnums=0, compiler_options=compiler_options)
 
 
 def _memory_fill(carry: Carry) -> jax.Array:
