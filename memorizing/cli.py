@@ -181,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--top", type=int, default=4, metavar="K", help="retrieved tokens to show of each head; default: 4"
     )
-    inspect.add_argument("--out", type=Path, metavar="FILE", help="default: WORKDIR/inspect/NAME.html")
+    inspect.add_argument("--out", type=Path, metavar="FILE", help="default: WORKDIR/inspect/NAME-memory-M.html")
 
     compare = command("compare", _compare, "Set a run without memory beside a run with memory: table, JSON, picture.")
     compare.add_argument("--without", metavar="WORKDIR", required=True, help="run trained without memory")
@@ -363,6 +363,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation import inspect
     from memorizing.evaluation.evaluate import restore
+    from memorizing.evaluation.perplexity import check_losses
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
@@ -380,7 +381,7 @@ def _inspect(options: argparse.Namespace) -> None:
     tokens = readable_tokens(workdir, it.evaluation.data or it.training.data, it.model)
     name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
     inspect.check_range(options.first, options.tokens, options.top, len(encoded))
-    out = options.out or workdir / "inspect" / f"{re.sub(r'[^\w.-]+', '_', name)}.html"
+    out = options.out or workdir / "inspect" / inspect.page_name(options.document, name, encoded, memory.size)
     inspect.check_out(out)
     segment = it.batch.segment_length
     mesh = open_mesh(MeshSettings(), it.model, memory, segment, 1, devices=jax.devices()[:1])
@@ -397,6 +398,8 @@ def _inspect(options: argparse.Namespace) -> None:
         options.tokens,
         options.top,
     )
+    for nats_T in (read.nats_T, read.without_T):
+        check_losses(nats_T, name, step)
     of_recall = segment if tokens.manifest["source"] == "recall" else None
     inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size}, of_recall)
 
@@ -460,19 +463,24 @@ def _memorize(options: argparse.Namespace) -> None:
     if not options.document:
         raise InputError("--document is missing: name a file or folder to read")
     check_folder("--out", options.out)
-    is_new = _reader(options).save(options.out)
+    is_new = _reader(options, options.out).save(options.out)
     print(f"snapshot: {options.out}" if is_new else f"{options.out} holds just this already")
 
 
-def _reader(options: argparse.Namespace):
-    """A reader that has read what the options name; it tells of that beside the text, on the standard error."""
+def _reader(options: argparse.Namespace, out: Path | None = None):
+    """A reader that has read what the options name, to be saved in `out`; it tells of that on the standard error."""
     from memorizing.api import open_reader
 
+    for path in options.document:
+        if not path.exists():  # before a model is loaded for nothing
+            raise InputError(f"--document={path}: no such file or folder")
     say = functools.partial(print, file=sys.stderr, flush=True)
     reader = open_reader(options.workdir, options.memory_size, options.gin_file, options.gin_param, say)
     if options.memory:
         reader.load(options.memory)
         say(f"{options.memory}: {reader.tokens:,} tokens were read")
+    if out is not None and out.exists():
+        reader.check_save(out, options.document)
     for path in options.document:
         reader.read_files(path)
     if reader.tokens and reader.memory.size:

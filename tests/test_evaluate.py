@@ -129,6 +129,17 @@ def test_figures_of_other_settings_are_not_replaced_unsaid(place, capsys, tmp_pa
     assert figures(tmp_path, "test-memory-64")["memory"]["search"] == "blocked"
 
 
+def test_losses_that_are_no_numbers_are_refused(place, monkeypatch, capsys):
+    def ruined(*arguments):
+        yield from (each._replace(nats_T=each.nats_T * np.nan) for each in score_documents(*arguments))
+
+    score_documents = evaluate.score_documents
+    monkeypatch.setattr(evaluate, "score_documents", ruined)
+    assert main(["evaluate", f"--workdir={place / 'run'}", "--name=ruined"]) == 2
+    assert "is ruined: token 0 of" in capsys.readouterr().err
+    assert not list((place / "run" / "evaluations").glob("*ruined*"))
+
+
 def test_two_corpora_of_one_name_are_refused(place, capsys):
     command = ["evaluate", f"--workdir={place / 'run'}", f"--data={place / 'data'}", f"--data={place / 'other'}"]
     assert main(command) == 2

@@ -147,14 +147,14 @@ def test_the_command_reads_a_document_of_the_split_or_a_file(run, tmp_path, caps
     arrays = np.load(run / "evaluations" / "test-memory-64.npz")
     names = [line.split(",")[0] for line in (run / "evaluations" / "test-memory-64.csv").read_text().splitlines()[1:]]
     assert main(["inspect", f"--workdir={run}", f"--document={names[1]}"]) == 0
-    lines = [json.loads(line) for line in (run / "inspect" / f"{names[1]}.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "inspect" / f"{names[1]}-memory-64.jsonl").read_text().splitlines()]
     assert "".join(line["text"] for line in lines) == TEXTS[names[1]]
     of_evaluation = arrays["nats"][arrays["ends"][0] : arrays["ends"][1]]
     np.testing.assert_allclose([line["nats"] for line in lines], of_evaluation, rtol=1e-4, atol=1e-4)
     (tmp_path / "some.txt").write_text(TEXTS[names[1]])
     out = tmp_path / "page.html"
     assert main(["inspect", f"--workdir={run}", f"--document={tmp_path / 'some.txt'}", f"--out={out}"]) == 0
-    assert (tmp_path / "page.jsonl").read_text() == (run / "inspect" / f"{names[1]}.jsonl").read_text()
+    assert (tmp_path / "page.jsonl").read_text() == (run / "inspect" / f"{names[1]}-memory-64.jsonl").read_text()
     assert "nats each with the memory" in capsys.readouterr().out
 
 

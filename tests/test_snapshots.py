@@ -37,7 +37,7 @@ def test_a_snapshot_goes_on_as_what_was_saved(length, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, kept._carry, loaded._carry)
     assert kept.write(tokens=20, seed=1) == loaded.write(tokens=20, seed=1)
     assert loaded.tokens == len(LONG[:length].encode()) + 20
-    assert not (tmp_path / "memory.unfinished").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["memory"]
 
 
 def test_what_was_written_is_kept_too(tmp_path):

@@ -25,7 +25,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.answers import Answers
 from memorizing.evaluation.corpora import Corpus
 from memorizing.evaluation.figures import Baseline, Summary
-from memorizing.evaluation.perplexity import DocumentScores, EvaluationSettings, score_documents
+from memorizing.evaluation.perplexity import DocumentScores, EvaluationSettings, check_losses, score_documents
 from memorizing.files import AnyPath, write_whole
 from memorizing.memory.bank import Bank
 from memorizing.memory.search import chosen
@@ -151,6 +151,7 @@ def read(
         settings.segments_per_call, reading.mesh, reading.prebuilt,
     ):  # fmt: skip
         document = scores.document
+        check_losses(scores.nats_T, corpus.names[document], run.step)
         summary.add(scores, int(corpus.split.bytes[document]), corpus.names[document], corpus.words(document))
         if answers is not None:
             answers.add(corpus.split.read(document, 0, len(scores.correct_T)), scores.correct_T)

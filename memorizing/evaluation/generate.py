@@ -8,8 +8,7 @@ Everything a reader reads and writes is one document, to which its memory belong
 
 import dataclasses
 import functools
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,15 @@ from jaxtyping import Float, Int
 from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.vocabulary import TextStream, Vocabulary, encoded_text
 from memorizing.errors import InputError
-from memorizing.evaluation.snapshots import ReadText, Snapshot, Source, load_snapshot, save_snapshot
+from memorizing.evaluation.snapshots import (
+    ReadText,
+    Snapshot,
+    Source,
+    check_again,
+    load_snapshot,
+    read_text_of,
+    save_snapshot,
+)
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.decoding import Opened, close_segment, extend, open_segment
 from memorizing.model.settings import ModelSettings
@@ -203,8 +210,7 @@ class Reader:
 
     def _note(self, tokens_T: Int[np.ndarray, "T"], name: str) -> None:
         if len(tokens_T):
-            digest = hashlib.sha256(tokens_T.astype("<i4").tobytes()).hexdigest()
-            self._texts.append(ReadText(name, len(tokens_T), digest))
+            self._texts.append(read_text_of(tokens_T, name))
 
     def save(self, folder: str | Path) -> bool:
         """Keeps all that was read and written as a snapshot; False if just that is there already.
@@ -214,6 +220,18 @@ class Reader:
         """
         snapshot = Snapshot(self._carry, self._inputs, self._texts)
         return save_snapshot(Path(folder), snapshot, self._source, self.memory)
+
+    def check_save(self, folder: str | Path, paths: Sequence[str | Path]) -> None:
+        """Refuses to save in `folder` what is read already and then these files, before they are read for nothing.
+
+        Raises:
+            InputError: when a snapshot of other texts, or of another model, is there.
+        """
+        documents = [each for path in paths for each in read_path("--document", Path(path), self._folder)]
+        texts = [(each.id, each.text) for each in documents if not isinstance(each, Problem)]
+        encoded = [read_text_of(encoded_text(self._vocabulary, text, name), name) for name, text in texts]
+        texts = [*self._texts, *(text for text in encoded if text.tokens)]
+        check_again(Path(folder), texts, self._source, self.memory)
 
     def load(self, folder: str | Path) -> None:
         """Takes a snapshot in place of what was read until now.

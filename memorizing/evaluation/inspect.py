@@ -7,7 +7,9 @@ Where to read on: `lookups.py` (how it is read), `pages/inspect.js` (the page).
 
 import base64
 import dataclasses
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -261,6 +263,14 @@ def chosen_document(
     if not len(encoded):
         raise InputError(f"--document={document}: is empty")
     return path.resolve().name, encoded
+
+
+def page_name(document: str, name: str, tokens_T: Int[np.ndarray, "T"], memory_size: int) -> str:
+    """What its page is called, if nobody says; files that have a name in common are told apart by what is in them."""
+    parts = [re.sub(r"[^\w.-]+", "_", name)]
+    if Path(document).exists():
+        parts.append(hashlib.sha256(tokens_T.astype("<i4").tobytes()).hexdigest()[:8])
+    return "-".join([*parts, "memory", f"{memory_size}.html"])
 
 
 def check_out(out: AnyPath) -> None:

@@ -128,6 +128,25 @@ def score_documents(
         ahead.close()
 
 
+LARGEST = 700.0
+"""Nats of a token beyond which a perplexity is no number; a sound model never comes near."""
+
+
+def check_losses(nats_T: Float[np.ndarray, "T"], document: str, step: int) -> None:
+    """Refuses the losses of a ruined model.
+
+    Raises:
+        InputError: naming the document, and the way out.
+    """
+    if not (ruined_T := ~(nats_T < LARGEST)).any():  # NaN is not below either
+        return
+    place = int(np.argmax(ruined_T))
+    raise InputError(
+        f"the checkpoint of step {step} is ruined: token {place} of {document} costs it {nats_T[place]} nats. Go back "
+        "to an earlier checkpoint, or try Model.dtype = 'float32'"
+    )
+
+
 type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Carry, tuple[Predictions, Recall | None]]]
 
 

@@ -11,14 +11,17 @@ import dataclasses
 import functools
 import hashlib
 import json
-import shutil
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from memorizing.errors import InputError
 from memorizing.files import write_whole, writing
@@ -100,6 +103,25 @@ def check_folder(option: str, folder: Path) -> None:
         raise InputError(f"{option}={folder} is there already and is no snapshot: name a folder that is to be made")
 
 
+def check_again(folder: Path, texts: Sequence[ReadText], source: Source, memory: MemorySettings) -> None:
+    """Refuses, before the texts are read, to replace the snapshot that is there by another.
+
+    Raises:
+        InputError: saying what differs.
+    """
+    if not folder.exists():
+        return
+    manifest = _manifest(folder)
+    _check_source(folder, manifest, source, memory)
+    if manifest["texts"] != [text._asdict() for text in texts]:
+        raise InputError(f"--out={folder} holds a snapshot of other texts: name another folder, or remove that one")
+
+
+def read_text_of(tokens_T: Int[np.ndarray, "T"], name: str) -> ReadText:
+    """What a snapshot notes of a text."""
+    return ReadText(name, len(tokens_T), hashlib.sha256(tokens_T.astype("<i4").tobytes()).hexdigest())
+
+
 def save_snapshot(folder: Path, snapshot: Snapshot, source: Source, memory: MemorySettings) -> bool:
     """Writes a snapshot, or finds that it is there already and says so by False. It appears whole or not at all.
 
@@ -126,10 +148,9 @@ def save_snapshot(folder: Path, snapshot: Snapshot, source: Source, memory: Memo
                 "remove that one"
             )
         return False
-    unfinished = folder.with_name(f"{folder.name}.unfinished").absolute()
     with writing(folder):
-        if unfinished.exists():  # of a save that was cut short
-            shutil.rmtree(unfinished)
+        # A name of its own: what a save that was cut short has left, or somebody else has there, stays.
+        unfinished = folder.with_name(f"{folder.name}.unfinished-{secrets.token_hex(4)}").absolute()
         unfinished.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished / ARRAYS, arrays)

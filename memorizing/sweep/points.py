@@ -5,6 +5,7 @@ How a point stands, by what is on disk: `records.py`.
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +126,7 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
     if trains:
         workdir = folder
         bindings += [] if point.data is None else [f"Training.data = {point.data!r}"]
-        bindings += [f"Training.seed = {point.seed}", f"Batch.seed = {point.seed}"]
+        bindings += _seeds(point, load(asked.gin_files, bindings)[0])
         it, text = open_workdir(workdir, asked.gin_files, bindings, lambda line: None)
         _check_training(workdir, it)
     else:
@@ -135,7 +136,7 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
         if not steps_on_disk(workdir / CHECKPOINTS):
             raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
     given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
-    data, name = _data(point, asked, it, reads_data), "" if trains else _evaluation_name(point)
+    data, name = _data(point, asked, it, reads_data), "" if trains else _evaluation_name(point, asked.out)
     planned = [
         corpus | reading | {"name": name}
         for corpus in _corpora(data, asked, it, workdir, reads_data)
@@ -150,6 +151,12 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
     train = ["train", *given, f"--workdir={workdir}"] if trains else []
     steps = it.training.steps if trains else None
     return it, Plan(point, folder, workdir, steps, text, planned, train, evaluate)
+
+
+def _seeds(point: Point, it: Experiment) -> list[str]:
+    """What makes a point of these settings another try: parameters, and the order of documents as far from theirs."""
+    seed = it.training.seed if point.seed is None else point.seed
+    return [f"Training.seed = {seed}", f"Batch.seed = {it.batch.seed + seed - it.training.seed}"]
 
 
 def _check_training(workdir: AnyPath, it: Experiment) -> None:
@@ -182,8 +189,9 @@ def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
     ]
 
 
-def _evaluation_name(point: Point) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in f"sweep-{point.name}")
+def _evaluation_name(point: Point, out: AnyPath) -> str:
+    """For files in the run's folder, where other sweeps of the same run have theirs."""
+    return re.sub(r"[^\w.-]", "-", f"{out.name}-{point.name}")
 
 
 def _data(point: Point, asked: Asked, it: Experiment, reads_data: bool) -> list[str]:
