@@ -325,11 +325,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.corpora import open_corpora
     from memorizing.evaluation.evaluate import Run, evaluate, readings, restore, xl_caches
-    from memorizing.evaluation.snapshots import Source, parameters_digest, prebuilt_banks
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.signals import die_at_sigterm
+    from memorizing.training.snapshots import Source, parameters_digest, prebuilt_banks
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -455,7 +455,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _memorize(options: argparse.Namespace) -> None:
-    from memorizing.evaluation.snapshots import check_folder
+    from memorizing.training.snapshots import check_folder
 
     if not options.document:
         raise InputError("--document is missing: name a file or folder to read")

@@ -29,13 +29,14 @@ from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, run_folder, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.training.checkpoints import has_checkpoint
 from memorizing.training.optimizer import OptimizerSettings
+from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
 
 CONFIG_FILE = "config.gin"
@@ -90,8 +91,10 @@ class Experiment:
                 f"{self.training.steps}, so the memory of {self.memory.size} would never be used: switch it on "
                 "earlier, train for longer, or set Memory.size = 0"
             )
-        for name in ("steps", "checkpoint_every", "memory_from_step"):
-            value = getattr(self.training, name)
+        self._check_growth()
+        steps = {name: getattr(self.training, name) for name in ("steps", "checkpoint_every", "memory_from_step")}
+        growth = {f"memory_growth[{place}]": step for place, (step, _) in enumerate(self.training.memory_growth)}
+        for name, value in (steps | growth).items():
             if value % call:
                 raise ConfigError(
                     f"Training.{name} = {value} is not a multiple of Batch.segments_per_call = {call}, the steps "
@@ -104,6 +107,21 @@ class Experiment:
                 f"Training.checkpoint_kept_every = {kept} is not a multiple of Training.checkpoint_every = {every}, so "
                 f"not all of those steps would be saved: use {(kept // every + 1) * every}"
             )
+
+    def _check_growth(self) -> None:
+        """What the memory grows through has to be a memory that the other settings allow."""
+        memory_schedule(self.memory, self.training)
+        for first, slots in self.training.memory_growth if self.memory.size else ():
+            try:
+                dataclasses.replace(self.memory, size=slots)
+                check_memory_size(slots, self.batch.segment_length)
+            except InputError as error:
+                raise ConfigError(f"Training.memory_growth = {self.training.memory_growth}: {error}") from error
+            if first >= self.training.steps:
+                raise ConfigError(
+                    f"Training.memory_growth = {self.training.memory_growth}: step {first} is not before the end, "
+                    f"Training.steps = {self.training.steps}: grow earlier, or train for longer"
+                )
 
 
 def check_memory_size(size: int, segment_length: int) -> None:
@@ -179,6 +197,8 @@ def _describe(wanted: Any) -> str:
         return names[wanted]
     if get_args(wanted) and get_args(wanted)[-1] is type(None):
         return f"{_describe(get_args(wanted)[0])} or None"
+    if tuple[int, int] in get_args(wanted):
+        return "pairs of whole numbers such as ((0, 512), (1000, 8192))"
     return f"a tuple such as {'(3,)' if int in get_args(wanted) else repr(('.txt',))}"
 
 
@@ -273,11 +293,23 @@ def training_differences(one: Experiment, other: Experiment) -> list[tuple[str, 
         for name, first, second in differences(one, other)
         if name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training")
         and name != "Training.data"
+        and not (name in _FOLDERS and first and second and Path(first).absolute() == Path(second).absolute())
         and (decays or name != "Optimizer.decay_steps")
     ]
 
 
+_FOLDERS = ("Training.from_run", "Training.prebuilt_memory")
+"""Settings that name folders which a run needs to begin."""
+
+MAY_BE_NEW = {
+    *("Model.memory_layers", "Model.gate_bias", "Model.query_scale", "Model.key_shift", "Model.xl_cache"),
+    *("Model.dropout", "Model.dtype", "Model.remat", "Model.scan_layers"),
+}
+"""Settings of a model that may be others than those of the run whose parameters it begins with: a memory's, and such as
+do not change what parameters mean."""
+
 MAY_CHANGE = {
+    "Training.memory_growth",
     "Training.steps",
     "Training.checkpoint_every",
     "Training.checkpoints_kept",
@@ -313,6 +345,8 @@ def open_workdir(
                 "--gin_file=configs/quickstart.gin"
             )
         experiment, text = load(files or [stored], bindings)
+        if experiment.training.from_run:
+            _check_from_run(experiment)
     else:
         began, _ = load([stored], [])
         experiment, text = load(files or [stored], bindings)
@@ -324,6 +358,24 @@ def open_workdir(
                 )
             say(f"{name} = {now!r} from here on; the run began with {before!r}")
     return experiment, _with_absolute_data(text, experiment)
+
+
+def _check_from_run(it: Experiment) -> None:
+    """Refuses parameters that would mean something else here; whether they fit is seen when they are read.
+
+    Raises:
+        ConfigError: when there is no such run, or its model is another.
+    """
+    folder = run_folder("Training.from_run", it.training.from_run)
+    if not (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"Training.from_run = {it.training.from_run!r}: no run is there (no {CONFIG_FILE})")
+    other, _ = load([folder / CONFIG_FILE], [])
+    for name, now, before in differences(it, other):
+        if name.startswith("Model.") and name not in MAY_BE_NEW:
+            raise ConfigError(
+                f"{name} = {now!r}, but the model of Training.from_run = {it.training.from_run!r} has {before!r}: only "
+                f'a memory may be new. Add --gin_param "{name} = {before!r}"'
+            )
 
 
 def write_config(workdir: AnyPath, text: str) -> None:
@@ -352,10 +404,12 @@ def write_config(workdir: AnyPath, text: str) -> None:
 def _with_absolute_data(text: str, experiment: Experiment) -> str:
     """The resolved text with folders of data named from the root, so that the run can be used from anywhere."""
     settings = dict(re.findall(r"^([\w.]+) = (.*)$", text, flags=re.MULTILINE))
-    for name, data in (("Training.data", experiment.training.data), ("Evaluation.data", experiment.evaluation.data)):
+    folders = {"Training.data": experiment.training.data, "Evaluation.data": experiment.evaluation.data}
+    folders |= {name: getattr(experiment.training, name.partition(".")[2]) for name in _FOLDERS}
+    for name, data in folders.items():
         while settings[name].startswith("%"):  # it is the macro that says where
             name = settings[name][1:]
-        if data:
+        if data and isinstance(run_folder(name, data), Path):
             line = f"{name} = {str(Path(data).absolute())!r}"
             text = re.sub(rf"^{re.escape(name)} = .*$", lambda _, line=line: line, text, flags=re.MULTILINE)
     return text

@@ -12,12 +12,12 @@ from memorizing.data.documents import FolderSettings
 from memorizing.data.vocabulary import ByteVocabulary, TextStream, WordVocabulary, train_sentencepiece
 from memorizing.errors import InputError
 from memorizing.evaluation.generate import Reader, SamplingSettings, sample
-from memorizing.evaluation.snapshots import Source, parameters_digest
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model, empty_carry
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.training.snapshots import Source, parameters_digest
 
 N = 8
 MODEL = ModelSettings(

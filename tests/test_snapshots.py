@@ -13,11 +13,11 @@ from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.errors import InputError
 from memorizing.evaluation.generate import Reader
 from memorizing.evaluation.perplexity import score_documents
-from memorizing.evaluation.snapshots import MANIFEST, prebuilt_banks
 from memorizing.memory.bank import valid
 from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.training.loss import score
+from memorizing.training.snapshots import MANIFEST, prebuilt_banks
 from tests.test_generate import MEMORY, MODEL, TEXT, VOCABULARY, N, likeliest, parameters, reader
 
 LONG = TEXT * 4

@@ -22,13 +22,13 @@ from jaxtyping import Float, Int
 from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.vocabulary import TextStream, Vocabulary, encoded_text
 from memorizing.errors import InputError
-from memorizing.evaluation.snapshots import ReadText, Snapshot, Source, load_snapshot, save_snapshot
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.decoding import Opened, close_segment, extend, open_segment
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
 from memorizing.parallel.mesh import constrain_tree, everywhere, made, shardings
 from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.training.snapshots import ReadText, Snapshot, Source, load_snapshot, save_snapshot
 
 SPECIAL_TOKENS = 3
 """Pad, end and unknown, which no text has (see data/vocabulary.py)."""

@@ -12,6 +12,7 @@ How the slots are searched: `memorizing.memory.search`.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,6 +55,8 @@ class Bank(NamedTuple):
         scales_BHM: of keys in 8 bits; else None.
         index: what the search keeps beside the keys.
         recall: what is counted about the search, if `Memory.report_recall`; else None.
+        visible_B: how many of the latest tokens the next segment may read, at most; None for all that are valid. Once
+            that segment is written, all are again.
     """
 
     keys_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
@@ -63,6 +66,7 @@ class Bank(NamedTuple):
     scales_BHM: Float[jax.Array, "B H M"] | None = None
     index: Index = NO_INDEX
     recall: Recall | None = None
+    visible_B: Int[jax.Array, "B"] | None = None
 
     @property
     def keys(self) -> Keys:
@@ -256,15 +260,25 @@ def resize(bank: Bank, slots: int, cursor: int) -> Bank:
     )
 
 
+def size(banks: Sequence[Bank]) -> int:
+    """How many slots the banks of a model have; 0 where there are none."""
+    return banks[0].keys_BHMD.shape[2] if banks else 0
+
+
 def ages(bank: Bank) -> Int[jax.Array, "M"]:
     """How many tokens were written after each slot: 0 for the latest."""
     slots = bank.keys_BHMD.shape[2]
     return (bank.cursor - 1 - jnp.arange(slots)) % slots
 
 
+def readable(bank: Bank) -> Int[jax.Array, "B"]:
+    """How many of the latest tokens the next segment may read."""
+    return bank.length_B if bank.visible_B is None else jnp.minimum(bank.length_B, bank.visible_B)
+
+
 def valid(bank: Bank) -> Bool[jax.Array, "B M"]:
-    """Which slots hold a token of the row's present document."""
-    return ages(bank)[None, :] < bank.length_B[:, None]
+    """Which slots the next segment may read: those that hold a token of the row's present document, if `visible_B`."""
+    return ages(bank)[None, :] < readable(bank)[:, None]
 
 
 def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:

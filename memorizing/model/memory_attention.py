@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
-from memorizing.memory.bank import Bank, Recall, valid
+from memorizing.memory.bank import Bank, Recall, readable, valid
 from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.gather import gather, gather_keys
@@ -53,7 +53,7 @@ def attend_to_memory(
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
     remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall)
-    return remote, bank.length_B > 0, counted
+    return remote, readable(bank) > 0, counted
 
 
 def _attend(

@@ -236,6 +236,12 @@ def count_parameters(parameters: Parameters) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
 
 
+def by_path(parameters: Parameters) -> dict[str, Any]:
+    """The parameters by their paths, `layers/8/attention/key_EHD`, in the order of the tree's leaves."""
+    leaves = jax.tree.leaves_with_path(parameters)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
 def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "H"]]:
     """How far the gates of each memory layer are open, by the layer's number (the first is 1)."""
     attentions = {1 + index: layer["attention"] for index, layer in parameters["layers"].items()}

@@ -6,8 +6,9 @@
 No gradient crosses a segment. State and carry are donated: they are updated in place.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,12 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from memorizing.memory.bank import recall
+from memorizing.memory.bank import Bank, recall
 from memorizing.model.transformer import Carry, Parameters, apply_model, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Batch
 from memorizing.training.loss import score
+from memorizing.training.optimizer import Trained
 
 
 class TrainState(NamedTuple):
@@ -80,21 +82,41 @@ class CallMetrics(NamedTuple):
     recall: dict[int, Float[jax.Array, ""]]
 
 
-type TrainCall = Callable[[TrainState, Batch], tuple[TrainState, CallMetrics]]
+type Banks = tuple[Bank, ...]
+type TrainCall = Callable[[TrainState, Batch, Banks], tuple[TrainState, CallMetrics]]
+"""Takes state, batches, and what is in the memory at the start of each document, if anything."""
+type Begin = Callable[[Carry, Batch, jax.Array, Banks], tuple[Carry, Batch]]
+"""From the carry, a segment, its step, and the prebuilt memory (or none): carry and segment as the model is to read."""
 
 
 def make_train_call(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, accumulate: bool, dropout_seed: int | None
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    accumulate: bool,
+    dropout_seed: int | None,
+    only: Trained | None = None,
+    begin: Begin = lambda carry, batch, step, prebuilt: (carry, batch),
 ) -> TrainCall:
     """The compiled function from a state and the batch of `S` segments to the next state and metrics.
 
     With `accumulate` the gradient of all `S` segments together makes one update; each segment is read with the same
-    parameters. `dropout_seed` None trains without dropout.
+    parameters. `dropout_seed` None trains without dropout. Of `only` the parameters that are trained, the others get
+    no gradient, and no arithmetic goes into one. `begin` prepares what a segment reads.
     """
+
+    def frozen(parameters: Parameters) -> Parameters:
+        if only is None:
+            return parameters
+        return jax.tree.map(lambda leaf, moves: leaf if moves else lax.stop_gradient(leaf), parameters, only)
+
+    def moved(parameters: Parameters, changes: Any) -> Parameters:
+        if only is None:
+            return jax.tree.map(jnp.add, parameters, changes)
+        return jax.tree.map(lambda leaf, change, moves: leaf + change if moves else leaf, parameters, changes, only)
 
     def segment_loss(parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
         rng = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), step)
-        logits_BNV, carry = apply_model(graph, parameters, batch, carry, rng)
+        logits_BNV, carry = apply_model(graph, frozen(parameters), batch, carry, rng)
         predictions = score(logits_BNV, batch)
         return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), lax.stop_gradient(carry))
 
@@ -103,34 +125,35 @@ def make_train_call(
     def update(state: TrainState, gradient: Parameters, tokens: jax.Array) -> tuple[TrainState, jax.Array]:
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(tokens, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
-        parameters = jax.tree.map(jnp.add, state.parameters, changes)
+        parameters = moved(state.parameters, changes)
         return _in_place(state._replace(parameters=parameters, optimizer=optimizer_state)), optax.tree.norm(gradient)
 
-    def read(state: TrainState, batch: Batch) -> tuple[TrainState, Parameters, SegmentMetrics]:
-        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
+    def read(state: TrainState, batch: Batch, prebuilt: Banks) -> tuple[TrainState, Parameters, SegmentMetrics]:
+        carry, batch = begin(state.carry, batch, state.step, prebuilt)
+        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, carry, state.step)
         gradient = constrain_tree(gradient, PARAMETER_RULES)
         metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
         return _in_place(state._replace(step=state.step + 1, carry=carry)), gradient, metrics
 
-    def read_and_update(state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
-        state, gradient, metrics = read(state, batch)
+    def read_and_update(prebuilt: Banks, state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
+        state, gradient, metrics = read(state, batch, prebuilt)
         state, norm = update(state, gradient, metrics.tokens)
         return state, metrics._replace(gradient_norm=norm)
 
-    def read_and_add(carried: tuple[TrainState, Parameters], batch: Batch):
+    def read_and_add(prebuilt: Banks, carried: tuple[TrainState, Parameters], batch: Batch):
         state, total = carried
-        state, gradient, metrics = read(state, batch)
+        state, gradient, metrics = read(state, batch, prebuilt)
         return (state, jax.tree.map(jnp.add, total, gradient)), metrics
 
-    def train_call(state: TrainState, batches: Batch) -> tuple[TrainState, CallMetrics]:
+    def train_call(state: TrainState, batches: Batch, prebuilt: Banks = ()) -> tuple[TrainState, CallMetrics]:
         banks_before = state.carry.banks
         if accumulate:
             nothing = jax.tree.map(jnp.zeros_like, state.parameters)
-            (state, gradient), metrics = lax.scan(read_and_add, (state, nothing), batches)
+            (state, gradient), metrics = lax.scan(functools.partial(read_and_add, prebuilt), (state, nothing), batches)
             state, norm = update(state, gradient, metrics.tokens.sum())
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
-            state, metrics = lax.scan(read_and_update, state, batches)
+            state, metrics = lax.scan(functools.partial(read_and_update, prebuilt), state, batches)
         opened = gates(state.parameters)
         shares = [recall(before, after) for before, after in zip(banks_before, state.carry.banks, strict=True)]
         found = {layer: share for layer, share in zip(opened, shares, strict=False) if share is not None}

@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 PARTS = "made_by", "memory", "texts", "unfinished_segment", "fingerprints"
 """Of a manifest, that are read."""
 ARRAYS = "arrays"
-_NO_MATTER = ("dtype", "remat", "scan_layers")
+_NO_MATTER = ("dtype", "dropout", "remat", "scan_layers")
 """Settings of a model that do not change what its memory means."""
 
 
@@ -88,6 +88,15 @@ class Source(NamedTuple):
 def parameters_digest(parameters: Parameters) -> str:
     """The same for the same parameters, however they are split over devices."""
     return hashlib.sha256(json.dumps(fingerprints(parameters), sort_keys=True).encode()).hexdigest()
+
+
+def snapshot_digest(folder: Path) -> str:
+    """The same for a snapshot of the same contents, wherever it lies.
+
+    Raises:
+        InputError: when there is none.
+    """
+    return hashlib.sha256(json.dumps(_manifest(folder), sort_keys=True).encode()).hexdigest()
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -179,7 +188,7 @@ def prebuilt_banks(folder: Path, source: Source, memory: MemorySettings, mesh: M
     banks = load_snapshot(folder, source, dataclasses.replace(memory, report_recall=False), own).carry.banks
     if not banks or not int(banks[0].length_B[0]):
         raise InputError(
-            f"--memory={folder}: nothing of it is in a memory of {memory.size} tokens: no segment of "
+            f"{folder}: nothing of it is in a memory of {memory.size} tokens: no segment of "
             f"{source.segment_length} was full, or there is no memory, here or where it was made"
         )
     rules = {letter: axis for letter, axis in RULES.items() if letter != "B"}
