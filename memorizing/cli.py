@@ -20,6 +20,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing plan          settings     -> what a run would take, on TPUs that need not be here
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
   memorizing evaluate      workdir      -> perplexity      of any corpora, at any memory sizes
+  memorizing drift         workdir      -> table           how stale the keys in its memory are
   memorizing inspect       a document   -> page            what each token looked up, and what it gained
   memorizing compare       two workdirs -> table, picture  what the memory is worth
   memorizing generate      workdir      -> text            goes on from long documents that it has read
@@ -193,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--workdir", metavar="DIR", help="a run; or gs://BUCKET/RUN")
     of.add_argument("--sweep", type=Path, metavar="DIR", help="what `memorizing sweep` made")
     report.add_argument("--out", type=Path, metavar="FILE", help="the page; default: report.html in that folder")
+
+    drift = command("drift", _drift, "How stale a run's memory is: its keys beside those of its present parameters.")
+    drift.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
+    drift.add_argument("--json", type=Path, metavar="FILE", help="to write the figures to")
 
     generate = command("generate", _generate, "Read documents into memory, then go on from a prompt.")
     _reads(generate)
@@ -399,6 +404,25 @@ def _inspect(options: argparse.Namespace) -> None:
     )
     of_recall = segment if tokens.manifest["source"] == "recall" else None
     inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size}, of_recall)
+
+
+def _drift(options: argparse.Namespace) -> None:
+    from memorizing.config import load_trained
+    from memorizing.evaluation.drift import drift
+    from memorizing.files import run_folder
+    from memorizing.model.transformer import open_mesh
+    from memorizing.training.checkpoints import Checkpoints
+    from memorizing.training.state import StateMaker
+    from memorizing.training.workdir import check_data, open_tokens
+
+    workdir = run_folder("--workdir", options.workdir)
+    it = load_trained(workdir, options.gin_file, options.gin_param)
+    tokens = open_tokens(it.training.data, it.model)
+    check_data(workdir, tokens, train=True)
+    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
+    make = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
+    with Checkpoints(workdir, index_kind=make.index_kind()) as checkpoints:
+        drift(checkpoints, make, it.model, it.memory, it.batch, tokens.split("train"), options.json)
 
 
 def _sizes(text: str) -> list[int]:

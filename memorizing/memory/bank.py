@@ -29,18 +29,22 @@ from memorizing.shapes import Array
 
 
 class Recall(NamedTuple):
-    """Counts of sampled queries since the bank was made: how many neighbours there were, and how many were found.
+    """Counts of sampled queries since the bank was made: neighbours that there were, that were found, and their ages.
 
     They overflow after two thousand million neighbours, which is after millions of segments; differences stay right.
 
     Attributes:
         found_BH: neighbours that were found.
         wanted_BH: neighbours that there were.
+        retrieved_BH: slots that were retrieved, whether they are true neighbours or not.
+        age_BH: how many segments ago these were written, added up: 1 for the segment before.
         tokens_B: how many tokens the segment has that reads next: queries behind them are padding, and do not count.
     """
 
     found_BH: Int[jax.Array, "B H"]
     wanted_BH: Int[jax.Array, "B H"]
+    retrieved_BH: Int[jax.Array, "B H"]
+    age_BH: Int[jax.Array, "B H"]
     tokens_B: Int[jax.Array, "B"]
 
 
@@ -92,7 +96,7 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
 def no_recall(rows: int, heads: int) -> Recall:
     """Before anything is counted; until a mask is known, all queries are of tokens."""
     nothing_BH = jnp.zeros((rows, heads), jnp.int32)
-    return Recall(nothing_BH, nothing_BH, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
+    return Recall(*(nothing_BH,) * 4, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
 
 
 def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:
@@ -283,7 +287,18 @@ def valid(bank: Bank) -> Bool[jax.Array, "B M"]:
 
 def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
     """The share of true neighbours that were found between two states of a bank; None if it does not count."""
+    return _ratio(before, after, "found_BH", "wanted_BH")
+
+
+def mean_age(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
+    """How many segments ago what was retrieved between two states of a bank had been written; None as in `recall`."""
+    return _ratio(before, after, "age_BH", "retrieved_BH")
+
+
+def _ratio(before: Bank, after: Bank, above: str, below: str) -> Float[jax.Array, ""] | None:
     if before.recall is None or after.recall is None:
         return None
-    found, wanted = ((now - then).sum() for then, now in zip(before.recall[:2], after.recall[:2], strict=True))
-    return jnp.where(wanted > 0, found / jnp.maximum(wanted, 1), jnp.nan)
+    # Differences first, which stay right when counts overflow; then as floats, which do not.
+    above_BH, below_BH = (getattr(after.recall, name) - getattr(before.recall, name) for name in (above, below))
+    over, under = above_BH.sum(dtype=jnp.float32), below_BH.sum(dtype=jnp.float32)
+    return jnp.where(under > 0, over / jnp.maximum(under, 1), jnp.nan)

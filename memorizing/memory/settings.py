@@ -19,7 +19,8 @@ class MemorySettings:
         search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
-            the true neighbours `search` had found; true among the keys as they are stored.
+            the true neighbours `search` had found; true among the keys as they are stored. In training also how many
+            updates old the keys are that it found (the cost is that of the search again, for 8 queries a segment).
         block_size: slots that `blocked` and `binned` score at a time.
         recall_target: the share of the true neighbours that `pallas`, `binned` and `approximate` are laid out to find;
             less is faster.

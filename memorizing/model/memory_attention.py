@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.bank import Bank, Recall, readable, valid
 from memorizing.memory.search import Keys, Neighbours, Search
@@ -48,11 +48,11 @@ def attend_to_memory(
             functools.partial(attend, axis="memory"),
             mesh=mesh,
             # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall)),
+            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall), spec("")),
             out_specs=(spec("BHND"), specs(bank.recall)),
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
-    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall)
+    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall, bank.cursor)
     return remote, readable(bank) > 0, counted
 
 
@@ -62,6 +62,7 @@ def _attend(
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
     recall: Recall | None,
+    cursor: Int[jax.Array, ""],
     search: Search,
     neighbours: int,
     axis: str | None = None,
@@ -78,10 +79,13 @@ def _attend(
         tokens = query_BHND.shape[2]
         places = jnp.arange(min(SAMPLED, tokens)) * tokens // min(SAMPLED, tokens)
         wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
-        wanted = wanted._replace(  # padding wants nothing
-            scores_BHNK=jnp.where((places < recall.tokens_B[:, None])[:, None, :, None], wanted.scores_BHNK, -jnp.inf)
+        is_token_BN = places < recall.tokens_B[:, None]
+        sampled, wanted = (  # padding wants and finds nothing
+            each._replace(scores_BHNK=jnp.where(is_token_BN[:, None, :, None], each.scores_BHNK, -jnp.inf))
+            for each in (Neighbours(*(part[:, :, places] for part in found)), wanted)
         )
-        counted = count(Neighbours(*(part[:, :, places] for part in found)), wanted)
+        all_slots = slots if axis is None else slots * lax.axis_size(axis)
+        counted = count(sampled, wanted, 1 + (cursor - 1 - sampled.slots_BHNK) % all_slots // tokens)
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)
@@ -109,10 +113,16 @@ def _attend(
     return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype), counted
 
 
-def count(found: Neighbours, wanted: Neighbours) -> Recall:
-    """How many of the `wanted` neighbours there are, and how many were `found`: to be added to a bank's counts."""
+def count(found: Neighbours, wanted: Neighbours, ages_BHNK: Int[jax.Array, "B H N K"]) -> Recall:
+    """How many of the `wanted` neighbours there are, and how many were `found`: to be added to a bank's counts.
+
+    `ages_BHNK` are those of the slots found, in segments.
+    """
     exists_BHNK = wanted.scores_BHNK > -jnp.inf
     slots_BHNK = jnp.where(found.scores_BHNK > -jnp.inf, found.slots_BHNK, -1)
     is_found_BHNK = (wanted.slots_BHNK[..., :, None] == slots_BHNK[..., None, :]).any(-1) & exists_BHNK
     found_BH, wanted_BH = (part.sum((2, 3), dtype=jnp.int32) for part in (is_found_BHNK, exists_BHNK))
-    return Recall(found_BH, wanted_BH, jnp.zeros(len(exists_BHNK), jnp.int32))
+    is_slot_BHNK = slots_BHNK >= 0
+    retrieved_BH = is_slot_BHNK.sum((2, 3), dtype=jnp.int32)
+    age_BH = jnp.where(is_slot_BHNK, ages_BHNK, 0).sum((2, 3), dtype=jnp.int32)
+    return Recall(found_BH, wanted_BH, retrieved_BH, age_BH, jnp.zeros(len(exists_BHNK), jnp.int32))

@@ -297,6 +297,7 @@ class _Reporter:
         for layer, gates_H in metrics.gates.items():
             values |= {f"gates/layer_{layer}/head_{head}": float(gate) for head, gate in enumerate(gates_H)}
         values |= {f"recall/layer_{layer}": float(it) for layer, it in metrics.recall.items() if np.isfinite(it)}
+        values |= {f"age/layer_{layer}": float(it) for layer, it in metrics.ages.items() if np.isfinite(it)}
         if self._writer is None:
             return
         self._writer.write(step, values)

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from memorizing.memory.bank import Bank, recall
+from memorizing.memory.bank import Bank, mean_age, recall
 from memorizing.model.transformer import Carry, Parameters, apply_model, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Batch
@@ -73,6 +73,7 @@ class CallMetrics(NamedTuple):
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
         recall: per memory layer (by its number), the share of true neighbours that the search found, over all rows and
             heads; not a number while there are none. Only with `Memory.report_recall`.
+        ages: likewise, how many updates ago the retrieved keys were computed, on average.
     """
 
     segments: SegmentMetrics
@@ -80,6 +81,7 @@ class CallMetrics(NamedTuple):
     gates: dict[int, Float[jax.Array, "H"]]
     memory_fill: Float[jax.Array, ""]
     recall: dict[int, Float[jax.Array, ""]]
+    ages: dict[int, Float[jax.Array, ""]]
 
 
 type Banks = tuple[Bank, ...]
@@ -155,9 +157,17 @@ def make_train_call(
         else:
             state, metrics = lax.scan(functools.partial(read_and_update, prebuilt), state, batches)
         opened = gates(state.parameters)
-        shares = [recall(before, after) for before, after in zip(banks_before, state.carry.banks, strict=True)]
-        found = {layer: share for layer, share in zip(opened, shares, strict=False) if share is not None}
-        reported = CallMetrics(metrics, optax.tree.norm(state.parameters), opened, _memory_fill(state.carry), found)
+        counted = [
+            (recall(before, after), mean_age(before, after))
+            for before, after in zip(banks_before, state.carry.banks, strict=True)
+        ]
+        found = {layer: share for layer, (share, _) in zip(opened, counted, strict=False) if share is not None}
+        # An update a segment; or one for all segments of a call, of which the first sees the youngest as 1 ago, the
+        # others as 0: over all of them, that is the age in segments divided by their number.
+        updates = batches.starts_document_B.shape[0] if accumulate else 1
+        old = {layer: age / updates for layer, (_, age) in zip(opened, counted, strict=False) if age is not None}
+        norm, fill = optax.tree.norm(state.parameters), _memory_fill(state.carry)
+        reported = CallMetrics(metrics, norm, opened, fill, found, old)
         return state, everywhere(reported)
 
     return jax.jit(train_call, donate_argnums=0)
