@@ -236,8 +236,8 @@ def count_parameters(parameters: Parameters) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
 
 
-def by_path(parameters: Parameters) -> dict[str, Any]:
-    """The parameters by their paths, `layers/8/attention/key_EHD`, in the order of the tree's leaves."""
+def by_path(parameters: Any) -> dict[str, Any]:
+    """Parameters, or what is nested like them, by their paths, `layers/8/attention/key_EHD`, in the tree's order."""
     leaves = jax.tree.leaves_with_path(parameters)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
