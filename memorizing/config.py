@@ -30,7 +30,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath, write_whole
-from memorizing.memory.settings import MemorySettings
+from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.parallel.mesh import MeshSettings
@@ -79,6 +79,7 @@ class Experiment:
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call
         check_memory_size(self.memory.size, segment)
+        self._check_writing()
         if self.memory.size and not self.model.memory_layers:
             raise ConfigError(
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "
@@ -103,6 +104,32 @@ class Experiment:
             raise ConfigError(
                 f"Training.checkpoint_kept_every = {kept} is not a multiple of Training.checkpoint_every = {every}, so "
                 f"not all of those steps would be saved: use {(kept // every + 1) * every}"
+            )
+
+    def _check_writing(self) -> None:
+        """What the memory is to keep against how documents are read."""
+        memory, segment = self.memory, self.batch.segment_length
+        if not memory.size:
+            return
+        if segment % memory.write_every:
+            raise ConfigError(
+                f"Memory.write_every = {memory.write_every} does not divide Batch.segment_length = {segment}, so that "
+                "segments would be written unevenly: use a number that does"
+            )
+        if memory.writes == "beyond_cache" and not self.model.xl_cache:
+            raise ConfigError(
+                "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: use "
+                "'segment', or an XL cache"
+            )
+        if memory.writes == "beyond_cache" and memory.maximum_age is not None and memory.maximum_age <= segment:
+            raise ConfigError(
+                f"Memory.maximum_age = {memory.maximum_age} with Memory.writes = 'beyond_cache': tokens are older than "
+                f"Batch.segment_length = {segment} when they come to the memory, so none would count: use more"
+            )
+        if memory.sink + segment // memory.write_every > memory.size:
+            raise ConfigError(
+                f"Memory.sink = {memory.sink} leaves no room for a segment in Memory.size = {memory.size}: use at most "
+                f"{memory.size - segment // memory.write_every}, or a larger memory"
             )
 
 
@@ -289,7 +316,7 @@ MAY_CHANGE = {
     "Model.scan_layers",
     # How the memory is searched, and how large it is; but not what lies in it.
     *(f"Memory.{field.name}" for field in dataclasses.fields(MemorySettings)),
-} - {"Memory.neighbours", "Memory.dtype", "Memory.key_dtype"}
+} - {f"Memory.{name}" for name in ("neighbours", "dtype", "key_dtype", *WRITING)}
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
 

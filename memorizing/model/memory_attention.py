@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.bank import Bank, Recall, valid
+from memorizing.memory.addresses import Addresses
+from memorizing.memory.bank import PARTS, Bank, Noticed, Recall, valid
 from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.gather import gather, gather_keys
@@ -35,25 +36,29 @@ SAMPLED = 8
 
 def attend_to_memory(
     query_BHND: Float[jax.Array, "B H N D"], bank: Bank, search: Search, neighbours: int
-) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"], Recall | None]:
+) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"], Noticed]:
     """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros.
 
-    Counts what sampled queries found, if the bank does; not those of padding, see `memory.bank.masked`.
+    Notices what the bank keeps account of: what sampled queries found, and how much attention each slot received; not
+    of queries of padding, see `memory.bank.masked`.
     """
     bank = lax.stop_gradient(bank)
     attend = functools.partial(_attend, search=search, neighbours=neighbours)
     keys = bank.keys
+    addresses = bank.addresses
+    used_BM = None if addresses is None else addresses.used_BM
+    addresses = None if used_BM is None else addresses  # of no use here but for that
     if (mesh := current_mesh()) is not None:
         attend = jax.shard_map(
             functools.partial(attend, axis="memory"),
             mesh=mesh,
             # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall)),
-            out_specs=(spec("BHND"), specs(bank.recall)),
+            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall), specs(addresses)),
+            out_specs=(spec("BHND"), specs(Noticed(bank.recall, used_BM))),
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
-    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall)
-    return remote, bank.length_B > 0, counted
+    remote, noticed = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall, addresses)
+    return remote, bank.length_B > 0, noticed
 
 
 def _attend(
@@ -62,10 +67,11 @@ def _attend(
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
     recall: Recall | None,
+    addresses: Addresses | None,
     search: Search,
     neighbours: int,
     axis: str | None = None,
-) -> tuple[Float[jax.Array, "B H N_own D"], Recall | None]:
+) -> tuple[Float[jax.Array, "B H N_own D"], Noticed]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
     slots, first, oracle = valid_BM.shape[1], 0, Blocked(minimum_score=search.minimum_score)
     if axis is not None:
@@ -102,11 +108,35 @@ def _attend(
     remote_BHND = jnp.einsum(
         "BHNK,BHNKD->BHND", weights_BHNK.astype(query_BHND.dtype), values_BHNKD, preferred_element_type=jnp.float32
     )
+    used_BM = None
+    if addresses is not None:
+        used_BM = _received(index_BHNK, weights_BHNK, total_BHN1, addresses.coming_B, slots, axis)
     if axis is not None:
         remote_BHND, total_BHN1 = (
             lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (remote_BHND, total_BHN1)
         )
-    return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype), counted
+    remote_BHND = (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype)
+    return remote_BHND, Noticed(counted, used_BM)
+
+
+def _received(
+    index_BHNK: Int[jax.Array, "B H N K"],
+    weights_BHNK: Float[jax.Array, "B H N K"],
+    total_BHN1: Float[jax.Array, "B H N 1"],
+    tokens_B: Int[jax.Array, "B"],
+    slots: int,
+    axis: str | None,
+) -> Int[jax.Array, "B M"]:
+    """Attention that each of this device's slots received from the first `tokens_B` queries, see `Noticed`."""
+    if axis is not None:
+        total_BHN1 = lax.psum(total_BHN1, axis)
+    shares_BHNK = lax.stop_gradient(weights_BHNK / jnp.where(total_BHN1 > 0, total_BHN1, 1.0))
+    is_token_BN = jnp.arange(index_BHNK.shape[2]) < tokens_B[:, None]
+    parts_BHNK = jnp.where(is_token_BN[:, None, :, None], jnp.round(PARTS * shares_BHNK), 0).astype(jnp.int32)
+    rows = len(tokens_B)
+    add = lambda index_X, parts_X: jnp.zeros(slots, jnp.int32).at[index_X].add(parts_X)  # noqa: E731
+    used_BM = jax.vmap(add)(index_BHNK.reshape(rows, -1), parts_BHNK.reshape(rows, -1))
+    return used_BM if axis is None else lax.psum(used_BM, "model")
 
 
 def count(found: Neighbours, wanted: Neighbours) -> Recall:
