@@ -51,14 +51,16 @@ def no_addresses(rows: int, settings: MemorySettings) -> Addresses | None:
     """Before anything is read; None for a memory that is a ring. Until a mask is known, all that comes is tokens."""
     if not settings.addressed:
         return None
-    none_B = jnp.zeros(rows, jnp.int32)
+    none_B = lambda: jnp.zeros(rows, jnp.int32)  # noqa: E731  (an array each, since each may be donated)
     return Addresses(
-        jnp.full((rows, settings.size), NOTHING, jnp.int32),
-        none_B, none_B, none_B,
-        jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32),
-        none_B,
-        jnp.zeros((rows, settings.size), jnp.float32) if settings.eviction == "least_used" else None,
-    )  # fmt: skip
+        positions_BM=jnp.full((rows, settings.size), NOTHING, jnp.int32),
+        read_B=none_B(),
+        admitted_B=none_B(),
+        documents_B=none_B(),
+        coming_B=jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32),
+        cached_B=none_B(),
+        used_BM=jnp.zeros((rows, settings.size), jnp.float32) if settings.eviction == "least_used" else None,
+    )
 
 
 def cleared(addresses: Addresses, rows_B: Bool[Array, "B"]) -> Addresses:
