@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float
 
-from memorizing.memory.search import Keys
+from memorizing.memory.search import NO_INDEX, Keys
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
 BLOCK = 1024
@@ -30,7 +30,7 @@ def novel(
 ) -> Bool[jax.Array, "B N"]:
     """Which of the tokens `offered` are like none that is kept: like to `duplicate_score` or less."""
     compare = functools.partial(_likeness, heads=keys_BHND.shape[1])
-    held = held._replace(index=held.index._replace(slots={}, learned={}))
+    held = held._replace(index=NO_INDEX)
     if (mesh := current_mesh()) is not None:
         compare = jax.shard_map(
             functools.partial(compare, over=("model", "memory")),
@@ -39,7 +39,7 @@ def novel(
             out_specs=(spec("B"), spec("B")),
             check_vma=False,  # the loop starts from a constant, which is the same on all devices
         )
-    nearest_BN, among_BNN = compare(keys_BHND, held, valid_BM)
+    nearest_BN, among_BNN = compare(lax.stop_gradient(keys_BHND), held, valid_BM)
     is_like_BNN = among_BNN > duplicate_score
     is_new_BN = offered_BN & (nearest_BN <= duplicate_score)
 
