@@ -202,6 +202,9 @@ def _parser() -> argparse.ArgumentParser:
     generate = command("generate", _generate, "Read documents into memory, then go on from a prompt.")
     _reads(generate)
     generate.add_argument("--memory", type=Path, metavar="DIR", help="a snapshot to begin from (memorizing memorize)")
+    generate.add_argument(
+        "--clear_memory", action="store_true", help="empty the memory before the prompt: only what was read last stays"
+    )
     prompt = generate.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", metavar="TEXT", help="to go on from, behind what was read")
     prompt.add_argument("--prompt_file", type=Path, metavar="FILE", help="the same, from a file")
@@ -472,6 +475,8 @@ def _generate(options: argparse.Namespace) -> None:
     check_tokens(options.tokens)  # before much is read for nothing
     prompt = read_text(options.prompt_file, "utf-8") if options.prompt_file else options.prompt
     reader = _reader(options)
+    if options.clear_memory:
+        reader.clear_memory()
     print(prompt, end="", flush=True)
     for piece in reader.stream(prompt, options.tokens, sampling):
         print(piece, end="", flush=True)

@@ -30,7 +30,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath, run_folder, write_whole
-from memorizing.memory.settings import MemorySettings
+from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.parallel.mesh import MeshSettings
@@ -80,6 +80,7 @@ class Experiment:
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call
         check_memory_size(self.memory.size, segment)
+        self._check_writing()
         if self.memory.size and not self.model.memory_layers:
             raise ConfigError(
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "
@@ -111,10 +112,16 @@ class Experiment:
     def _check_growth(self) -> None:
         """What the memory grows through has to be a memory that the other settings allow."""
         memory_schedule(self.memory, self.training)
+        if self.memory.addressed and len(self.training.memory_growth) > 1:
+            raise ConfigError(
+                f"Training.memory_growth = {self.training.memory_growth}: only a memory that keeps the newest tokens can "
+                "grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
+                "clear_at_documents)"
+            )
         for first, slots in self.training.memory_growth if self.memory.size else ():
             try:
-                dataclasses.replace(self.memory, size=slots)
-                check_memory_size(slots, self.batch.segment_length)
+                small = dataclasses.replace(self.memory, size=slots)
+                dataclasses.replace(self, memory=small, training=dataclasses.replace(self.training, memory_growth=()))
             except InputError as error:
                 raise ConfigError(f"Training.memory_growth = {self.training.memory_growth}: {error}") from error
             if first >= self.training.steps:
@@ -122,6 +129,32 @@ class Experiment:
                     f"Training.memory_growth = {self.training.memory_growth}: step {first} is not before the end, "
                     f"Training.steps = {self.training.steps}: grow earlier, or train for longer"
                 )
+
+    def _check_writing(self) -> None:
+        """What the memory is to keep against how documents are read."""
+        memory, segment = self.memory, self.batch.segment_length
+        if not memory.size:
+            return
+        if segment % memory.write_every:
+            raise ConfigError(
+                f"Memory.write_every = {memory.write_every} does not divide Batch.segment_length = {segment}, so that "
+                "segments would be written unevenly: use a number that does"
+            )
+        if memory.writes == "beyond_cache" and not self.model.xl_cache:
+            raise ConfigError(
+                "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: use "
+                "'segment', or an XL cache"
+            )
+        if memory.writes == "beyond_cache" and memory.maximum_age is not None and memory.maximum_age <= segment:
+            raise ConfigError(
+                f"Memory.maximum_age = {memory.maximum_age} with Memory.writes = 'beyond_cache': tokens are older than "
+                f"Batch.segment_length = {segment} when they come to the memory, so none would count: use more"
+            )
+        if memory.sink + segment // memory.write_every > memory.size:
+            raise ConfigError(
+                f"Memory.sink = {memory.sink} leaves no room for a segment in Memory.size = {memory.size}: use at most "
+                f"{memory.size - segment // memory.write_every}, or a larger memory"
+            )
 
 
 def check_memory_size(size: int, segment_length: int) -> None:
@@ -321,7 +354,7 @@ MAY_CHANGE = {
     "Model.scan_layers",
     # How the memory is searched, and how large it is; but not what lies in it.
     *(f"Memory.{field.name}" for field in dataclasses.fields(MemorySettings)),
-} - {"Memory.neighbours", "Memory.dtype", "Memory.key_dtype"}
+} - {f"Memory.{name}" for name in ("neighbours", "dtype", "key_dtype", *WRITING)}
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
 

@@ -16,7 +16,8 @@ import pytest
 from memorizing.cli import main
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.memory.bank import empty_bank, readable, resize, valid
+from memorizing.memory.addresses import Addresses
+from memorizing.memory.bank import Bank, empty_bank, readable, resize, valid
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
@@ -214,6 +215,20 @@ def test_a_memory_that_grew_is_one_that_was_restored_into_a_larger_memory(place,
     assert_same(saved(restored, 12), saved(whole, 12))
 
 
+def test_a_memory_that_is_never_written_stays_what_was_prebuilt(place, beginning, snapshot):
+    """Frozen after a prefill pass: the snapshot is made by one run, and only read by the next."""
+    own = [each for each in beginning if each not in DROPS]
+    frozen = saved(train(place, "frozen", *own, "Memory.writes = 'never'"), 8)
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore((snapshot / "arrays").absolute())
+    for name in ("keys_BHMD", "values_BHMD"):
+        kept, found = np.asarray(arrays[f"banks.0.{name}"]), frozen[f"memory/0/{name}"]
+        turned = np.roll(kept, int(frozen["memory/0/cursor"]) - int(arrays["banks.0.cursor"]), axis=2)
+        np.testing.assert_array_equal(found, np.repeat(turned, len(found), axis=0))
+        assert np.abs(found).max() > 0
+    assert (frozen["memory/0/length_B"] == arrays["banks.0.length_B"]).all()
+
+
 def test_another_snapshot_than_that_which_a_run_began_with_is_refused(place, whole, snapshot, capsys):
     kept = (snapshot / "manifest.json").read_text()
     (snapshot / "manifest.json").write_text(kept.replace("text.txt", "other.txt"))
@@ -285,6 +300,9 @@ def test_rows_that_may_read_less_read_what_a_smaller_memory_holds():
     query = jnp.asarray(rng.normal(size=(3, 2, 8, 4)), jnp.float32)
     limited = bank._replace(visible_B=jnp.array([16, 0, 16]))
     assert readable(limited).tolist() == valid(limited).sum(1).tolist() == [16, 0, 8]
+    newest = Addresses(jnp.array([[3, 9, -1, 7]]), *[jnp.array([10])] * 5)
+    kept = Bank(*[jnp.zeros((1, 2, 4, 4))] * 2, jnp.int32(0), jnp.array([3]), addresses=newest)
+    assert valid(kept._replace(visible_B=jnp.array([2]))).tolist() == [[False, True, False, True]]
     remote, has_memory_B, _ = attend_to_memory(query, limited, Exact(), 4)
     small, _, _ = attend_to_memory(query, resize(bank, 16, 8), Exact(), 4)
     np.testing.assert_allclose(remote[jnp.array([0, 2])], small[jnp.array([0, 2])], rtol=1e-5)

@@ -65,10 +65,15 @@ def drift(
         raise InputError("this run has no checkpoint yet: `memorizing train` makes one")
     if not checkpoints.memory_size(step):
         raise InputError(f"the checkpoint of step {step} has no memory (see Memory.size, Training.memory_from_step)")
+    if memory.addressed or memory.writes == "never":
+        raise InputError(
+            "which token lies in which slot is known of memories that are written as rings: not with Memory.writes = "
+            f"{memory.writes!r}, Memory.eviction = {memory.eviction!r} and what else has slots of its own"
+        )
     state = checkpoints.restore(step, make.like(step), make.mesh)
     memory = dataclasses.replace(memory, size=size(state.carry.banks), report_recall=False)
     again = reread(state.parameters, make, model, memory, batch, split, step)
-    compare = jax.jit(functools.partial(compared, tokens=batch.segment_length))
+    compare = jax.jit(functools.partial(compared, tokens=batch.segment_length // memory.write_every))
     with jax.set_mesh(make.mesh):
         each = [compare(*banks) for banks in zip(state.carry.banks, again, strict=True)]
     found = {

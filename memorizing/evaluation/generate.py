@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.vocabulary import TextStream, Vocabulary, encoded_text
 from memorizing.errors import InputError
+from memorizing.memory.bank import clear
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.decoding import Opened, close_segment, extend, open_segment
 from memorizing.model.settings import ModelSettings
@@ -155,6 +156,13 @@ class Reader:
                 self._say(f"{document.place}: {document.message}")
             else:
                 self._say(f"{document.id}: {self.read(document.text, document.id):,} tokens")
+
+    def clear_memory(self) -> None:
+        """Forgets what is in the memory; the segment that is not full yet and the XL caches stay. Snapshots note it."""
+        with jax.set_mesh(self._mesh):
+            banks = tuple(clear(bank, np.ones(1, bool)) for bank in self._carry.banks)
+        self._carry, self._opened = self._carry._replace(banks=banks), None
+        self._texts.append(ReadText("(memory cleared)", 0, ""))
 
     def write(
         self,

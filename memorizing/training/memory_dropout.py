@@ -30,6 +30,11 @@ def limit_memory(carry: Carry, share: float, seed: int, step: Int[jax.Array, ""]
     return carry._replace(banks=tuple(bank._replace(visible_B=visible_B) for bank in carry.banks))
 
 
+def unlimited(carry: Carry) -> Carry:
+    """The carry once that segment was read."""
+    return carry._replace(banks=tuple(bank._replace(visible_B=None) for bank in carry.banks))
+
+
 def sizes(rng: jax.Array, rows: int, slots: int, share: float) -> Int[jax.Array, "B"]:
     """How many of the latest tokens each row may read: all `slots`, or for a share of the rows as many as are drawn."""
     which, how_many = jax.random.uniform(rng, (2, rows))

@@ -23,6 +23,7 @@ from memorizing.model.transformer import Carry, Parameters, apply_model, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Batch
 from memorizing.training.loss import score
+from memorizing.training.memory_dropout import unlimited
 from memorizing.training.optimizer import Trained
 
 
@@ -135,7 +136,7 @@ def make_train_call(
         (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, carry, state.step)
         gradient = constrain_tree(gradient, PARAMETER_RULES)
         metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
-        return _in_place(state._replace(step=state.step + 1, carry=carry)), gradient, metrics
+        return _in_place(state._replace(step=state.step + 1, carry=unlimited(carry))), gradient, metrics
 
     def read_and_update(prebuilt: Banks, state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
         state, gradient, metrics = read(state, batch, prebuilt)
