@@ -8,10 +8,10 @@ from memorizing.config import load_trained
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.generate import Reader
-from memorizing.evaluation.snapshots import Source, parameters_digest
 from memorizing.files import AnyPath, run_folder
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
+from memorizing.training.snapshots import Source, parameters_digest
 from memorizing.training.workdir import check_data, open_tokens
 
 

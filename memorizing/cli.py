@@ -20,6 +20,7 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing plan          settings     -> what a run would take, on TPUs that need not be here
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
   memorizing evaluate      workdir      -> perplexity      of any corpora, at any memory sizes
+  memorizing drift         workdir      -> table           how stale the keys in its memory are
   memorizing inspect       a document   -> page            what each token looked up, and what it gained
   memorizing compare       two workdirs -> table, picture  what the memory is worth
   memorizing generate      workdir      -> text            goes on from long documents that it has read
@@ -194,9 +195,16 @@ def _parser() -> argparse.ArgumentParser:
     of.add_argument("--sweep", type=Path, metavar="DIR", help="what `memorizing sweep` made")
     report.add_argument("--out", type=Path, metavar="FILE", help="the page; default: report.html in that folder")
 
+    drift = command("drift", _drift, "How stale a run's memory is: its keys beside those of its present parameters.")
+    drift.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
+    drift.add_argument("--json", type=Path, metavar="FILE", help="to write the figures to")
+
     generate = command("generate", _generate, "Read documents into memory, then go on from a prompt.")
     _reads(generate)
     generate.add_argument("--memory", type=Path, metavar="DIR", help="a snapshot to begin from (memorizing memorize)")
+    generate.add_argument(
+        "--clear_memory", action="store_true", help="empty the memory before the prompt: only what was read last stays"
+    )
     prompt = generate.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", default="", metavar="TEXT", help="to go on from, behind what was read")
     prompt.add_argument("--prompt_file", type=Path, metavar="FILE", help="the same, from a file")
@@ -325,11 +333,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     from memorizing.config import load_trained
     from memorizing.evaluation.corpora import open_corpora
     from memorizing.evaluation.evaluate import Run, evaluate, readings, restore, xl_caches
-    from memorizing.evaluation.snapshots import Source, parameters_digest, prebuilt_banks
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
     from memorizing.training.signals import die_at_sigterm
+    from memorizing.training.snapshots import Source, parameters_digest, prebuilt_banks
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -404,6 +412,25 @@ def _inspect(options: argparse.Namespace) -> None:
     inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size}, of_recall)
 
 
+def _drift(options: argparse.Namespace) -> None:
+    from memorizing.config import load_trained
+    from memorizing.evaluation.drift import drift
+    from memorizing.files import run_folder
+    from memorizing.model.transformer import open_mesh
+    from memorizing.training.checkpoints import Checkpoints
+    from memorizing.training.state import StateMaker
+    from memorizing.training.workdir import check_data, open_tokens
+
+    workdir = run_folder("--workdir", options.workdir)
+    it = load_trained(workdir, options.gin_file, options.gin_param)
+    tokens = open_tokens(it.training.data, it.model)
+    check_data(workdir, tokens, train=True)
+    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
+    make = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
+    with Checkpoints(workdir, index_kind=make.index_kind()) as checkpoints:
+        drift(checkpoints, make, it.model, it.memory, it.batch, tokens.split("train"), options.json)
+
+
 def _sizes(text: str) -> list[int]:
     try:
         return [int(size) for size in text.split(",")]
@@ -451,6 +478,8 @@ def _generate(options: argparse.Namespace) -> None:
     check_tokens(options.tokens)  # before much is read for nothing
     prompt = read_text(options.prompt_file, "utf-8") if options.prompt_file else options.prompt
     reader = _reader(options)
+    if options.clear_memory:
+        reader.clear_memory()
     print(prompt, end="", flush=True)
     for piece in reader.stream(prompt, options.tokens, sampling):
         print(piece, end="", flush=True)
@@ -458,7 +487,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _memorize(options: argparse.Namespace) -> None:
-    from memorizing.evaluation.snapshots import check_folder
+    from memorizing.training.snapshots import check_folder
 
     if not options.document:
         raise InputError("--document is missing: name a file or folder to read")

@@ -29,13 +29,14 @@ from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
-from memorizing.files import AnyPath, write_whole
-from memorizing.memory.settings import MemorySettings
+from memorizing.files import AnyPath, run_folder, write_whole
+from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.training.checkpoints import has_checkpoint
 from memorizing.training.optimizer import OptimizerSettings
+from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
 
 CONFIG_FILE = "config.gin"
@@ -79,6 +80,7 @@ class Experiment:
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call
         check_memory_size(self.memory.size, segment)
+        self._check_writing()
         if self.memory.size and not self.model.memory_layers:
             raise ConfigError(
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "
@@ -90,8 +92,10 @@ class Experiment:
                 f"{self.training.steps}, so the memory of {self.memory.size} would never be used: switch it on "
                 "earlier, train for longer, or set Memory.size = 0"
             )
-        for name in ("steps", "checkpoint_every", "memory_from_step"):
-            value = getattr(self.training, name)
+        self._check_growth()
+        steps = {name: getattr(self.training, name) for name in ("steps", "checkpoint_every", "memory_from_step")}
+        growth = {f"memory_growth[{place}]": step for place, (step, _) in enumerate(self.training.memory_growth)}
+        for name, value in (steps | growth).items():
             if value % call:
                 raise ConfigError(
                     f"Training.{name} = {value} is not a multiple of Batch.segments_per_call = {call}, the steps "
@@ -103,6 +107,53 @@ class Experiment:
             raise ConfigError(
                 f"Training.checkpoint_kept_every = {kept} is not a multiple of Training.checkpoint_every = {every}, so "
                 f"not all of those steps would be saved: use {(kept // every + 1) * every}"
+            )
+
+    def _check_growth(self) -> None:
+        """What the memory grows through has to be a memory that the other settings allow."""
+        memory_schedule(self.memory, self.training)
+        if self.memory.addressed and len(self.training.memory_growth) > 1:
+            raise ConfigError(
+                f"Training.memory_growth = {self.training.memory_growth}: only a memory that keeps the newest tokens "
+                "can grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
+                "clear_at_documents)"
+            )
+        for first, slots in self.training.memory_growth if self.memory.size else ():
+            try:
+                small = dataclasses.replace(self.memory, size=slots)
+                dataclasses.replace(self, memory=small, training=dataclasses.replace(self.training, memory_growth=()))
+            except InputError as error:
+                raise ConfigError(f"Training.memory_growth = {self.training.memory_growth}: {error}") from error
+            if first >= self.training.steps:
+                raise ConfigError(
+                    f"Training.memory_growth = {self.training.memory_growth}: step {first} is not before the end, "
+                    f"Training.steps = {self.training.steps}: grow earlier, or train for longer"
+                )
+
+    def _check_writing(self) -> None:
+        """What the memory is to keep against how documents are read."""
+        memory, segment = self.memory, self.batch.segment_length
+        if not memory.size:
+            return
+        if segment % memory.write_every:
+            raise ConfigError(
+                f"Memory.write_every = {memory.write_every} does not divide Batch.segment_length = {segment}, so that "
+                "segments would be written unevenly: use a number that does"
+            )
+        if memory.writes == "beyond_cache" and not self.model.xl_cache:
+            raise ConfigError(
+                "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: use "
+                "'segment', or an XL cache"
+            )
+        if memory.writes == "beyond_cache" and memory.maximum_age is not None and memory.maximum_age <= segment:
+            raise ConfigError(
+                f"Memory.maximum_age = {memory.maximum_age} with Memory.writes = 'beyond_cache': tokens are older than "
+                f"Batch.segment_length = {segment} when they come to the memory, so none would count: use more"
+            )
+        if memory.sink + segment // memory.write_every > memory.size:
+            raise ConfigError(
+                f"Memory.sink = {memory.sink} leaves no room for a segment in Memory.size = {memory.size}: use at most "
+                f"{memory.size - segment // memory.write_every}, or a larger memory"
             )
 
 
@@ -179,6 +230,8 @@ def _describe(wanted: Any) -> str:
         return names[wanted]
     if get_args(wanted) and get_args(wanted)[-1] is type(None):
         return f"{_describe(get_args(wanted)[0])} or None"
+    if tuple[int, int] in get_args(wanted):
+        return "pairs of whole numbers such as ((0, 512), (1000, 8192))"
     return f"a tuple such as {'(3,)' if int in get_args(wanted) else repr(('.txt',))}"
 
 
@@ -273,11 +326,23 @@ def training_differences(one: Experiment, other: Experiment) -> list[tuple[str, 
         for name, first, second in differences(one, other)
         if name.split(".")[0] in ("Model", "Memory", "Batch", "Optimizer", "Training")
         and name != "Training.data"
+        and not (name in _FOLDERS and first and second and Path(first).absolute() == Path(second).absolute())
         and (decays or name != "Optimizer.decay_steps")
     ]
 
 
+_FOLDERS = ("Training.from_run", "Training.prebuilt_memory")
+"""Settings that name folders which a run needs to begin."""
+
+MAY_BE_NEW = {
+    *("Model.memory_layers", "Model.gate_bias", "Model.query_scale", "Model.key_shift", "Model.xl_cache"),
+    *("Model.dropout", "Model.dtype", "Model.remat", "Model.scan_layers"),
+}
+"""Settings of a model that may be others than those of the run whose parameters it begins with: a memory's, and such as
+do not change what parameters mean."""
+
 MAY_CHANGE = {
+    "Training.memory_growth",
     "Training.steps",
     "Training.checkpoint_every",
     "Training.checkpoints_kept",
@@ -289,7 +354,7 @@ MAY_CHANGE = {
     "Model.scan_layers",
     # How the memory is searched, and how large it is; but not what lies in it.
     *(f"Memory.{field.name}" for field in dataclasses.fields(MemorySettings)),
-} - {"Memory.neighbours", "Memory.dtype", "Memory.key_dtype"}
+} - {f"Memory.{name}" for name in ("neighbours", "dtype", "key_dtype", *WRITING)}
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
 
@@ -313,6 +378,8 @@ def open_workdir(
                 "--gin_file=configs/quickstart.gin"
             )
         experiment, text = load(files or [stored], bindings)
+        if experiment.training.from_run:
+            _check_from_run(experiment)
     else:
         began, _ = load([stored], [])
         experiment, text = load(files or [stored], bindings)
@@ -324,6 +391,24 @@ def open_workdir(
                 )
             say(f"{name} = {now!r} from here on; the run began with {before!r}")
     return experiment, _with_absolute_data(text, experiment)
+
+
+def _check_from_run(it: Experiment) -> None:
+    """Refuses parameters that would mean something else here; whether they fit is seen when they are read.
+
+    Raises:
+        ConfigError: when there is no such run, or its model is another.
+    """
+    folder = run_folder("Training.from_run", it.training.from_run)
+    if not (folder / CONFIG_FILE).exists():
+        raise ConfigError(f"Training.from_run = {it.training.from_run!r}: no run is there (no {CONFIG_FILE})")
+    other, _ = load([folder / CONFIG_FILE], [])
+    for name, now, before in differences(it, other):
+        if name.startswith("Model.") and name not in MAY_BE_NEW:
+            raise ConfigError(
+                f"{name} = {now!r}, but the model of Training.from_run = {it.training.from_run!r} has {before!r}: only "
+                f'a memory may be new. Add --gin_param "{name} = {before!r}"'
+            )
 
 
 def write_config(workdir: AnyPath, text: str) -> None:
@@ -352,10 +437,12 @@ def write_config(workdir: AnyPath, text: str) -> None:
 def _with_absolute_data(text: str, experiment: Experiment) -> str:
     """The resolved text with folders of data named from the root, so that the run can be used from anywhere."""
     settings = dict(re.findall(r"^([\w.]+) = (.*)$", text, flags=re.MULTILINE))
-    for name, data in (("Training.data", experiment.training.data), ("Evaluation.data", experiment.evaluation.data)):
+    folders = {"Training.data": experiment.training.data, "Evaluation.data": experiment.evaluation.data}
+    folders |= {name: getattr(experiment.training, name.partition(".")[2]) for name in _FOLDERS}
+    for name, data in folders.items():
         while settings[name].startswith("%"):  # it is the macro that says where
             name = settings[name][1:]
-        if data:
+        if data and isinstance(run_folder(name, data), Path):
             line = f"{name} = {str(Path(data).absolute())!r}"
             text = re.sub(rf"^{re.escape(name)} = .*$", lambda _, line=line: line, text, flags=re.MULTILINE)
     return text

@@ -44,6 +44,23 @@ REFUSED = {
         "Memory.recall_target = 1.0",
         ["Memory.recall_target = 1.0", "'blocked'"],
     ),
+    "a stride that does not divide a segment": (
+        "Memory.write_every = 3",
+        ["Memory.write_every = 3", "Batch.segment_length = 512"],
+    ),
+    "a sink without room beside it": ("Memory.sink = 8000", ["Memory.sink = 8000", "at most 7680"]),
+    "no cache to fall out of": (
+        "Memory.writes = 'beyond_cache'\nModel.xl_cache = False",
+        ["Memory.writes = 'beyond_cache'", "Model.xl_cache = False"],
+    ),
+    "too old when written": (
+        "Memory.writes = 'beyond_cache'\nMemory.maximum_age = 512",
+        ["Memory.maximum_age = 512", "none would count"],
+    ),
+    "a reservoir of the newest": (
+        "Memory.eviction = 'reservoir'\nMemory.maximum_age = 512",
+        ["Memory.maximum_age = 512", "tokens of all ages"],
+    ),
     "no layers": ("Model.layers = 0", ["Model.layers = 0", "at least 1"]),
     "odd buckets": ("Model.position_buckets = 5", ["Model.position_buckets = 5", "even"]),
     "a short distance": ("Model.position_max_distance = 9", ["Model.position_max_distance = 9", "must exceed half"]),

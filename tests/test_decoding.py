@@ -64,10 +64,29 @@ def calls(model: ModelSettings, memory: MemorySettings):
     )
 
 
+KEPT = [
+    {"eviction": "reservoir", "sink": 2},
+    {"eviction": "least_used"},
+    {"eviction": "none", "duplicate_score": 0.9},
+    {"maximum_age": 12, "write_every": 2},
+    {"writes": "beyond_cache", "eviction": "least_used"},
+    {"writes": "never"},
+    {"clear_at_documents": False},
+]
+
+
 @pytest.mark.parametrize("size", [0, 2 * N, 8 * N])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_token_by_token_equals_the_whole(name, size):
-    model, memory = VARIANTS[name], memory_of(size)
+    check_token_by_token(VARIANTS[name], memory_of(size))
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=repr)
+def test_token_by_token_the_same_is_kept(kept):
+    check_token_by_token(VARIANTS["t5, XL cache"], memory_of(2 * N, **kept))
+
+
+def check_token_by_token(model: ModelSettings, memory: MemorySettings):
     expected, carries = read_whole(model, memory)
     run, end = calls(model, memory)
     opened, logits = open_segment(empty_carry(model, memory, 1, N), N), []
@@ -79,7 +98,7 @@ def test_token_by_token_equals_the_whole(name, size):
     np.testing.assert_allclose(np.stack(logits), expected, atol=1e-4, rtol=0)
     # And what is kept for later: caches and memory are those of the whole.
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-4), end(opened), carries[-1])
-    if size:  # the test would pass without a memory: it has to matter
+    if memory.size and memory.writes != "never":  # the test would pass without a memory: it has to matter
         without, _ = read_whole(model, memory_of(0))
         assert np.abs(without - expected)[N:].max() > 1e-2
 

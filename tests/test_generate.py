@@ -12,12 +12,12 @@ from memorizing.data.documents import FolderSettings
 from memorizing.data.vocabulary import ByteVocabulary, TextStream, WordVocabulary, train_sentencepiece
 from memorizing.errors import InputError
 from memorizing.evaluation.generate import Reader, SamplingSettings, sample
-from memorizing.evaluation.snapshots import Source, parameters_digest
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model, empty_carry
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.training.snapshots import Source, parameters_digest
 
 N = 8
 MODEL = ModelSettings(
@@ -71,6 +71,23 @@ def likeliest(text: str, tokens: int, memory: MemorySettings = MEMORY) -> str:
 def test_what_is_written_is_what_the_whole_text_makes_likeliest(length):
     text = TEXT.encode()[:length].decode()
     assert reader().write(text, tokens=2 * N + 3, temperature=0) == likeliest(text, 2 * N + 3)
+
+
+def test_with_its_memory_cleared_it_writes_as_without_one_until_that_fills_again():
+    """The memory is of the last layer, so that caches do not depend on it."""
+    none, one = reader(dataclasses.replace(MEMORY, size=0)), reader()
+    for each in (none, one):
+        each.read(TEXT)
+    assert one.remembered
+    one.write(tokens=1, temperature=0)  # what was opened by this is read anew
+    none.write(tokens=1, temperature=0)
+    one._inputs = list(none._inputs)
+    one.clear_memory()
+    assert one.remembered == 0
+    left = N - len(one._inputs)
+    assert one.write(tokens=left, temperature=0) == none.write(tokens=left, temperature=0)
+    one.read(TEXT)
+    assert one.remembered
 
 
 def test_without_a_memory_something_else_is_written():

@@ -70,6 +70,39 @@ def test_places_scores_and_weights_are_those_of_brute_force(size):
     assert seen > 20
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"eviction": "reservoir", "sink": 3},
+        {"eviction": "least_used", "maximum_age": 30},
+        {"eviction": "none", "duplicate_score": 0.9},
+        {"write_every": 4},
+        {"maximum_age": 10, "write_every": 2},
+        {"writes": "beyond_cache", "maximum_age": 21, "write_every": 2},
+        {"clear_at_documents": False},
+    ],
+    ids=repr,
+)
+def test_places_are_those_of_the_tokens_whatever_is_kept(kept):
+    """The key at the place that is told has the score that is told; and the place is one that may be kept."""
+    memory = dataclasses.replace(MEMORY, neighbours=8, **kept)
+    queries_HTD, keys_HTD = queries_and_keys()
+    places, youngest = set(), N if memory.writes == "beyond_cache" else 0
+    for segment in read_document(MODEL, memory, parameters(), TOKENS, N):
+        for looked in segment.layers.values():
+            inputs_HNK = looked.places_HNK + 1
+            exists_HNK = np.isfinite(looked.scores_HNK)
+            for head, number, one in np.argwhere(exists_HNK):
+                own = keys_HTD[head, inputs_HNK[head, number, one]] @ queries_HTD[head, segment.first + number]
+                np.testing.assert_allclose(looked.scores_HNK[head, number, one], own, rtol=1e-4, atol=1e-4)
+            found = inputs_HNK[exists_HNK]
+            assert (found % memory.write_every == 0).all() and (segment.first - found > youngest).all()
+            if memory.maximum_age is not None:
+                assert (segment.first - found <= memory.maximum_age).all()
+            places |= set(found.tolist())
+    assert len(places) > 8
+
+
 def test_what_is_below_the_minimum_score_is_nowhere_and_has_no_weight():
     memory = dataclasses.replace(MEMORY, minimum_score=0.5)
     found = [segment.layers[1] for segment in read_document(MODEL, memory, parameters(), TOKENS, N) if segment.layers]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.bank import append, clear, empty_bank, masked, recall
+from memorizing.memory.bank import add, append, clear, empty_bank, masked, recall
 from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.contract import Keys, Search
 from memorizing.memory.search.exact import Exact
@@ -35,7 +35,8 @@ def test_counts_are_those_of_the_sampled_queries(devices):
     )
     with jax.set_mesh(mesh):
         placed = jax.device_put(bank, shardings(mesh, bank))
-        _, _, counted = jax.jit(lambda query, bank: attend_to_memory(query, bank, search, NEIGHBOURS))(query, placed)
+        attend = jax.jit(lambda query, bank: attend_to_memory(query, bank, search, NEIGHBOURS))
+        counted = attend(query, placed)[2].recall
     places, parts = np.arange(SAMPLED) * TOKENS // SAMPLED, SLOTS // (2 if devices == 8 else 1)
     found, every = np.zeros((ROWS, HEADS)), jnp.ones((ROWS, SLOTS), bool)
     wanted = Exact()(query, Keys(bank.keys_BHMD), every, NEIGHBOURS).slots_BHNK[:, :, places]
@@ -50,6 +51,9 @@ def test_counts_are_those_of_the_sampled_queries(devices):
         pairs = zip(np.asarray(wanted[row, head]), best[row, head], strict=True)
         found[row, head] = sum(len(set(one) & set(other)) for one, other in pairs)
     np.testing.assert_array_equal(counted.found_BH, found)
+    ages = 1 + (int(bank.cursor) - 1 - best) % SLOTS // TOKENS  # in segments, of a ring that each fills by so many
+    np.testing.assert_array_equal(counted.age_BH, ages.sum((2, 3)))
+    np.testing.assert_array_equal(counted.retrieved_BH, counted.wanted_BH)
     np.testing.assert_array_equal(counted.wanted_BH, np.full((ROWS, HEADS), SAMPLED * NEIGHBOURS))
     assert 0.3 < found.sum() / counted.wanted_BH.sum() < 0.99
 
@@ -57,7 +61,7 @@ def test_counts_are_those_of_the_sampled_queries(devices):
 def test_queries_of_padding_do_not_count():
     """Rows of all tokens, of 5 (of the sampled places 0, 2, 4, ..., three), and, without a mask, of all again."""
     bank, query = bank_and_query()
-    attend = jax.jit(lambda bank: attend_to_memory(query, bank, Exact(), NEIGHBOURS)[2])
+    attend = jax.jit(lambda bank: attend_to_memory(query, bank, Exact(), NEIGHBOURS)[2].recall)
     every = SAMPLED * NEIGHBOURS
     mask = np.arange(TOKENS) < np.array([[TOKENS], [5]])
     for asked, wanted in ((masked(bank, mask), [every, 3 * NEIGHBOURS]), (bank, [every, every])):
@@ -70,10 +74,11 @@ def test_queries_of_padding_do_not_count():
 def test_rows_without_a_memory_have_no_neighbours_to_find():
     bank, query = bank_and_query()
     bank = clear(bank, np.array([False, True]))
-    _, has_memory, counted = attend_to_memory(query, bank, Exact(), NEIGHBOURS)
+    _, has_memory, noticed = attend_to_memory(query, bank, Exact(), NEIGHBOURS)
+    counted = noticed.recall
     assert has_memory.tolist() == [True, False]
     assert (counted.wanted_BH[0] > 0).all() and (counted.wanted_BH[1] == 0).all()
-    after = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
+    after = add(bank, noticed)
     assert recall(bank, after) == 1.0
     assert np.isnan(recall(after, after))
     assert recall(bank._replace(recall=None), after) is None
@@ -81,11 +86,11 @@ def test_rows_without_a_memory_have_no_neighbours_to_find():
 
 def test_what_does_not_reach_the_minimum_is_no_neighbour_to_find():
     bank, query = bank_and_query()
-    _, _, counted = attend_to_memory(query, bank, Exact(minimum_score=4.0), NEIGHBOURS)
+    counted = attend_to_memory(query, bank, Exact(minimum_score=4.0), NEIGHBOURS)[2].recall
     np.testing.assert_array_equal(counted.found_BH, counted.wanted_BH)
     assert 0 < counted.wanted_BH.sum() < ROWS * HEADS * SAMPLED * NEIGHBOURS
 
 
 def test_nothing_is_counted_unless_asked_for():
     bank, query = bank_and_query()
-    assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBOURS)[2] is None
+    assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBOURS)[2].recall is None

@@ -13,11 +13,11 @@ from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.errors import InputError
 from memorizing.evaluation.generate import Reader
 from memorizing.evaluation.perplexity import score_documents
-from memorizing.evaluation.snapshots import MANIFEST, prebuilt_banks
 from memorizing.memory.bank import valid
 from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.training.loss import score
+from memorizing.training.snapshots import MANIFEST, prebuilt_banks
 from tests.test_generate import MEMORY, MODEL, TEXT, VOCABULARY, N, likeliest, parameters, reader
 
 LONG = TEXT * 4
@@ -71,6 +71,34 @@ def test_another_memory_size_keeps_the_newest_tokens(size, tmp_path):
     np.testing.assert_array_equal(*keys)
     # It is what a reader with the smaller memory has, but for keys that were computed with the larger one in reach.
     assert loaded.write(tokens=5) and loaded.remembered == min(size, MEMORY.size + N)
+
+
+KEPT = [
+    {"eviction": "reservoir", "sink": 3},
+    {"eviction": "least_used", "maximum_age": 20},
+    {"writes": "beyond_cache"},
+    {"maximum_age": 20, "write_every": 2},
+]
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=repr)
+def test_whatever_is_kept_goes_on(kept, tmp_path):
+    one, loaded = read(**kept), reader(dataclasses.replace(MEMORY, **kept))
+    one.save(tmp_path / "memory")
+    loaded.load(tmp_path / "memory")
+    jax.tree.map(np.testing.assert_array_equal, one._carry, loaded._carry)
+    assert one.write(tokens=20, seed=1) == loaded.write(tokens=20, seed=1)
+    frozen = reader(dataclasses.replace(MEMORY, **{**kept, "writes": "never", "maximum_age": None}))
+    if frozen.memory.addressed == loaded.memory.addressed:
+        frozen.load(tmp_path / "memory")
+        remembered = np.asarray(frozen._carry.banks[0].values_BHMD)
+        frozen.write(tokens=20)
+        np.testing.assert_array_equal(frozen._carry.banks[0].values_BHMD, remembered)
+    with pytest.raises(InputError, match=r"Memory.eviction = .*here 'none'"):
+        reader(dataclasses.replace(MEMORY, eviction="none")).load(tmp_path / "memory")
+    if loaded.memory.addressed:
+        with pytest.raises(InputError, match=r"Memory.size = 64, but a memory of 32 was saved"):
+            reader(dataclasses.replace(MEMORY, size=8 * N, **kept)).load(tmp_path / "memory")
 
 
 def _in_order(bank) -> np.ndarray:
@@ -173,21 +201,28 @@ def split(tmp_path_factory) -> TokenSplit:
     return TokenSplit(folder)
 
 
-@pytest.mark.parametrize(("search", "devices"), [("exact", 1), ("exact", 2), ("lsh", 1)])
-def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, split, tmp_path):
+@pytest.mark.parametrize(
+    ("search", "devices", "kept"),
+    [("exact", 1, {}), ("exact", 2, {}), ("lsh", 1, {}), ("exact", 2, KEPT[1]), ("exact", 1, KEPT[2])],
+)
+def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, kept, split, tmp_path):
     """Whatever rows have read before, and wherever the cursor stands: as each alone with that memory."""
-    memory = dataclasses.replace(MEMORY, search=search, candidates=MEMORY.size)
-    kept = reader(memory)
-    kept.read(LONG + "to end elsewhere")
-    kept.save(tmp_path / "memory")
+    memory = dataclasses.replace(MEMORY, search=search, candidates=MEMORY.size, **kept)
+    made = reader(memory)
+    made.read(LONG + "to end elsewhere")
+    made.save(tmp_path / "memory")
     mesh = make_mesh(MeshSettings(), jax.devices()[:devices])
-    banks = prebuilt_banks(tmp_path / "memory", kept._source, memory, mesh)
+    banks = prebuilt_banks(tmp_path / "memory", made._source, memory, mesh)
     rest = (MODEL, memory, parameters(), split, N, 2, 3, mesh)
     scores = {each.document: each.nats_T for each in score_documents(*rest, banks)}
     graph, _ = create_model(MODEL, memory, seed=0)
     run = jax.jit(functools.partial(apply_model, graph, parameters()))
+    begun = made._carry._replace(cached_B=np.zeros(1, bool))
+    if (addresses := begun.banks[0].addresses) is not None:
+        uncached = addresses._replace(cached_B=np.zeros(1, np.int32))
+        begun = begun._replace(banks=(begun.banks[0]._replace(addresses=uncached),))
     for document, length in enumerate(split.lengths):
-        carry, nats = kept._carry._replace(cached_B=np.zeros(1, bool)), []
+        carry, nats = begun, []
         for segment in range(-(-length // N)):
             batch = read_batch(split, [(document, segment)], N)
             logits_BNV, carry = run(batch._replace(starts_document_B=np.zeros(1, bool)), carry)

@@ -148,6 +148,30 @@ def test_memories_fill_with_the_document_and_forget_the_oldest():
     assert [int(valid(bank).sum()) for bank in carry.banks] == [MEMORY.size] * 2
 
 
+@pytest.mark.parametrize("positions", ["t5", "rope"])
+def test_beyond_the_cache_every_token_is_seen_once(positions):
+    """In the cache or in the memory, and not in both; from every token of a segment alike."""
+    model = dataclasses.replace(MODEL, layers=1, memory_layers=(1,), positions=positions)
+    length = 4 * TOKENS
+    memory = MemorySettings(size=length, neighbours=length, dtype="float32", writes="beyond_cache")
+    text = np.random.default_rng(0).integers(3, VOCABULARY, length)
+    others = [np.where(np.arange(length) == place, 3 + (text - 2) % (VOCABULARY - 3), text) for place in range(length)]
+    batches, carry, logits = as_segments([text, *others]), None, []
+    every = read(model, batches, dataclasses.replace(memory, writes="segment"))[1].banks[0].keys_BHMD[0]
+    for number, batch in enumerate(batches):
+        one, carry = read(model, [batch], memory, carry)
+        logits.append(one)
+        bank = carry.banks[0]
+        slots = np.argsort(bank.addresses.positions_BM[0])[length - number * TOKENS :]  # behind those that are empty
+        joined = np.concatenate([bank.keys_BHMD[0][:, slots], carry.caches[0].keys_BHWD[0]], axis=1)
+        np.testing.assert_allclose(joined, every[:, : (number + 1) * TOKENS], atol=1e-5)
+        assert int(valid(bank)[0].sum()) == number * TOKENS
+    joined = np.concatenate(logits, axis=1)
+    difference = np.abs(joined - joined[:1]).max(-1)[1:]
+    seen = difference > 1e-6  # [the token that is another, the logits behind its place]
+    np.testing.assert_array_equal(seen, np.arange(length)[:, None] < np.arange(length))
+
+
 def test_gradients_flow_to_queries_gates_and_the_local_path_but_not_into_the_memory():
     batches = as_segments([document(10, 3)])
     _, carry = read(MODEL, batches[:2])

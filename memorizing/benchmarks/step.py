@@ -84,7 +84,7 @@ def bench_step(
     result = report.opened("step", arguments)
     parts = {"model": model, "memory": memories[0], "batch": batch, "optimizer": optimizer, "training": training}
     result |= {"rounds": rounds, "settings": {name: dataclasses.asdict(part) for name, part in parts.items()}}
-    training = dataclasses.replace(training, memory_from_step=0)
+    training = dataclasses.replace(training, memory_from_step=0, memory_growth=())
     with contextlib.ExitStack() as ends:
         peer = None
         if against is not None:

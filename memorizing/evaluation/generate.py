@@ -21,7 +21,14 @@ from jaxtyping import Float, Int
 from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.vocabulary import TextStream, Vocabulary, encoded_text
 from memorizing.errors import InputError
-from memorizing.evaluation.snapshots import (
+from memorizing.memory.bank import clear
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.decoding import Opened, close_segment, extend, open_segment
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
+from memorizing.parallel.mesh import constrain_tree, everywhere, made, shardings
+from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.training.snapshots import (
     ReadText,
     Snapshot,
     Source,
@@ -30,12 +37,6 @@ from memorizing.evaluation.snapshots import (
     read_text_of,
     save_snapshot,
 )
-from memorizing.memory.settings import MemorySettings
-from memorizing.model.decoding import Opened, close_segment, extend, open_segment
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
-from memorizing.parallel.mesh import constrain_tree, everywhere, made, shardings
-from memorizing.shapes import BEGIN_TOKEN, Batch
 
 SPECIAL_TOKENS = 3
 """Pad, end and unknown, which no text has (see data/vocabulary.py)."""
@@ -162,6 +163,13 @@ class Reader:
                 self._say(f"{document.place}: {document.message}")
             else:
                 self._say(f"{document.id}: {self.read(document.text, document.id):,} tokens")
+
+    def clear_memory(self) -> None:
+        """Forgets what is in the memory; the segment that is not full yet and the XL caches stay. Snapshots note it."""
+        with jax.set_mesh(self._mesh):
+            banks = tuple(clear(bank, np.ones(1, bool)) for bank in self._carry.banks)
+        self._carry, self._opened = self._carry._replace(banks=banks), None
+        self._texts.append(ReadText("(memory cleared)", 0, ""))
 
     def write(
         self,

@@ -3,7 +3,7 @@
     input of place i      d[i-1]  ->  queries the memory, predicts  d[i]
     slot of place j       holds key and value of the input d[j-1]: the token retrieved is j - 1, what followed it is j
 
-A document is read alone, from its start. All rows write all segments, so a slot's age tells its place. Weights are the
+A document is read alone, from its start: how many tokens ago a slot's token was read tells its place. Weights are the
 softmax of the scores of what was found; what its gate lets through is told beside them.
 """
 
@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from memorizing.memory.bank import tokens_ago
 from memorizing.memory.search import Neighbours, Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -80,8 +82,8 @@ def read_document(
         predictions, found = jax.device_get((predictions, found))
         count = min(segment_length, len(tokens_T) - first)
         looked = {
-            layer: _placed(neighbours, ages, first, count)
-            for layer, (neighbours, ages) in zip(layers, found, strict=True)
+            layer: _placed(neighbours, ago_BHNK, first, count)
+            for layer, (neighbours, ago_BHNK) in zip(layers, found, strict=True)
             if first
         }
         yield ReadSegment(first, predictions.nats_BN[0, :count], predictions.correct_BN[0, :count], looked)
@@ -92,18 +94,18 @@ type Call = Callable[[Parameters, Carry, Batch], tuple[Carry, Predictions, Any]]
 
 @functools.cache
 def reader(model: ModelSettings, memory: MemorySettings) -> Call:
-    """The compiled call that reads a segment, and tells what each memory layer found, and how old it was."""
+    """The compiled call that reads a segment of one row, and tells what each memory layer found, and how long ago."""
     graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
     search = make_search(memory) if memory.size else None
 
     @functools.partial(jax.jit, donate_argnums=1)
     def read(parameters: Parameters, carry: Carry, batch: Batch) -> tuple[Carry, Predictions, Any]:
         listening = Listening(inner=search, heard=[]) if search is not None else None
-        cursors = [bank.cursor for bank in carry.banks]
+        ago = [tokens_ago(bank, memory.write_every) for bank in carry.banks]
         logits_BNV, carry = apply_model(graph, parameters, batch, carry, search=listening)
         found = [
-            (neighbours, (cursor - 1 - neighbours.slots_BHNK) % memory.size)
-            for cursor, (_, neighbours) in zip(cursors, listening.heard if listening else [], strict=True)
+            (neighbours, jnp.take(ago_BM[0], neighbours.slots_BHNK, mode="clip"))
+            for ago_BM, (_, neighbours) in zip(ago, listening.heard if listening else [], strict=True)
         ]
         return carry, score(logits_BNV, batch), found
 
@@ -121,11 +123,11 @@ def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int) 
     return Batch(inputs, targets, mask, np.asarray([first == 0]))
 
 
-def _placed(found: Neighbours, ages: np.ndarray, first: int, count: int) -> SegmentLookups:
+def _placed(found: Neighbours, ago_BHNK: np.ndarray, first: int, count: int) -> SegmentLookups:
     scores_HNK = np.asarray(found.scores_BHNK, np.float32)[0, :, :count]
     exists_HNK = np.isfinite(scores_HNK)
-    # The slot of age 0 is that of the input of place `first - 1`, which is the token before that.
-    places_HNK = np.where(exists_HNK, first - 2 - ages[0, :, :count], NOWHERE).astype(np.int32)
+    # One token ago is the input of place `first - 1`, which is the token before that.
+    places_HNK = np.where(exists_HNK, first - 1 - ago_BHNK[0, :, :count], NOWHERE).astype(np.int32)
     best_HN1 = np.max(np.where(exists_HNK, scores_HNK, -1e30), axis=-1, keepdims=True)
     powers_HNK = np.where(exists_HNK, np.exp(np.where(exists_HNK, scores_HNK - best_HN1, 0.0)), 0.0)
     total_HN1 = powers_HNK.sum(-1, keepdims=True)

@@ -19,7 +19,6 @@ from jaxtyping import Bool, Float
 from memorizing.data.batches import Ahead, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
-from memorizing.evaluation.snapshots import begin_documents
 from memorizing.memory.bank import Bank, Recall
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -27,6 +26,7 @@ from memorizing.model.transformer import Carry, Parameters, abstract_model, appl
 from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, local_rows, made, shardings
 from memorizing.shapes import Batch
 from memorizing.training.loss import Predictions, score
+from memorizing.training.snapshots import begin_documents
 
 
 @dataclasses.dataclass(frozen=True)

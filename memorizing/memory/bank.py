@@ -8,38 +8,44 @@ for row `b` when its age, `(cursor - 1 - m) mod M`, is below `length_B[b]`:
                                          age    2 1 0 7 6 5 4 3
                                          valid  x x x . . . x x
 
-How the slots are searched: `memorizing.memory.search`.
+Where the settings want what a ring cannot express, each row has slots of its own instead (`addresses.py`).
+
+What is written of a segment: `writing.py`. How the slots are searched: `memorizing.memory.search`.
 """
 
-import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Bool, Float, Int
 
+from memorizing.memory.addresses import Addresses, cleared, no_addresses, refilled
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search import NO_INDEX, Index, Keys, Search, make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.parallel.mesh import current_mesh, spec, specs
+from memorizing.memory.slots import Stored, write_at, write_run
 from memorizing.shapes import Array
 
 
 class Recall(NamedTuple):
-    """Counts of sampled queries since the bank was made: how many neighbours there were, and how many were found.
+    """Counts of sampled queries since the bank was made: neighbours that there were, that were found, and their ages.
 
     They overflow after two thousand million neighbours, which is after millions of segments; differences stay right.
 
     Attributes:
         found_BH: neighbours that were found.
         wanted_BH: neighbours that there were.
+        retrieved_BH: slots that were retrieved, whether they are true neighbours or not.
+        age_BH: how many segments ago these were written, added up: 1 for the segment before.
         tokens_B: how many tokens the segment has that reads next: queries behind them are padding, and do not count.
     """
 
     found_BH: Int[jax.Array, "B H"]
     wanted_BH: Int[jax.Array, "B H"]
+    retrieved_BH: Int[jax.Array, "B H"]
+    age_BH: Int[jax.Array, "B H"]
     tokens_B: Int[jax.Array, "B"]
 
 
@@ -49,11 +55,13 @@ class Bank(NamedTuple):
     Attributes:
         keys_BHMD: keys; or, in 8 bits, keys divided by their scale.
         values_BHMD: values.
-        cursor: the slot that is written next.
-        length_B: how many of the latest slots belong to each row's present document.
+        cursor: the slot that a ring writes next.
+        length_B: how many slots can be read; in a ring the latest ones.
         scales_BHM: of keys in 8 bits; else None.
         index: what the search keeps beside the keys.
         recall: what is counted about the search, if `Memory.report_recall`; else None.
+        addresses: which token lies in which slot, if `Memory.addressed`; else None.
+        visible_B: how many of the latest tokens in memory the next segment may read, at most; None for all.
     """
 
     keys_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
@@ -63,6 +71,8 @@ class Bank(NamedTuple):
     scales_BHM: Float[jax.Array, "B H M"] | None = None
     index: Index = NO_INDEX
     recall: Recall | None = None
+    addresses: Addresses | None = None
+    visible_B: Int[jax.Array, "B"] | None = None
 
     @property
     def keys(self) -> Keys:
@@ -82,25 +92,62 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
         jnp.zeros(shape[:3], jnp.float32) if key_dtype in DTYPES else None,
         make_search(settings).empty_index(*shape),
         no_recall(rows, heads) if settings.report_recall else None,
+        no_addresses(rows, settings),
     )
 
 
 def no_recall(rows: int, heads: int) -> Recall:
     """Before anything is counted; until a mask is known, all queries are of tokens."""
     nothing_BH = jnp.zeros((rows, heads), jnp.int32)
-    return Recall(nothing_BH, nothing_BH, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
+    return Recall(*(nothing_BH,) * 4, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
 
 
 def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:
     """The bank as it is to be read by a segment that has tokens where the mask is True, and padding behind them."""
-    if bank.recall is None:
+    if bank.recall is None and bank.addresses is None:
         return bank
-    return bank._replace(recall=bank.recall._replace(tokens_B=mask_BN.sum(1, dtype=jnp.int32)))
+    tokens_B = mask_BN.sum(1, dtype=jnp.int32)
+    recall, addresses = bank.recall, bank.addresses
+    return bank._replace(
+        recall=None if recall is None else recall._replace(tokens_B=tokens_B),
+        addresses=None if addresses is None else addresses._replace(coming_B=tokens_B),
+    )
 
 
 def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
     """Forgets everything in the rows where `rows_B` is True."""
-    return bank._replace(length_B=jnp.where(rows_B, 0, bank.length_B))
+    return bank._replace(
+        length_B=jnp.where(rows_B, 0, bank.length_B),
+        addresses=None if bank.addresses is None else cleared(bank.addresses, rows_B),
+    )
+
+
+class Noticed(NamedTuple):
+    """What is noticed while a bank is read, to be added to it; None of what the bank does not keep.
+
+    Attributes:
+        recall: counts of neighbours.
+        used_BM: attention received by each slot, summed over heads and queries, in parts of 1 / `PARTS`: whole numbers,
+            whose sum is the same in any order.
+    """
+
+    recall: Recall | None
+    used_BM: Int[jax.Array, "B M"] | None
+
+
+PARTS = 1 << 14
+"""Into which the attention of one query and head is divided: sums over 100,000 queries and heads fit into 32 bits."""
+
+
+def add(bank: Bank, noticed: Noticed) -> Bank:
+    """The bank with what was noticed while it was read, by one layer or by several: before it is written again."""
+    recall, addresses = bank.recall, bank.addresses
+    if recall is not None and noticed.recall is not None:
+        recall = jax.tree.map(jnp.add, recall, noticed.recall)
+    if addresses is not None and addresses.used_BM is not None and noticed.used_BM is not None:
+        used_BM = addresses.used_BM + noticed.used_BM.astype(jnp.float32) / PARTS
+        addresses = addresses._replace(used_BM=used_BM)
+    return bank._replace(recall=recall, addresses=addresses)
 
 
 def refill(bank: Bank, rows_B: Bool[Array, "B"], prebuilt: Bank, search: Search, tokens: int) -> Bank:
@@ -115,51 +162,76 @@ def refill(bank: Bank, rows_B: Bool[Array, "B"], prebuilt: Bank, search: Search,
         return jnp.where(rows_B.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
     def put_all() -> Bank:
-        old, new = (Stored(of.keys_BHMD, of.values_BHMD, of.scales_BHM, {}) for of in (bank, prebuilt))
-        held = jax.tree.map(put, old, new)
+        filled = _with(bank, jax.tree.map(put, _stored(bank), _stored(prebuilt)))
+        addresses = bank.addresses
+        if addresses is not None and prebuilt.addresses is not None:
+            addresses = refilled(addresses, rows_B, prebuilt.addresses)
         length_B = jnp.where(rows_B, prebuilt.length_B, bank.length_B)
-        filled = bank._replace(
-            keys_BHMD=held.keys_BHMD, values_BHMD=held.values_BHMD, length_B=length_B, scales_BHM=held.scales_BHM
-        )
+        filled = filled._replace(length_B=length_B, addresses=addresses)
         return reindexed(filled, search, tokens) if bank.index.slots else filled
 
     return lax.cond(rows_B.any(), put_all, lambda: bank)
 
 
 def append(
-    bank: Bank, keys_BHND: Float[jax.Array, "B H N D"], values_BHND: Float[jax.Array, "B H N D"], search: Search
+    bank: Bank,
+    keys_BHND: Float[jax.Array, "B H N D"],
+    values_BHND: Float[jax.Array, "B H N D"],
+    search: Search,
+    most: int | None = None,
 ) -> Bank:
-    """Writes a segment over the oldest slots. `N` must divide `M`, so that a write never wraps around.
+    """Writes a segment over the oldest slots of a ring. `N` must divide `M`, so that a write never wraps around.
 
-    `search` is told of the keys: it may keep an index of them.
+    Of `most` tokens at most can be read then. `search` is told of the keys: it may keep an index of them.
     """
     slots, tokens = bank.keys_BHMD.shape[2], keys_BHND.shape[2]
     if slots % tokens:
         raise ValueError(f"a segment of {tokens} tokens must divide the {slots} slots of the memory")
+    new, learned = _to_store(bank, keys_BHND, values_BHND, search)
+    held = write_run(_stored(bank, bank.index.slots), new, bank.cursor)
+    return _with(bank, held, learned)._replace(
+        cursor=(bank.cursor + tokens) % slots,
+        length_B=jnp.minimum(bank.length_B + tokens, slots if most is None else min(most, slots)),
+    )
+
+
+def place(
+    bank: Bank,
+    keys_BHND: Float[jax.Array, "B H N D"],
+    values_BHND: Float[jax.Array, "B H N D"],
+    slots_BN: Int[jax.Array, "B N"],
+    addresses: Addresses,
+    search: Search,
+) -> Bank:
+    """Writes each token of a segment into its slot (see `write_at`); `addresses` is what is known of all slots then."""
+    new, learned = _to_store(bank, keys_BHND, values_BHND, search)
+    held = write_at(_stored(bank, bank.index.slots), new, slots_BN)
+    length_B = addresses.held_BM.sum(1, dtype=jnp.int32)
+    return _with(bank, held, learned)._replace(length_B=length_B, addresses=addresses)
+
+
+def _to_store(bank: Bank, keys_BHND, values_BHND, search: Search) -> tuple[Stored, dict[str, jax.Array]]:
+    """What is to be written of new tokens, and what `search` has learned from them."""
     keys_BHND, values_BHND = lax.stop_gradient((keys_BHND, values_BHND))
     entries, learned = search.entries(keys_BHND, bank.index.learned)
     new = Stored(keys_BHND, values_BHND, None, entries)
     if bank.scales_BHM is not None:
         vectors, scales = quantize(keys_BHND, bank.keys_BHMD.dtype)
         new = new._replace(keys_BHMD=vectors, scales_BHM=scales)
-    held, write = Stored(bank.keys_BHMD, bank.values_BHMD, bank.scales_BHM, bank.index.slots), _write
-    if (mesh := current_mesh()) is not None:
-        whole = jax.tree.map(lambda _: spec("BH"), new)  # every device is given all of the segment
-        write = jax.shard_map(
-            functools.partial(_write, axis="memory"),
-            mesh=mesh,
-            in_specs=(specs(held), whole, spec("")),
-            out_specs=specs(held),
-        )
-    held = write(held, new, bank.cursor)
-    return Bank(
-        held.keys_BHMD,
-        held.values_BHMD,
-        (bank.cursor + tokens) % slots,
-        jnp.minimum(bank.length_B + tokens, slots),
-        held.scales_BHM,
-        Index(held.entries, learned),
-        bank.recall,
+    return new, learned
+
+
+def _stored(bank: Bank, entries: dict[str, jax.Array] | None = None) -> Stored:
+    return Stored(bank.keys_BHMD, bank.values_BHMD, bank.scales_BHM, entries or {})
+
+
+def _with(bank: Bank, held: Stored, learned: dict[str, jax.Array] | None = None) -> Bank:
+    """The bank with this in its slots; and with an index of it, if something was learned."""
+    return bank._replace(
+        keys_BHMD=held.keys_BHMD,
+        values_BHMD=held.values_BHMD,
+        scales_BHM=held.scales_BHM,
+        index=bank.index if learned is None else Index(held.entries, learned),
     )
 
 
@@ -191,45 +263,6 @@ def reindexed(bank: Bank, search: Search, tokens: int) -> Bank:
     return bank._replace(index=lax.scan(write, empty, jnp.arange(slots // tokens))[0])
 
 
-class Stored(NamedTuple):
-    """What lies in the slots, `[B, H, M, ...]`; or what is to be written there, `[B, H, N, ...]`."""
-
-    keys_BHMD: jax.Array
-    values_BHMD: jax.Array
-    scales_BHM: jax.Array | None
-    entries: dict[str, jax.Array]
-
-
-def _write(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = None) -> Stored:
-    """Writes `new` into slots from `cursor` on; with an `axis`, what lies on this device.
-
-    Layouts, barriers and slices are such that TPUs do not copy the bank to the layout that a segment happens to have.
-    """
-    if axis is None or lax.axis_size(axis) == 1:
-
-        def put(old: jax.Array, part: jax.Array) -> jax.Array:
-            part = with_layout_constraint(part.astype(old.dtype), Layout(tuple(range(old.ndim))))
-            return lax.dynamic_update_slice_in_dim(old, part, cursor, axis=2)
-
-        return jax.tree.map(put, held, new)
-    slots, tokens = held.keys_BHMD.shape[2], new.keys_BHMD.shape[2]
-    start = cursor - lax.axis_index(axis) * slots  # in this device's slots; can lie before or behind them
-    # A window over all that could be written here: a segment may reach over the border to the next device's slots.
-    size = min(tokens, slots)
-    first = jnp.clip(start, 0, slots - size)
-    place = first - start + jnp.arange(size)
-    written = (place >= 0) & (place < tokens)
-
-    def write(old: jax.Array, part: jax.Array) -> jax.Array:
-        before = lax.optimization_barrier(lax.dynamic_slice_in_dim(old, first, size, axis=2))
-        padded = jnp.pad(part, [(size, size) if axis == 2 else (0, 0) for axis in range(part.ndim)])
-        after = lax.dynamic_slice_in_dim(padded, first - start + size, size, axis=2).astype(old.dtype)
-        mask = written.reshape(-1, *(1,) * (old.ndim - 3))
-        return lax.dynamic_update_slice_in_dim(old, jnp.where(mask, after, before), first, axis=2)
-
-    return jax.tree.map(write, held, new)
-
-
 def resize(bank: Bank, slots: int, cursor: int) -> Bank:
     """The bank in a ring of another size, oldest slot first: a smaller one keeps the newest tokens.
 
@@ -244,32 +277,63 @@ def resize(bank: Bank, slots: int, cursor: int) -> Bank:
             return jnp.pad(part, ((0, 0), (0, 0), (0, slots - held), *((0, 0),) * (part.ndim - 3)))
         return part[:, :, held - slots :]
 
-    stored = jax.tree.map(turn, Stored(bank.keys_BHMD, bank.values_BHMD, bank.scales_BHM, bank.index.slots))
-    return Bank(
-        stored.keys_BHMD,
-        stored.values_BHMD,
-        jnp.asarray(min(held, slots) % slots, jnp.int32),
-        jnp.minimum(bank.length_B, slots),
-        stored.scales_BHM,
-        bank.index._replace(slots=stored.entries),
-        bank.recall,
+    turned = _with(bank, jax.tree.map(turn, _stored(bank, bank.index.slots)), bank.index.learned)
+    return turned._replace(
+        cursor=jnp.asarray(min(held, slots) % slots, jnp.int32), length_B=jnp.minimum(bank.length_B, slots)
     )
 
 
+def size(banks: Sequence[Bank]) -> int:
+    """How many slots the banks of a model have; 0 where there are none."""
+    return banks[0].keys_BHMD.shape[2] if banks else 0
+
+
 def ages(bank: Bank) -> Int[jax.Array, "M"]:
-    """How many tokens were written after each slot: 0 for the latest."""
+    """How many slots of a ring were written after each: 0 for the latest."""
     slots = bank.keys_BHMD.shape[2]
     return (bank.cursor - 1 - jnp.arange(slots)) % slots
 
 
+def readable(bank: Bank) -> Int[jax.Array, "B"]:
+    """How many of the latest tokens the next segment may read."""
+    return bank.length_B if bank.visible_B is None else jnp.minimum(bank.length_B, bank.visible_B)
+
+
 def valid(bank: Bank) -> Bool[jax.Array, "B M"]:
-    """Which slots hold a token of the row's present document."""
-    return ages(bank)[None, :] < bank.length_B[:, None]
+    """Which slots the next segment may read: those that hold a token of the row's present document, if `visible_B`."""
+    if bank.addresses is None:
+        return ages(bank)[None, :] < readable(bank)[:, None]
+    held_BM = bank.addresses.held_BM
+    if bank.visible_B is None:
+        return held_BM
+    newer_BM = jnp.argsort(jnp.argsort(-bank.addresses.positions_BM))  # how many tokens held are newer
+    return held_BM & (newer_BM < bank.visible_B[:, None])
+
+
+def tokens_ago(bank: Bank, write_every: int) -> Int[jax.Array, "B M"]:
+    """How many tokens before the one that the row reads next the token of each slot was read: 1 for the last one.
+
+    The one place that knows which token a slot holds; it means nothing for slots that may not be read.
+    """
+    if bank.addresses is not None:
+        return bank.addresses.read_B[:, None] - bank.addresses.positions_BM
+    return jnp.broadcast_to(write_every * (ages(bank) + 1), (len(bank.length_B), bank.keys_BHMD.shape[2]))
 
 
 def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
     """The share of true neighbours that were found between two states of a bank; None if it does not count."""
+    return _ratio(before, after, "found_BH", "wanted_BH")
+
+
+def mean_age(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
+    """How many segments ago what was retrieved between two states of a bank had been written; None as in `recall`."""
+    return _ratio(before, after, "age_BH", "retrieved_BH")
+
+
+def _ratio(before: Bank, after: Bank, above: str, below: str) -> Float[jax.Array, ""] | None:
     if before.recall is None or after.recall is None:
         return None
-    found, wanted = ((now - then).sum() for then, now in zip(before.recall[:2], after.recall[:2], strict=True))
-    return jnp.where(wanted > 0, found / jnp.maximum(wanted, 1), jnp.nan)
+    # Differences first, which stay right when counts overflow; then as floats, which do not.
+    above_BH, below_BH = (getattr(after.recall, name) - getattr(before.recall, name) for name in (above, below))
+    over, under = above_BH.sum(dtype=jnp.float32), below_BH.sum(dtype=jnp.float32)
+    return jnp.where(under > 0, over / jnp.maximum(under, 1), jnp.nan)

@@ -1,7 +1,10 @@
-"""What can be set about the memory."""
+"""What can be set about the memory.
+
+What it keeps (the last of these settings, from `eviction` on) comes to either of two kinds of banks, see `addressed`.
+"""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from memorizing.errors import InputError
 from memorizing.memory.quantize import DTYPES, EightBits
@@ -19,7 +22,8 @@ class MemorySettings:
         search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
-            the true neighbours `search` had found; true among the keys as they are stored.
+            the true neighbours `search` had found; true among the keys as they are stored. In training also how many
+            updates old the keys are that it found (the cost is that of the search again, for 8 queries a segment).
         block_size: slots that `blocked` and `binned` score at a time.
         recall_target: the share of the true neighbours that `pallas`, `binned` and `approximate` are laid out to find;
             less is faster.
@@ -37,6 +41,21 @@ class MemorySettings:
         ivf_probes: lists that a query looks at, those with the nearest centroids.
         faiss_index: the kind of index.
         faiss_effort: slots that a query visits in `hnsw` at least.
+        eviction: which token has to go when the memory is full: the oldest (`fifo`); at random, such that all tokens of
+            the document so far are kept with the same probability (`reservoir`; what is drawn depends on the row and on
+            how many documents it has read); the one with the least attention so far, over heads and queries, where new
+            ones begin with the mean of those held (`least_used`); or none, and nothing is written any more (`none`).
+        maximum_age: tokens that were read longer ago than so many do not count, as seen from the beginning of the
+            segment that reads; None for any age.
+        write_every: only every so many-th token of the document is written, the first one first.
+        sink: the first so many tokens that are written of a document stay, whatever `eviction` and `maximum_age` say.
+        duplicate_score: a token is not written if its keys and those of a token that is kept have a larger cosine than
+            this, in the mean over heads (see `memorizing.memory.duplicates`); None to write them all.
+        writes: what is written when a segment is read: itself (`segment`); the segment before, which then falls out of
+            the XL cache, so that no token is seen twice (`beyond_cache`; memory layers then see all of the cache from
+            all of the segment); or nothing (`never`: a memory that came from elsewhere is only read).
+        clear_at_documents: whether a row's memory is emptied when it begins another document. Else the memory is of all
+            documents that the row has read, and what is said of a document here is meant of all these together.
     """
 
     size: int = 8192
@@ -62,6 +81,13 @@ class MemorySettings:
     ivf_probes: int = 32
     faiss_index: Literal["hnsw", "ivf"] = "hnsw"
     faiss_effort: int = 128
+    eviction: Literal["fifo", "reservoir", "least_used", "none"] = "fifo"
+    maximum_age: int | None = None
+    write_every: int = 1
+    sink: int = 0
+    duplicate_score: float | None = None
+    writes: Literal["segment", "beyond_cache", "never"] = "segment"
+    clear_at_documents: bool = True
 
     def __post_init__(self):
         if self.size < 0:
@@ -103,6 +129,48 @@ class MemorySettings:
             )
         if self.search in ("ivf", "lsh") and self.candidates < self.size:  # else all slots are looked at
             self._check_candidates()
+        self._check_writing()
+
+    @property
+    def addressed(self) -> bool:
+        """Whether rows need slots of their own (`memorizing.memory.addresses`), for what a ring cannot express.
+
+        Namely: to keep other tokens than the newest; to write in each row as many tokens as it happens to have.
+        """
+        is_writing_on = not self.clear_at_documents and self.writes != "never"
+        is_ring = self.eviction == "fifo" and not self.sink and self.duplicate_score is None
+        return not is_ring or is_writing_on or self.writes == "beyond_cache"
+
+    def writing(self) -> dict[str, Any]:
+        """The settings that say what is kept, but for those that have their defaults."""
+        return {name: value for name in WRITING if (value := getattr(self, name)) != getattr(MemorySettings, name)}
+
+    def _check_writing(self) -> None:
+        if self.maximum_age is not None:
+            if self.maximum_age < self.write_every:
+                raise InputError(
+                    f"Memory.maximum_age = {self.maximum_age} is less than Memory.write_every = {self.write_every}, so "
+                    "no token would ever count: use more, or None for any age"
+                )
+            if self.eviction == "reservoir" or self.writes == "never":
+                other = "eviction = 'reservoir'" if self.writes != "never" else "writes = 'never'"
+                why = "keeps tokens of all ages alike" if self.writes != "never" else "has tokens that do not age"
+                raise InputError(
+                    f"Memory.maximum_age = {self.maximum_age} with Memory.{other}, which {why}: set Memory.maximum_age "
+                    "= None, or change the other"
+                )
+        if self.write_every < 1:
+            raise InputError(f"Memory.write_every = {self.write_every}: must be at least 1, for every token")
+        if self.sink < 0 or (self.size and self.sink >= self.size):
+            raise InputError(
+                f"Memory.sink = {self.sink}: must be at least 0 (no token is sure to stay) and below Memory.size = "
+                f"{self.size}"
+            )
+        if self.duplicate_score is not None and not 0 < self.duplicate_score < 1:
+            raise InputError(
+                f"Memory.duplicate_score = {self.duplicate_score}: must be above 0 and below 1, the cosine of equal "
+                "keys; 0.95 is a good start, None writes all tokens"
+            )
 
     def _check_candidates(self) -> None:
         wanted = max(self.neighbours, self.proposals if self.proposer else 0)
@@ -118,3 +186,7 @@ class MemorySettings:
                 f"Memory.{name} = {getattr(self, name)} is more than Memory.size = {self.size}: set it to at most "
                 f"{self.size} (its square root is a good start), or make the memory larger"
             )
+
+
+WRITING = ("eviction", "maximum_age", "write_every", "sink", "duplicate_score", "writes", "clear_at_documents")
+"""Settings that say what is kept; so what lies in a memory depends on them."""

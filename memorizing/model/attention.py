@@ -4,7 +4,8 @@
     remote  = attention(q, retrieved keys, retrieved values)          # memory_attention.py
     out     = g * remote + (1 - g) * local,   g = sigmoid(b) per head, 0 for rows whose memory is empty
 
-Each token attends to itself and the `W` tokens before it; without a cache, to its segment so far. N = W = 3:
+Each token attends to itself and the `W` tokens before it (to all of the cache, where the memory holds just what is no
+longer in it: `Memory.writes = 'beyond_cache'`); without a cache, to its segment so far. N = W = 3:
 
               cache      segment
     query 0   x x x      x . .
@@ -20,8 +21,10 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Bool, Float
 
-from memorizing.memory.bank import Bank, append
+from memorizing.memory.bank import Bank, Noticed, add
 from memorizing.memory.search import Search
+from memorizing.memory.settings import MemorySettings
+from memorizing.memory.writing import Read, write
 from memorizing.model.layers import normal_parameter
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.positions import Part, angles, distances, rotate, rows_of
@@ -85,15 +88,13 @@ class Attention(nnx.Module):
         cached_B: Bool[jax.Array, "B"],
         bank: Bank | None,
         search: Search,
-        neighbours: int,
+        memory: MemorySettings,
     ) -> tuple[Float[jax.Array, "B N E"], Cache, Bank | None]:
         """Reads a whole segment."""
         before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(x_BNE.dtype), 0)
         query, segment = self._project(x_BNE, before_BHD)
-        out, segment, counted = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours)
-        cache, bank = close(segment, cache, bank, search)
-        if bank is not None and counted is not None:
-            bank = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
+        out, segment, noticed = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, memory)
+        cache, bank = close(segment, cache, bank, noticed, search, memory)
         return out, cache, bank
 
     def extend(
@@ -106,11 +107,11 @@ class Attention(nnx.Module):
         segment: Segment,
         part: Part,
         search: Search,
-        neighbours: int,
-    ) -> tuple[Float[jax.Array, "B N E"], Segment]:
+        memory: MemorySettings,
+    ) -> tuple[Float[jax.Array, "B N E"], Segment, Noticed]:
         """Reads a part of a segment, behind what was read of it before, and writes it into the `segment`.
 
-        Cache and bank are those before the segment, and stay so until `close`.
+        Cache and bank are those before the segment, and stay so until `close`, to which all that was noticed is given.
         """
         query, new = self._project(x_BNE, segment.last_key_BHD, part.count - 1)
         keys_BHND, values_BHND = (
@@ -118,8 +119,7 @@ class Attention(nnx.Module):
             for old, written in zip(segment[:2], new[:2], strict=True)
         )
         segment = Segment(keys_BHND, values_BHND, new.last_key_BHD)
-        out, segment, _ = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours, part)
-        return out, segment
+        return self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part)
 
     def _project(self, x_BNE, before_BHD, last=-1):
         """Queries, and keys and values as they are attended to; `before_BHD` is the key of the token before."""
@@ -143,17 +143,21 @@ class Attention(nnx.Module):
             query = query * query.shape[-1] ** -0.5
         return query, Segment(key, value, last_key_BHD)
 
-    def _attend(self, query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours, part=None):
-        """What the queries read, here and in memory; the segment, to be written once that is read; what was counted."""
-        dtype, counted = query.dtype, None
+    def _attend(self, query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part=None):
+        """What the queries read, here and in memory; the segment, to be written once that is read; what was noticed."""
+        dtype, noticed = query.dtype, Noticed(None, None)
         keys_BHJD, values_BHJD = (
             jnp.concatenate([constrain(cached, "BH_D").astype(dtype), new], axis=2)
             for cached, new in zip(cache[:2], segment[:2], strict=True)
         )
-        out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cache.keys_BHWD.shape[2], cached_B, part)
+        cached, sees_all = cache.keys_BHWD.shape[2], bank is not None and memory.writes == "beyond_cache"
+        visible_BNJ = local_mask(keys_BHJD.shape[2] - cached, cached, cached_B, part, sees_all)
+        out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cached, visible_BNJ, part)
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
-            remote, row_has_memory_B, counted = attend_to_memory(query, bank, search, neighbours)
+            remote, row_has_memory_B, noticed = attend_to_memory(
+                query, bank, search, memory.neighbours, memory.write_every
+            )
             # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
             remote, key, value = lax.optimization_barrier((remote, segment.keys_BHND, segment.values_BHND))
             segment = segment._replace(keys_BHND=key, values_BHND=value)
@@ -161,10 +165,9 @@ class Attention(nnx.Module):
             gate = gate_BH[:, :, None, None].astype(dtype)
             out = gate * remote + (1 - gate) * out
         out = constrain(jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), "BNE")
-        return out, segment, counted
+        return out, segment, noticed
 
-    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached, cached_B, part):
-        tokens = keys_BHJD.shape[2] - cached
+    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached, visible_BNJ, part):
         if self.rotary:
             sine_Jd, cosine_Jd = angles(*keys_BHJD.shape[2:])
             query_BHND = rotate(query_BHND, rows_of(sine_Jd[cached:], part), rows_of(cosine_Jd[cached:], part))
@@ -173,26 +176,30 @@ class Attention(nnx.Module):
         if bias_PHNJ is not None:
             of_parts = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
             scores_BHNJ = (of_parts + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
-        visible_BNJ = local_mask(tokens, cached, cached_B, part)
         weights_BHNJ = jax.nn.softmax(jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf), axis=-1)
         return jnp.einsum("BHNJ,BHJD->BHND", weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
 
 
-def close(segment: Segment, cache: Cache, bank: Bank | None, search: Search) -> tuple[Cache, Bank | None]:
-    """What one layer keeps of a segment that is full: its end as the XL cache, and all of it in the memory."""
+def close(
+    segment: Segment, cache: Cache, bank: Bank | None, noticed: Noticed, search: Search, memory: MemorySettings
+) -> tuple[Cache, Bank | None]:
+    """What one layer keeps of a segment that is full: its end as the XL cache, and in the memory what belongs there."""
     if bank is not None:
-        bank = append(bank, segment.keys_BHND, segment.values_BHND, search)
+        bank = write(add(bank, noticed), Read(*segment[:2]), Read(*cache[:2]), memory, search)
     first = segment.keys_BHND.shape[2] - cache.keys_BHWD.shape[2]
     kept = Cache(segment.keys_BHND[:, :, first:], segment.values_BHND[:, :, first:], segment.last_key_BHD)
     return jax.tree.map(lambda new, old: lax.stop_gradient(new).astype(old.dtype), kept, cache), bank
 
 
 def local_mask(
-    tokens: int, cached: int, cached_B: Bool[jax.Array, "B"], part: Part | None = None
+    tokens: int, cached: int, cached_B: Bool[jax.Array, "B"], part: Part | None = None, sees_all: bool = False
 ) -> Bool[jax.Array, "B N J"]:
-    """Which keys each token of a segment (or of a part of it) may attend to: drawn at the top of this file."""
+    """Which keys each token of a segment (or of a part of it) may attend to: drawn at the top of this file.
+
+    With `sees_all` each sees all of the cache.
+    """
     distance_NJ = distances(tokens, cached)
-    window_NJ = (distance_NJ >= 0) & (distance_NJ <= (cached or tokens))
+    window_NJ = (distance_NJ >= 0) & (sees_all | (distance_NJ <= (cached or tokens)))
     from_cache_J = jnp.arange(cached + tokens) < cached
     return jnp.asarray(rows_of(window_NJ, part))[None] & (~from_cache_J[None, None, :] | cached_B[:, None, None])
 

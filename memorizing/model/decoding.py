@@ -17,6 +17,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Float, Int
 
+from memorizing.memory.bank import Bank, Noticed, masked
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Segment, close
@@ -33,11 +34,13 @@ class Opened(NamedTuple):
         carry: before it.
         segments: keys and values of its tokens, a layer each.
         position: how many of its tokens are read.
+        noticed: what was noticed of each bank while they were.
     """
 
     carry: Carry
     segments: tuple[Segment, ...]
     position: Int[jax.Array, ""]
+    noticed: tuple[Noticed, ...]
 
 
 def open_segment(carry: Carry, segment_length: int) -> Opened:
@@ -49,7 +52,13 @@ def open_segment(carry: Carry, segment_length: int) -> Opened:
         last_key_BHD = jnp.where(carry.cached_B[:, None, None], cache.last_key_BHD, 0)
         return Segment(nothing, nothing, last_key_BHD)
 
-    return Opened(carry, tuple(map(empty, carry.caches)), jnp.zeros((), jnp.int32))
+    nothing = tuple(Noticed(None, _unused(bank)) for bank in carry.banks)
+    return Opened(carry, tuple(map(empty, carry.caches)), jnp.zeros((), jnp.int32), nothing)
+
+
+def _unused(bank: Bank) -> Int[jax.Array, "B M"] | None:
+    used_BM = None if bank.addresses is None else bank.addresses.used_BM
+    return None if used_BM is None else jnp.zeros(used_BM.shape, jnp.int32)
 
 
 def extend(
@@ -64,32 +73,37 @@ def extend(
     All of those given must fit into the segment. Returns float32 logits of the token after the last one read.
     """
     model = nnx.merge(graph, parameters)
-    search, neighbours = make_search(model.memory), model.memory.neighbours
-    carry, segments = opened.carry, []
+    search, carry = make_search(model.memory), opened.carry
+    segments, noticed = [], []
     part = Part(opened.position, jnp.asarray(count), inputs_BN.shape[1])
     tokens, window = opened.segments[0].keys_BHND.shape[2], carry.caches[0].keys_BHWD.shape[2]
     biases = [bias(tokens, window, part) for bias in model.biases]
-    banks = list(carry.banks)
+    mask_BN = jnp.broadcast_to(jnp.arange(part.tokens) < part.count, inputs_BN.shape)
+    banks = [masked(bank, mask_BN) for bank in carry.banks]
     x_BNE = model.embedding.read(inputs_BN, jnp.dtype(model.settings.dtype))
     for index, layer in enumerate(model.layers):
         bias = biases[index if len(biases) > 1 else 0] if biases else None
         bank = banks.pop(0) if banks and layer.attention.has_memory else None
-        x_BNE, segment = layer.extend(
-            x_BNE, bias, carry.caches[index], carry.cached_B, bank, opened.segments[index], part, search, neighbours
+        x_BNE, segment, of_bank = layer.extend(
+            x_BNE, bias, carry.caches[index], carry.cached_B, bank, opened.segments[index], part, search, model.memory
         )
         segments.append(segment)
+        noticed += [of_bank._replace(recall=None)] if bank is not None else []
     last_B1E = lax.dynamic_slice_in_dim(x_BNE, part.count - 1, 1, axis=1)
     logits_BV = model.embedding.logits(model.final_norm(last_B1E))[:, 0]
-    return logits_BV, Opened(carry, tuple(segments), opened.position + part.count)
+    noticed = jax.tree.map(jnp.add, opened.noticed, tuple(noticed))
+    return logits_BV, Opened(carry, tuple(segments), opened.position + part.count, noticed)
 
 
 def close_segment(opened: Opened, model: ModelSettings, memory: MemorySettings) -> Carry:
     """The carry behind a segment of which all `N` tokens are read: its keys and values go to caches and memory."""
     search, carry = make_search(memory), opened.carry
-    waiting, caches, banks = list(carry.banks), [], []
+    every_BN = jnp.ones((len(carry.cached_B), opened.segments[0].keys_BHND.shape[2]), bool)
+    waiting, caches, banks = [masked(bank, every_BN) for bank in carry.banks], [], []
     for number, (segment, cache) in enumerate(zip(opened.segments, carry.caches, strict=True), start=1):
         bank = waiting.pop(0) if waiting and number in model.memory_layers else None
-        cache, bank = close(segment, cache, bank, search)
+        noticed = opened.noticed[len(banks)] if bank is not None else Noticed(None, None)
+        cache, bank = close(segment, cache, bank, noticed, search, memory)
         caches.append(cache)
         banks += [bank] if bank is not None else []
     return Carry(tuple(caches), jnp.ones_like(carry.cached_B), tuple(banks))

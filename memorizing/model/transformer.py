@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
+from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, clear, empty_bank, masked
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
@@ -46,7 +47,16 @@ class Carry(NamedTuple):
 
 
 def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment_length: int) -> Carry:
-    """The carry before any document is read."""
+    """The carry before any document is read.
+
+    Raises:
+        InputError: when the memory is to keep what falls out of an XL cache that there is not.
+    """
+    if memory.size and memory.writes == "beyond_cache" and not model.xl_cache:
+        raise InputError(
+            "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: read "
+            "with an XL cache, or set Memory.writes = 'segment'"
+        )
     dtype = jnp.dtype(model.dtype)
     window = segment_length if model.xl_cache else 0
     banks = len(model.memory_layers) if memory.size else 0
@@ -94,18 +104,18 @@ class Layer(nnx.Module):
         self.feed_forward_norm = RMSNorm(settings.embedding_size)
         self.feed_forward = FeedForward(settings.embedding_size, settings.feed_forward_size, rngs)
 
-    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, neighbours):
+    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, memory):
         added, cache, bank = self.attention(
-            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, neighbours
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, memory
         )
         return self._added(x_BNE, added, drop), cache, bank
 
-    def extend(self, x_BNE, bias_PHNJ, cache, cached_B, bank, segment, part, search, neighbours):
+    def extend(self, x_BNE, bias_PHNJ, cache, cached_B, bank, segment, part, search, memory):
         """Reads a part of a segment (see `Attention.extend`)."""
-        added, segment = self.attention.extend(
-            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, segment, part, search, neighbours
+        added, segment, noticed = self.attention.extend(
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, segment, part, search, memory
         )
-        return self._added(x_BNE, added, lambda x, place: x), segment
+        return self._added(x_BNE, added, lambda x, place: x), segment, noticed
 
     def _added(self, x_BNE, attended_BNE, drop):
         x_BNE = x_BNE + drop(attended_BNE, 0)
@@ -131,12 +141,17 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[jax.Array, "B N V"], Carry]:
         """Reads one segment per row; returns float32 logits of each target, and the carry for the next segment.
 
-        Rows that start a document first forget the one before. Without `dropout_rng` nothing is dropped. `search` is
-        used in place of the one that the settings name.
+        Rows that start a document first forget the one before; its memory only if the settings say so. Without
+        `dropout_rng` nothing is dropped. `search` is used in place of the one that the settings name.
         """
         search = search or make_search(self.memory)
         cached_B = carry.cached_B & ~batch.starts_document_B
-        waiting = [masked(clear(bank, batch.starts_document_B), batch.mask_BN) for bank in carry.banks]
+        kept = (
+            [clear(bank, batch.starts_document_B) for bank in carry.banks]
+            if self.memory.clear_at_documents
+            else carry.banks
+        )
+        waiting = [masked(bank, batch.mask_BN) for bank in kept]
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
         biases = [bias(tokens, window) for bias in self.biases]
         shared = biases[0] if len(biases) == 1 else None  # else one for each layer, or none
@@ -151,7 +166,7 @@ class Transformer(nnx.Module):
                 # So that gradients are summed over devices into the parts that each one keeps, not whole on all.
                 module = nnx.merge(graph, constrain_tree(parameters, PARAMETER_RULES))
                 drop = _dropout(self.settings.dropout, dropout_rng, index)
-                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
+                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory)
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
@@ -234,6 +249,12 @@ def abstract_model(model: ModelSettings, memory: MemorySettings) -> tuple[nnx.Gr
 def count_parameters(parameters: Parameters) -> int:
     """How many numbers are learned."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
+
+
+def by_path(parameters: Any) -> dict[str, Any]:
+    """Parameters, or what is nested like them, by their paths, `layers/8/attention/key_EHD`, in the tree's order."""
+    leaves = jax.tree.leaves_with_path(parameters)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "H"]]:

@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from memorizing.files import AnyPath
-from memorizing.model.transformer import Parameters
+from memorizing.model.transformer import Parameters, by_path
 from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
 from memorizing.parallel.mesh import made, placed, shardings
 from memorizing.training.damage import is_damage, reason
@@ -229,6 +229,14 @@ class Checkpoints:
         """The banks that were saved, each of their arrays placed where it belongs."""
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._saved(step))
         return placed(shapes, shardings(mesh, shapes))
+
+    def parameter_shapes(self, step: int) -> dict[str, Any]:
+        """Shape and dtype of the parameters saved at `step`, by their paths (see `by_path`).
+
+        Raises:
+            Unreadable, ReadFailed: see `restore`.
+        """
+        return self._attempt(step, lambda: by_path(self._reader.item_metadata(step)["parameters"]))
 
     def restore_parameters(self, step: int, like: Parameters) -> Parameters:
         """The parameters alone: for evaluation, which has a carry of its own and no optimizer.

@@ -5,16 +5,21 @@ a checkpoint does the loop wait, to be sure that what it saves is sound.
 """
 
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from memorizing.data.batches import Ahead, BatchSettings, batches
+from memorizing.data.tokens import PreparedTokens
+from memorizing.errors import InputError
 from memorizing.files import AnyPath
+from memorizing.memory.bank import Bank, size
 from memorizing.memory.search import searched_by
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -23,11 +28,14 @@ from memorizing.parallel.hosts import Preemption, are_many, is_first, say
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows
 from memorizing.training.checkpoints import Checkpoints, Unreadable, save_failed
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
+from memorizing.training.from_run import begin_from, record_beginning, recorded_beginning
 from memorizing.training.hardware import Sessions, hardware
 from memorizing.training.metrics import MetricsWriter, Progress
-from memorizing.training.optimizer import OptimizerSettings, learning_rate
+from memorizing.training.optimizer import OptimizerSettings, Trained, learning_rate
+from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.signals import Interrupted, Signals
+from memorizing.training.snapshots import Source, prebuilt_banks, snapshot_digest
 from memorizing.training.state import StateMaker
 from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState
 from memorizing.training.workdir import is_first_drop, open_tokens, record_data
@@ -62,7 +70,7 @@ def train(
     tokens = open_tokens(training.data, model)
     mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.rows)
     make = StateMaker(model, memory, batch, optimizer, training, mesh)
-    say(describe(model, memory, batch, make.like(training.steps).parameters, mesh))
+    say(describe(model, memory, batch, make.like(training.steps).parameters, mesh, make.only))
     with (
         Signals(() if are_many() else (signal.SIGTERM, signal.SIGINT)) as signals,  # else JAX notes them, for all
         Checkpoints(
@@ -75,18 +83,28 @@ def train(
             return
         if not step:
             record_data(workdir, tokens)
+            if training.from_run:
+                parameters, beginning = begin_from(training, model, tokens, state.parameters, say)
+                state = state._replace(parameters=parameters)  # the optimizer's state begins with zeros in any case
+                record_beginning(workdir, beginning)
+        documents_begin = _prebuilt(model, memory, batch, training, tokens, workdir, mesh)
         reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training, mesh)
         train_call = make.train_call()
         own, preemption = local_rows(mesh, batch.rows), Preemption()
         ahead = Ahead(batches(tokens.split("train"), batch, step, own))
         try:
             while step < training.steps:
-                if memory.size and step >= training.memory_from_step and not state.carry.banks:
-                    say(f"step {step}: memory switched on")
-                    state = state._replace(carry=state.carry._replace(banks=make.banks()))
+                before, slots = size(state.carry.banks), make.schedule.at(step)
+                if slots != before:
+                    say(
+                        f"step {step}: "
+                        + (f"memory grows from {before:,} to {slots:,}" if before else "memory switched on")
+                    )
+                    state = make.grown(state, slots)
+                prebuilt = documents_begin(slots)
                 chunk = assemble(mesh, next(ahead), batch.rows, own, leading="S")
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-                    state, metrics = train_call(state, chunk)
+                    state, metrics = train_call(state, chunk, prebuilt)
                 step += batch.segments_per_call
                 reporter.dispatched(step, metrics)
                 checkpoints.check()
@@ -134,10 +152,48 @@ def resume(
             say(f"{error}: it is now {aside.name}, and the one before it is used")
             continue
         state = make.indexed(state)
-        now = like.carry.banks[0].keys_BHMD.shape[2] if like.carry.banks else 0
-        say(f"resuming after step {step}{_memory_kept(before, now, drop_memory)}")
+        say(f"resuming after step {step}{_memory_kept(before, size(like.carry.banks), drop_memory)}")
         return step, state
     return 0, make.state()
+
+
+def _prebuilt(
+    model: ModelSettings,
+    memory: MemorySettings,
+    batch: BatchSettings,
+    training: TrainingSettings,
+    tokens: PreparedTokens,
+    workdir: AnyPath,
+    mesh: Mesh,
+) -> Callable[[int], tuple[Bank, ...]]:
+    """What each document begins with in a memory of so many slots: loaded once for each size.
+
+    The snapshot has to be of the parameters that the run began with: those that it has now are younger.
+    """
+    if not training.prebuilt_memory or not memory.size:
+        return lambda slots: ()
+    folder, began = Path(training.prebuilt_memory), recorded_beginning(workdir)
+    if snapshot_digest(folder) != began.memory:
+        raise InputError(
+            f"Training.prebuilt_memory = {str(folder)!r} is not the snapshot that the run in {workdir} began with: "
+            "name that one, or train in another --workdir"
+        )
+    vocabulary = tokens.digests()["vocabulary"]
+    source = Source(model, batch.segment_length, vocabulary, began.parameters, began.step)
+
+    @functools.cache
+    def load(slots: int) -> tuple[Bank, ...]:
+        if not slots:
+            return ()
+        try:
+            return prebuilt_banks(folder, source, dataclasses.replace(memory, size=slots), mesh)
+        except InputError as error:
+            raise InputError(
+                f"Training.prebuilt_memory: {error}. It has to be made with the parameters that this run began with, "
+                f"those of Training.from_run = {began.run!r}, step {began.step}"
+            ) from error
+
+    return load
 
 
 def _memory_kept(before: int, now: int, dropped: bool) -> str:
@@ -154,7 +210,12 @@ def _memory_kept(before: int, now: int, dropped: bool) -> str:
 
 
 def describe(
-    model: ModelSettings, memory: MemorySettings, batch: BatchSettings, parameters: Parameters, mesh: Mesh
+    model: ModelSettings,
+    memory: MemorySettings,
+    batch: BatchSettings,
+    parameters: Parameters,
+    mesh: Mesh,
+    only: Trained | None = None,
 ) -> str:
     """A line on what is trained, and on what."""
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -163,9 +224,13 @@ def describe(
     if memory.size:
         search = searched_by(memory, device.platform)
         remembers = f"a memory of {memory.size:,} tokens in layer {layers}, searched by {search}"
+    are_trained = ""
+    if only is not None:
+        moving = jax.tree.map(lambda leaf, moves: leaf if moves else None, parameters, only)
+        are_trained = f", of which {count_parameters(moving):,} are trained"
     return (
-        f"{count_parameters(parameters):,} parameters, {remembers}; {batch.rows} rows of {batch.segment_length} tokens "
-        f"on {mesh.size} x {device.device_kind}" + (f" ({axes})" if mesh.size > 1 else "")
+        f"{count_parameters(parameters):,} parameters{are_trained}, {remembers}; {batch.rows} rows of "
+        f"{batch.segment_length} tokens on {mesh.size} x {device.device_kind}" + (f" ({axes})" if mesh.size > 1 else "")
     )
 
 
@@ -193,10 +258,9 @@ class _Reporter:
         self._rate, self._steps_per_update = learning_rate(optimizer), 1
         if training.update == "call":
             self._steps_per_update = batch.segments_per_call
-        self._memory_from_step = training.memory_from_step
-        self._flops_with, self._flops_without = (
-            training_flops_per_token(model, each, batch.segment_length)
-            for each in (memory, dataclasses.replace(memory, size=0))
+        self._schedule = memory_schedule(memory, training)
+        self._flops_of = functools.cache(
+            lambda slots: training_flops_per_token(model, dataclasses.replace(memory, size=slots), batch.segment_length)
         )
         self._peak_flops = device_peak_flops(jax.local_devices()[0]) * jax.device_count()
         self._last_time = time.perf_counter()
@@ -217,7 +281,7 @@ class _Reporter:
         segments, seconds = metrics.segments, now - self._last_time
         self._last_time = now
         self._refuse_non_finite(step, segments, float(metrics.parameter_norm))
-        flops_per_token = self._flops_with if step > self._memory_from_step else self._flops_without
+        flops_per_token = self._flops_of(self._schedule.after(step))
         tokens = max(int(segments.tokens.sum()), 1)
         loss = float(segments.nats.sum()) / tokens
         values = {
@@ -233,6 +297,7 @@ class _Reporter:
         for layer, gates_H in metrics.gates.items():
             values |= {f"gates/layer_{layer}/head_{head}": float(gate) for head, gate in enumerate(gates_H)}
         values |= {f"recall/layer_{layer}": float(it) for layer, it in metrics.recall.items() if np.isfinite(it)}
+        values |= {f"age/layer_{layer}": float(it) for layer, it in metrics.ages.items() if np.isfinite(it)}
         if self._writer is None:
             return
         self._writer.write(step, values)

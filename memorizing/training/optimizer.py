@@ -1,13 +1,20 @@
-"""The optimizer: Adafactor (the paper's) or AdamW, with a warm-up and a schedule, all from optax."""
+"""The optimizer: Adafactor (the paper's) or AdamW, with a warm-up and a schedule, all from optax.
+
+It can train a part of the parameters: the others have no state here, take no gradient (`step.py`), and stay as they
+are.
+"""
 
 import dataclasses
-from typing import Literal
+import fnmatch
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from memorizing.errors import InputError
+from memorizing.model.transformer import Parameters, by_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +30,9 @@ class OptimizerSettings:
         clip_norm: gradients with a larger global norm are scaled down to it; 0 for never.
         weight_decay: of AdamW, on matrices only.
         beta1, beta2: of AdamW.
+        trained: which parameters are trained; () for all. `gates` means those of the memory layers' gates,
+            `memory_layers` all in these layers, and anything else is a pattern of paths, as they are in checkpoints:
+            `layers/8/attention/*` (layers count from 0 there, so this is layer 9), `*/scale_E`.
     """
 
     kind: Literal["adafactor", "adamw"] = "adafactor"
@@ -34,6 +44,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.98
+    trained: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.learning_rate <= 0:
@@ -68,8 +79,37 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
-def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Clipping, then the optimizer with its schedule."""
+type Trained = dict[str, Any]
+"""Nested like the parameters: whether each is trained."""
+
+
+def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]) -> Trained | None:
+    """Which of the parameters are trained; None for all. Only their names count, so these may be shapes.
+
+    Raises:
+        InputError: for a pattern that none of them matches.
+    """
+    if not settings.trained:
+        return None
+    chosen: set[str] = set()
+    for pattern in settings.trained:
+        patterns = [pattern]
+        if pattern in ("gates", "memory_layers"):
+            each = "attention/gate_*" if pattern == "gates" else "*"
+            patterns = [f"layers/{number - 1}/{each}" for number in memory_layers]
+        found = {path for path in by_path(parameters) for each in patterns if fnmatch.fnmatchcase(path, each)}
+        if not found:
+            some = ", ".join(list(by_path(parameters))[:3])
+            raise InputError(
+                f"Optimizer.trained = {settings.trained}: {pattern!r} matches no parameter. Paths are such as {some}; "
+                "`gates` and `memory_layers` need Model.memory_layers"
+            )
+        chosen |= found
+    return jax.tree.unflatten(jax.tree.structure(parameters), [path in chosen for path in by_path(parameters)])
+
+
+def make_optimizer(settings: OptimizerSettings, only: Trained | None = None) -> optax.GradientTransformation:
+    """Clipping, then the optimizer with its schedule; of `only` the parameters that are trained, if not of all."""
     rate = learning_rate(settings)
     if settings.kind == "adafactor":
         chosen = optax.adafactor(rate)
@@ -77,4 +117,5 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
         matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
         chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=matrices)
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
-    return optax.chain(clip, chosen)
+    whole = optax.chain(clip, chosen)
+    return whole if only is None else optax.masked(whole, only)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, reindexed, resize
 from memorizing.memory.search import NO_INDEX, Search
 from memorizing.parallel.mesh import made, shardings
@@ -49,9 +50,19 @@ def indexed(bank: Bank, search: Search, tokens: int, mesh: Mesh) -> Bank:
 
 
 def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
-    """A restored bank with as many slots as `like`, and, if that counts what is found, with counts of 0."""
-    slots = like.keys_BHMD.shape[2]
-    if bank.keys_BHMD.shape[2] != slots:
+    """A restored bank with as many slots as `like`, and, if that counts what is found, with counts of 0.
+
+    Raises:
+        InputError: when the bank is no ring, of which the newest tokens could stay.
+    """
+    slots, before = like.keys_BHMD.shape[2], bank.keys_BHMD.shape[2]
+    if before != slots:
+        if bank.addresses is not None:
+            raise InputError(
+                f"Memory.size = {slots}, but a memory of {before} was saved, and what of it another size would hold is "
+                "not known with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
+                f"clear_at_documents): set Memory.size = {before}, or begin with an empty memory"
+            )
         resize_to = functools.partial(resize, slots=slots, cursor=int(bank.cursor))
         where = shardings(mesh, jax.eval_shape(resize_to, bank))
         bank = jax.jit(resize_to, out_shardings=where)(bank)

@@ -3,6 +3,7 @@
 Also what follows from the same settings: the call that trains it, and the index that the search keeps of the memory.
 """
 
+import dataclasses
 import functools
 import zlib
 
@@ -15,12 +16,16 @@ from memorizing.memory.bank import Bank
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, create_model, empty_carry
-from memorizing.parallel.mesh import made, placed, shardings
+from memorizing.model.transformer import Carry, abstract_model, create_model, empty_carry
+from memorizing.parallel.mesh import check_sizes, made, placed, shardings
 from memorizing.parallel.topology import training_options
-from memorizing.training.optimizer import OptimizerSettings, make_optimizer
-from memorizing.training.saved_banks import indexed
+from memorizing.shapes import Batch
+from memorizing.training.memory_dropout import limit_memory
+from memorizing.training.optimizer import OptimizerSettings, make_optimizer, trained
+from memorizing.training.saved_banks import indexed, resized
+from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
+from memorizing.training.snapshots import begin_documents
 from memorizing.training.step import TrainCall, TrainState, make_train_call, state_shardings
 
 
@@ -36,34 +41,56 @@ class StateMaker:
         training: TrainingSettings,
         mesh: Mesh,
     ):
-        self.mesh, self.memory_from_step = mesh, training.memory_from_step
-        self.transformation = make_optimizer(optimizer)
-        self.graph, _ = abstract_model(model, memory)
+        self.mesh, self.schedule = mesh, memory_schedule(memory, training)
+        for _, slots in self.schedule.sizes:
+            check_sizes(mesh, {"M": ("a size of the memory, by Training.memory_growth or Memory.size", slots)})
+        self.graph, parameters = abstract_model(model, memory)
+        self.only = trained(optimizer, parameters, model.memory_layers)
+        self.transformation = make_optimizer(optimizer, self.only)
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
-        self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
+        self._carry = lambda slots: empty_carry(
+            model, dataclasses.replace(memory, size=slots), batch.rows, batch.segment_length
+        )
         self._memory, self._segment_length = memory, batch.segment_length
+        self._memory_dropout, self._seed = training.memory_dropout, training.seed
         self._accumulates = training.update == "call"
         self._dropout_seed = training.seed if model.dropout else None
 
     def state(self) -> TrainState:
         """At step 0."""
-        return made(self.mesh, functools.partial(self._make, not self.memory_from_step), self._where)
+        return made(self.mesh, functools.partial(self._make, self.schedule.at(0)), self._where)
 
     def like(self, step: int) -> TrainState:
         """Shapes, dtypes and places of the state at the end of `step`."""
         with jax.set_mesh(self.mesh):  # what an index is depends on the devices
-            state = jax.eval_shape(functools.partial(self._make, step > self.memory_from_step))
+            state = jax.eval_shape(functools.partial(self._make, self.schedule.after(step)))
         return placed(state, self._where(state))
 
     def train_call(self) -> TrainCall:
         """The function that the run calls, to be compiled."""
         with jax.set_mesh(self.mesh):
             options = training_options()
-        return make_train_call(self.graph, self.transformation, self._accumulates, self._dropout_seed, options)
+        return make_train_call(
+            self.graph,
+            self.transformation,
+            self._accumulates,
+            self._dropout_seed,
+            self.only,
+            self._begin,
+            options,
+        )
 
-    def banks(self) -> tuple[Bank, ...]:
-        """The memory, empty."""
-        return made(self.mesh, lambda: self._carry().banks, functools.partial(shardings, self.mesh))
+    def grown(self, state: TrainState, slots: int) -> TrainState:
+        """The state with a memory of so many slots: what it held is in there, as after a restart (`resized`)."""
+        empty = lambda: self._carry(slots).banks  # noqa: E731
+        if not state.carry.banks:
+            banks = made(self.mesh, empty, functools.partial(shardings, self.mesh))
+            return state._replace(carry=state.carry._replace(banks=banks))
+        with jax.set_mesh(self.mesh):
+            like = jax.eval_shape(empty)
+        both = zip(state.carry.banks, like, strict=True)
+        banks = tuple(resized(bank, each, self.mesh) for bank, each in both)
+        return state._replace(carry=state.carry._replace(banks=banks))
 
     def index_kind(self) -> int:
         """A number for the search and its settings, by which an index that another one made is told."""
@@ -80,13 +107,24 @@ class StateMaker:
                 search = make_search(self._memory)
             return indexed(bank, search, self._segment_length, self.mesh)
 
-        like = self.like(self.memory_from_step + 1).carry.banks
+        if not state.carry.banks:
+            return state
+        with jax.set_mesh(self.mesh):
+            like = jax.eval_shape(functools.partial(self._carry, self._memory.size)).banks
         return state._replace(carry=state.carry._replace(banks=tuple(map(with_index, state.carry.banks, like))))
 
-    def _make(self, with_memory: bool) -> TrainState:
-        parameters, carry = self._parameters(), self._carry()
-        carry = carry if with_memory else carry._replace(banks=())
-        return TrainState(parameters, self.transformation.init(parameters), jnp.zeros((), jnp.int32), carry)
+    def _begin(self, carry: Carry, batch: Batch, step: jax.Array, prebuilt: tuple[Bank, ...]) -> tuple[Carry, Batch]:
+        """What a segment reads: with a prebuilt memory where a document starts, and not always all of the memory."""
+        if prebuilt:
+            carry, batch = begin_documents(carry, batch, prebuilt, self._memory)
+        if self._memory_dropout:
+            carry = limit_memory(carry, self._memory_dropout, self._seed, step)
+        return carry, batch
+
+    def _make(self, slots: int) -> TrainState:
+        parameters = self._parameters()
+        optimizer = self.transformation.init(parameters)
+        return TrainState(parameters, optimizer, jnp.zeros((), jnp.int32), self._carry(slots))
 
     def _where(self, state: TrainState) -> TrainState:
         return state_shardings(self.mesh, state)

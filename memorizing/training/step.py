@@ -6,8 +6,9 @@
 No gradient crosses a segment. State and carry are donated: they are updated in place.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from memorizing.memory.bank import recall
+from memorizing.memory.bank import Bank, mean_age, recall
 from memorizing.model.transformer import Carry, Parameters, apply_model, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Batch
 from memorizing.training.loss import score
+from memorizing.training.memory_dropout import unlimited
+from memorizing.training.optimizer import Trained
 
 
 class TrainState(NamedTuple):
@@ -71,6 +74,7 @@ class CallMetrics(NamedTuple):
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
         recall: per memory layer (by its number), the share of true neighbours that the search found, over all rows and
             heads; not a number while there are none. Only with `Memory.report_recall`.
+        ages: likewise, how many updates ago the retrieved keys were computed, on average.
     """
 
     segments: SegmentMetrics
@@ -78,9 +82,14 @@ class CallMetrics(NamedTuple):
     gates: dict[int, Float[jax.Array, "H"]]
     memory_fill: Float[jax.Array, ""]
     recall: dict[int, Float[jax.Array, ""]]
+    ages: dict[int, Float[jax.Array, ""]]
 
 
-type TrainCall = Callable[[TrainState, Batch], tuple[TrainState, CallMetrics]]
+type Banks = tuple[Bank, ...]
+type TrainCall = Callable[[TrainState, Batch, Banks], tuple[TrainState, CallMetrics]]
+"""Takes state, batches, and what is in the memory at the start of each document, if anything."""
+type Begin = Callable[[Carry, Batch, jax.Array, Banks], tuple[Carry, Batch]]
+"""From the carry, a segment, its step, and the prebuilt memory (or none): carry and segment as the model is to read."""
 
 
 def make_train_call(
@@ -88,17 +97,30 @@ def make_train_call(
     optimizer: optax.GradientTransformation,
     accumulate: bool,
     dropout_seed: int | None,
+    only: Trained | None = None,
+    begin: Begin = lambda carry, batch, step, prebuilt: (carry, batch),
     compiler_options: dict[str, bool] | None = None,
 ) -> TrainCall:
     """The compiled function from a state and the batch of `S` segments to the next state and metrics.
 
     With `accumulate` the gradient of all `S` segments together makes one update; each segment is read with the same
-    parameters. `dropout_seed` None trains without dropout. `compiler_options` are XLA's.
+    parameters. `dropout_seed` None trains without dropout. Of `only` the parameters that are trained, the others get
+    no gradient, and no arithmetic goes into one. `begin` prepares what a segment reads. `compiler_options` are XLA's.
     """
+
+    def frozen(parameters: Parameters) -> Parameters:
+        if only is None:
+            return parameters
+        return jax.tree.map(lambda leaf, moves: leaf if moves else lax.stop_gradient(leaf), parameters, only)
+
+    def moved(parameters: Parameters, changes: Any) -> Parameters:
+        if only is None:
+            return jax.tree.map(jnp.add, parameters, changes)
+        return jax.tree.map(lambda leaf, change, moves: leaf + change if moves else leaf, parameters, changes, only)
 
     def segment_loss(parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
         rng = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), step)
-        logits_BNV, carry = apply_model(graph, parameters, batch, carry, rng)
+        logits_BNV, carry = apply_model(graph, frozen(parameters), batch, carry, rng)
         predictions = score(logits_BNV, batch)
         return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), lax.stop_gradient(carry))
 
@@ -107,38 +129,47 @@ def make_train_call(
     def update(state: TrainState, gradient: Parameters, tokens: jax.Array) -> tuple[TrainState, jax.Array]:
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(tokens, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
-        parameters = jax.tree.map(jnp.add, state.parameters, changes)
+        parameters = moved(state.parameters, changes)
         return _in_place(state._replace(parameters=parameters, optimizer=optimizer_state)), optax.tree.norm(gradient)
 
-    def read(state: TrainState, batch: Batch) -> tuple[TrainState, Parameters, SegmentMetrics]:
-        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
+    def read(state: TrainState, batch: Batch, prebuilt: Banks) -> tuple[TrainState, Parameters, SegmentMetrics]:
+        carry, batch = begin(state.carry, batch, state.step, prebuilt)
+        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, carry, state.step)
         gradient = constrain_tree(gradient, PARAMETER_RULES)
         metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
-        return _in_place(state._replace(step=state.step + 1, carry=carry)), gradient, metrics
+        return _in_place(state._replace(step=state.step + 1, carry=unlimited(carry))), gradient, metrics
 
-    def read_and_update(state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
-        state, gradient, metrics = read(state, batch)
+    def read_and_update(prebuilt: Banks, state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
+        state, gradient, metrics = read(state, batch, prebuilt)
         state, norm = update(state, gradient, metrics.tokens)
         return state, metrics._replace(gradient_norm=norm)
 
-    def read_and_add(carried: tuple[TrainState, Parameters], batch: Batch):
+    def read_and_add(prebuilt: Banks, carried: tuple[TrainState, Parameters], batch: Batch):
         state, total = carried
-        state, gradient, metrics = read(state, batch)
+        state, gradient, metrics = read(state, batch, prebuilt)
         return (state, jax.tree.map(jnp.add, total, gradient)), metrics
 
-    def train_call(state: TrainState, batches: Batch) -> tuple[TrainState, CallMetrics]:
+    def train_call(state: TrainState, batches: Batch, prebuilt: Banks = ()) -> tuple[TrainState, CallMetrics]:
         banks_before = state.carry.banks
         if accumulate:
             nothing = jax.tree.map(jnp.zeros_like, state.parameters)
-            (state, gradient), metrics = lax.scan(read_and_add, (state, nothing), batches)
+            (state, gradient), metrics = lax.scan(functools.partial(read_and_add, prebuilt), (state, nothing), batches)
             state, norm = update(state, gradient, metrics.tokens.sum())
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
-            state, metrics = lax.scan(read_and_update, state, batches)
+            state, metrics = lax.scan(functools.partial(read_and_update, prebuilt), state, batches)
         opened = gates(state.parameters)
-        shares = [recall(before, after) for before, after in zip(banks_before, state.carry.banks, strict=True)]
-        found = {layer: share for layer, share in zip(opened, shares, strict=False) if share is not None}
-        reported = CallMetrics(metrics, optax.tree.norm(state.parameters), opened, _memory_fill(state.carry), found)
+        counted = [
+            (recall(before, after), mean_age(before, after))
+            for before, after in zip(banks_before, state.carry.banks, strict=True)
+        ]
+        found = {layer: share for layer, (share, _) in zip(opened, counted, strict=False) if share is not None}
+        # An update a segment; or one for all segments of a call, of which the first sees the youngest as 1 ago, the
+        # others as 0: over all of them, that is the age in segments divided by their number.
+        updates = batches.starts_document_B.shape[0] if accumulate else 1
+        old = {layer: age / updates for layer, (_, age) in zip(opened, counted, strict=False) if age is not None}
+        norm, fill = optax.tree.norm(state.parameters), _memory_fill(state.carry)
+        reported = CallMetrics(metrics, norm, opened, fill, found, old)
         return state, everywhere(reported)
 
     return jax.jit(train_call, donate_argnums=0, compiler_options=compiler_options)

@@ -27,7 +27,7 @@ from memorizing.errors import InputError
 from memorizing.files import write_whole, writing
 from memorizing.memory.bank import Bank, refill
 from memorizing.memory.search import NO_INDEX, make_search
-from memorizing.memory.settings import MemorySettings
+from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, empty_carry
 from memorizing.parallel.mesh import RULES, MeshSettings, made, make_mesh, placed, shardings
@@ -40,7 +40,7 @@ MANIFEST = "manifest.json"
 PARTS = "made_by", "memory", "texts", "unfinished_segment", "fingerprints"
 """Of a manifest, that are read."""
 ARRAYS = "arrays"
-_NO_MATTER = ("dtype", "remat", "scan_layers")
+_NO_MATTER = ("dtype", "dropout", "remat", "scan_layers")
 """Settings of a model that do not change what its memory means."""
 
 
@@ -93,6 +93,15 @@ def parameters_digest(parameters: Parameters) -> str:
     return hashlib.sha256(json.dumps(fingerprints(parameters), sort_keys=True).encode()).hexdigest()
 
 
+def snapshot_digest(folder: Path) -> str:
+    """The same for a snapshot of the same contents, wherever it lies.
+
+    Raises:
+        InputError: when there is none.
+    """
+    return hashlib.sha256(json.dumps(_manifest(folder), sort_keys=True).encode()).hexdigest()
+
+
 def check_folder(option: str, folder: Path) -> None:
     """Refuses, before anything is read, to write a snapshot where something else lies.
 
@@ -130,7 +139,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, source: Source, memory: Memo
     """
     check_folder("--out", folder)
     arrays = _by_path(_kept(snapshot.carry))
-    kinds = {"size": memory.size, "dtype": memory.dtype, "key_dtype": memory.key_dtype}
+    kinds = {"size": memory.size, "dtype": memory.dtype, "key_dtype": memory.key_dtype, **memory.writing()}
     manifest = {
         "format_version": FORMAT_VERSION,
         "made_by": source.described(),
@@ -200,7 +209,7 @@ def prebuilt_banks(folder: Path, source: Source, memory: MemorySettings, mesh: M
     banks = load_snapshot(folder, source, dataclasses.replace(memory, report_recall=False), own).carry.banks
     if not banks or not int(banks[0].length_B[0]):
         raise InputError(
-            f"--memory={folder}: nothing of it is in a memory of {memory.size} tokens: no segment of "
+            f"{folder}: nothing of it is in a memory of {memory.size} tokens: no segment of "
             f"{source.segment_length} was full, or there is no memory, here or where it was made"
         )
     rules = {letter: axis for letter, axis in RULES.items() if letter != "B"}
@@ -212,8 +221,13 @@ def begin_documents(
 ) -> tuple[Carry, Batch]:
     """Begins the documents that start with this batch in place of the model: with a prebuilt memory instead of none."""
     starts_B, search, tokens = batch.starts_document_B, make_search(memory), batch.inputs_BN.shape[1]
-    both = zip(carry.banks, prebuilt, strict=True)
-    banks = tuple(refill(bank, starts_B, own, search, tokens) for bank, own in both)
+
+    def refilled(bank: Bank, own: Bank) -> Bank:
+        # A memory that outlasts documents is prebuilt once.
+        rows_B = starts_B if memory.clear_at_documents else starts_B & (bank.length_B == 0)
+        return refill(bank, rows_B, own, search, tokens)
+
+    banks = tuple(map(refilled, carry.banks, prebuilt))
     carry = carry._replace(cached_B=carry.cached_B & ~starts_B, banks=banks)
     return carry, batch._replace(starts_document_B=jnp.zeros_like(starts_B))
 
@@ -259,6 +273,7 @@ def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory
     settings["Batch.segment_length"] = theirs["segment_length"], ours["segment_length"]
     for name in ("dtype", "key_dtype"):
         settings[f"Memory.{name}"] = manifest["memory"][name], getattr(memory, name)
+    settings |= _differently_written(manifest["memory"], memory)
     differ = [f"{name} = {was!r} (here {now!r})" for name, (was, now) in settings.items() if was != now]
     if not differ and theirs["vocabulary"] != ours["vocabulary"]:
         differ = [f"a vocabulary of digest {theirs['vocabulary'][:12]} (here {ours['vocabulary'][:12]})"]
@@ -272,6 +287,17 @@ def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory
             f"{folder} was made by another model, with {', '.join(differ)}: its keys and values mean nothing to this "
             "one. Name the run that made it, or make it anew with `memorizing memorize`"
         )
+
+
+def _differently_written(kinds: dict[str, Any], memory: MemorySettings) -> dict[str, tuple[Any, Any]]:
+    """Settings of what is kept that would not go on with what is there; a memory that is only read takes all kinds."""
+    there = MemorySettings(size=0, **{name: kinds[name] for name in WRITING if name in kinds})
+    names = ["eviction", "sink"]
+    if memory.writes != "never":
+        names += ["maximum_age", "write_every"] + ["writes"] * (there.writes != "never")
+    if there.addressed != memory.addressed:
+        names += ["writes", "duplicate_score", "clear_at_documents"]
+    return {f"Memory.{name}": (getattr(there, name), getattr(memory, name)) for name in names}
 
 
 def _laid_out(banks: tuple[Bank, ...], source: Source, memory: MemorySettings, mesh: Mesh) -> tuple[Bank, ...]:
