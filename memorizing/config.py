@@ -93,6 +93,11 @@ class Experiment:
                 "earlier, train for longer, or set Memory.size = 0"
             )
         self._check_growth()
+        if self.training.negative_rows >= self.batch.rows:
+            raise ConfigError(
+                f"Training.negative_rows = {self.training.negative_rows}: a row has {self.batch.rows - 1} others "
+                f"(Batch.rows = {self.batch.rows}): use at most so many, or more rows"
+            )
         steps = {name: getattr(self.training, name) for name in ("steps", "checkpoint_every", "memory_from_step")}
         growth = {f"memory_growth[{place}]": step for place, (step, _) in enumerate(self.training.memory_growth)}
         for name, value in (steps | growth).items():

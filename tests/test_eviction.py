@@ -12,7 +12,7 @@ from memorizing.memory.bank import add, clear, empty_bank
 from memorizing.memory.search import Search
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.writing import Read, write
+from memorizing.memory.writing import Tokens, write
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 
@@ -22,7 +22,7 @@ def test_a_reservoir_keeps_every_token_with_the_same_probability(sink):
     """After any number of writes, over 10,000 documents: 5,000 rows that read two each, which are kept differently."""
     rows, slots, tokens = 5_000, 6, 3
     memory = MemorySettings(size=slots, neighbours=1, dtype="float32", eviction="reservoir", sink=sink)
-    part = Read(*(jnp.zeros((rows, 1, tokens, 1)) for _ in range(2)))
+    part = Tokens(*(jnp.zeros((rows, 1, tokens, 1)) for _ in range(2)))
     run = jax.jit(functools.partial(write, memory=memory, search=Search()))
     bank, kept = empty_bank(rows, 1, 1, memory), {}
     for _ in range(2):
@@ -57,7 +57,7 @@ def test_a_token_that_is_read_again_and_again_stays_only_where_use_counts(evicti
     def run(bank, keys):
         query = jnp.broadcast_to(30 * wanted, (1, 1, 2, 8))
         _, _, noticed = attend_to_memory(query, bank, Exact(), 2)
-        return write(add(bank, noticed), Read(keys, keys), Read(keys, keys), memory, Search())
+        return write(add(bank, noticed), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
 
     for number in range(12):
         keys = np.concatenate([np.zeros((2, 1)), 0.1 * rng.random((2, 7))], axis=1).astype(np.float32)
@@ -76,7 +76,7 @@ def test_attention_received_is_that_of_the_softmax_also_over_devices():
     memory = MemorySettings(size=slots, neighbours=neighbours, dtype="float32", eviction="least_used")
     rng = np.random.default_rng(0)
     keys, query = (jnp.asarray(rng.normal(size=(rows, heads, count, size)), jnp.float32) for count in (slots, tokens))
-    bank = write(empty_bank(rows, heads, size, memory), Read(keys, keys), Read(keys, keys), memory, Search())
+    bank = write(empty_bank(rows, heads, size, memory), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
     real_B = np.array([tokens, 3], np.int32)
     bank = bank._replace(addresses=bank.addresses._replace(coming_B=jnp.asarray(real_B)))
     expected_BM = np.zeros((rows, slots))

@@ -303,7 +303,8 @@ def test_rows_that_may_read_less_read_what_a_smaller_memory_holds():
     newest = Addresses(jnp.array([[3, 9, -1, 7]]), *[jnp.array([10])] * 5)
     kept = Bank(*[jnp.zeros((1, 2, 4, 4))] * 2, jnp.int32(0), jnp.array([3]), addresses=newest)
     assert valid(kept._replace(visible_B=jnp.array([2]))).tolist() == [[False, True, False, True]]
-    remote, has_memory_B, _ = attend_to_memory(query, limited, Exact(), 4)
+    read, found_BHN, _ = attend_to_memory(query, limited, Exact(), 4)
     small, _, _ = attend_to_memory(query, resize(bank, 16, 8), Exact(), 4)
-    np.testing.assert_allclose(remote[jnp.array([0, 2])], small[jnp.array([0, 2])], rtol=1e-5)
-    assert has_memory_B.tolist() == [True, False, True] and not np.asarray(remote[1]).any()
+    both = jnp.array([0, 2])
+    np.testing.assert_allclose(read.out_BHND[both], small.out_BHND[both], rtol=1e-5)
+    assert found_BHN[both].all() and not found_BHN[1].any() and not np.asarray(read.out_BHND[1]).any()

@@ -221,8 +221,8 @@ def test_reading_and_writing_in_a_scan_under_a_gradient(name):
     def loss(scale, bank):
         def step(bank, part):
             queries, keys = part
-            remote, _, _ = attend_to_memory(scale * queries, bank, search, 4)
-            return append(bank, keys, keys, search), (remote**2).sum()
+            read, _, _ = attend_to_memory(scale * queries, bank, search, 4)
+            return append(bank, keys, keys, search), (read.out_BHND**2).sum()
 
         bank, losses = jax.lax.scan(step, bank, (queries, keys))
         return losses.sum(), bank

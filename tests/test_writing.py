@@ -15,7 +15,7 @@ from memorizing.errors import InputError
 from memorizing.memory.bank import PARTS, Bank, Noticed, add, clear, empty_bank, masked, tokens_ago, valid
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.writing import Read, write
+from memorizing.memory.writing import Tokens, write
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 
 ROWS, HEADS, N, M, D = 2, 2, 4, 12, 4
@@ -118,7 +118,7 @@ def step(memory: MemorySettings):
     search = make_search(memory)
 
     @jax.jit
-    def run(bank: Bank, cached: Read, clears_B, mask_BN, segment: Read, received_BM) -> Bank:
+    def run(bank: Bank, cached: Tokens, clears_B, mask_BN, segment: Tokens, received_BM) -> Bank:
         bank = masked(clear(bank, clears_B), mask_BN)
         return write(add(bank, Noticed(None, received_BM)), segment, cached, memory, search)
 
@@ -133,7 +133,7 @@ def segments(seed: int, count: int, rows: int = ROWS):
         name = np.arange(rows * N).reshape(rows, 1, N, 1) + 1000.0 * number
         values = np.broadcast_to(name, keys.shape).astype(np.float32)
         tokens_B, clears_B = rng.integers(0, N + 1, rows), rng.random(rows) < 0.15
-        yield Read(keys, values), tokens_B, clears_B, rng.integers(0, 3 * PARTS, (rows, M)).astype(np.int32)
+        yield Tokens(keys, values), tokens_B, clears_B, rng.integers(0, 3 * PARTS, (rows, M)).astype(np.int32)
 
 
 def positions(bank: Bank, memory: MemorySettings, read: int, row: int) -> dict:
@@ -151,7 +151,7 @@ def positions(bank: Bank, memory: MemorySettings, read: int, row: int) -> dict:
 def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
     memory = memory_of(**KEPT[kind])
     bank, plain = empty_bank(ROWS, HEADS, D, memory), [PlainRow(memory, row) for row in range(ROWS)]
-    cached = Read(*(np.zeros((ROWS, HEADS, N, D), np.float32) for _ in range(2)))
+    cached = Tokens(*(np.zeros((ROWS, HEADS, N, D), np.float32) for _ in range(2)))
     for segment, tokens_B, clears_B, received_BM in segments(seed, 9):
         if not memory.addressed:  # in a ring only the end of a document is padded, which is then forgotten
             tokens_B = np.full(ROWS, N)
@@ -190,7 +190,7 @@ def test_over_devices_it_keeps_the_same(kind, mesh):
     opened, run = make_mesh(mesh, jax.devices()[:devices]), step(memory)
     one = empty_bank(ROWS, HEADS, D, memory)
     where = shardings(opened, one)
-    split, cached = jax.device_put(one, where), Read(*(np.zeros((ROWS, HEADS, N, D), np.float32) for _ in range(2)))
+    split, cached = jax.device_put(one, where), Tokens(*(np.zeros((ROWS, HEADS, N, D), np.float32) for _ in range(2)))
     for segment, tokens_B, clears_B, received_BM in segments(3, 7):
         rest = cached, clears_B, np.arange(N) < tokens_B[:, None], segment, received_BM
         one, cached = run(one, *rest), segment
@@ -212,7 +212,7 @@ def test_an_index_follows_what_is_replaced_at_any_address(search):
     for _ in range(14):
         keys = rng.normal(size=(ROWS, HEADS, N, D)).astype(np.float32)
         keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
-        bank = run(bank, Read(keys, keys), Read(keys, keys))
+        bank = run(bank, Tokens(keys, keys), Tokens(keys, keys))
     found = finder(bank.keys_BHMD, bank.keys, valid(bank), 1).slots_BHNK[..., 0]
     assert np.asarray(found == np.arange(8 * N)).mean() > 0.95
     assert np.asarray(bank.addresses.positions_BM).max() > 8 * N  # some were replaced
@@ -220,7 +220,7 @@ def test_an_index_follows_what_is_replaced_at_any_address(search):
 
 def test_a_segment_that_does_not_fit_beside_the_sink_is_refused():
     memory = memory_of(sink=M - N + 1)
-    part = Read(jnp.zeros((1, 1, N, D)), jnp.zeros((1, 1, N, D)))
+    part = Tokens(jnp.zeros((1, 1, N, D)), jnp.zeros((1, 1, N, D)))
     with pytest.raises(ValueError, match=r"4 tokens of a segment .* Memory.sink = 9 do not fit into Memory.size = 12"):
         write(empty_bank(1, 1, D, memory), part, part, memory, Search())
 

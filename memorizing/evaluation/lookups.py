@@ -20,8 +20,9 @@ from jaxtyping import Bool, Float, Int
 from memorizing.memory.bank import tokens_ago
 from memorizing.memory.search import Neighbours, Search, make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.groups import by_query_head
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
+from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_and_tell, empty_carry
 from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 
@@ -36,6 +37,10 @@ class Listening(Search):
     inner: Search
     heard: list[tuple[jax.Array, Neighbours]]
 
+    @property
+    def is_dense(self) -> bool:
+        return self.inner.is_dense
+
     def __call__(self, queries_BHND, keys, valid_BM, neighbours: int):
         found = self.inner(queries_BHND, keys, valid_BM, neighbours)
         self.heard.append((queries_BHND, found))
@@ -46,11 +51,15 @@ class Listening(Search):
 
 
 class SegmentLookups(NamedTuple):
-    """Of one segment and layer: places of the tokens retrieved (or `NOWHERE`), scores and weights, best first."""
+    """Of one segment and layer: places of the tokens retrieved (or `NOWHERE`), scores and weights, best first.
+
+    Beside them how far the gate was open for each token: 0 where nothing was found.
+    """
 
     places_HNK: Int[np.ndarray, "H N K"]
     scores_HNK: Float[np.ndarray, "H N K"]
     weights_HNK: Float[np.ndarray, "H N K"]
+    gates_HN: Float[np.ndarray, "H N"]
 
 
 class ReadSegment(NamedTuple):
@@ -82,8 +91,8 @@ def read_document(
         predictions, found = jax.device_get((predictions, found))
         count = min(segment_length, len(tokens_T) - first)
         looked = {
-            layer: _placed(neighbours, ago_BHNK, first, count)
-            for layer, (neighbours, ago_BHNK) in zip(layers, found, strict=True)
+            layer: _placed(neighbours, ago_BHNK, gate_BHN, first, count)
+            for layer, (neighbours, ago_BHNK, gate_BHN) in zip(layers, found, strict=True)
             if first
         }
         yield ReadSegment(first, predictions.nats_BN[0, :count], predictions.correct_BN[0, :count], looked)
@@ -101,12 +110,14 @@ def reader(model: ModelSettings, memory: MemorySettings) -> Call:
     @functools.partial(jax.jit, donate_argnums=1)
     def read(parameters: Parameters, carry: Carry, batch: Batch) -> tuple[Carry, Predictions, Any]:
         listening = Listening(inner=search, heard=[]) if search is not None else None
-        ago = [tokens_ago(bank, memory.write_every) for bank in carry.banks]
-        logits_BNV, carry = apply_model(graph, parameters, batch, carry, search=listening)
-        found = [
-            (neighbours, jnp.take(ago_BM[0], neighbours.slots_BHNK, mode="clip"))
-            for ago_BM, (_, neighbours) in zip(ago, listening.heard if listening else [], strict=True)
-        ]
+        owners = model.bank_layers if carry.banks else ()
+        ago = {owner: tokens_ago(bank, memory.write_every) for owner, bank in zip(owners, carry.banks, strict=True)}
+        logits_BNV, carry, opened = apply_and_tell(graph, parameters, batch, carry, search=listening)
+        found = []
+        for (layer, owner), (_, heard) in zip(model.read_from.items(), listening.heard if listening else ()):  # noqa: B905
+            neighbours = Neighbours(*(by_query_head(part, model.group) for part in heard))
+            ago_BHNK = jnp.take(ago[owner][0], neighbours.slots_BHNK, mode="clip")
+            found.append((neighbours, ago_BHNK, opened[layer]))
         return carry, score(logits_BNV, batch), found
 
     return read
@@ -123,7 +134,7 @@ def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int) 
     return Batch(inputs, targets, mask, np.asarray([first == 0]))
 
 
-def _placed(found: Neighbours, ago_BHNK: np.ndarray, first: int, count: int) -> SegmentLookups:
+def _placed(found: Neighbours, ago_BHNK: np.ndarray, gate_BHN: np.ndarray, first: int, count: int) -> SegmentLookups:
     scores_HNK = np.asarray(found.scores_BHNK, np.float32)[0, :, :count]
     exists_HNK = np.isfinite(scores_HNK)
     # One token ago is the input of place `first - 1`, which is the token before that.
@@ -131,4 +142,5 @@ def _placed(found: Neighbours, ago_BHNK: np.ndarray, first: int, count: int) -> 
     best_HN1 = np.max(np.where(exists_HNK, scores_HNK, -1e30), axis=-1, keepdims=True)
     powers_HNK = np.where(exists_HNK, np.exp(np.where(exists_HNK, scores_HNK - best_HN1, 0.0)), 0.0)
     total_HN1 = powers_HNK.sum(-1, keepdims=True)
-    return SegmentLookups(places_HNK, scores_HNK, powers_HNK / np.where(total_HN1 > 0, total_HN1, 1.0))
+    weights_HNK = powers_HNK / np.where(total_HN1 > 0, total_HN1, 1.0)
+    return SegmentLookups(places_HNK, scores_HNK, weights_HNK, np.asarray(gate_BHN, np.float32)[0, :, :count])

@@ -24,14 +24,14 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.parallel.mesh import constrain
 
 
-class Read(NamedTuple):
+class Tokens(NamedTuple):
     """Keys and values of tokens that a layer has read, a segment of them."""
 
     keys_BHND: Float[jax.Array, "B H N D"]
     values_BHND: Float[jax.Array, "B H N D"]
 
 
-def write(bank: Bank, segment: Read, cached: Read, memory: MemorySettings, search: Search) -> Bank:
+def write(bank: Bank, segment: Tokens, cached: Tokens, memory: MemorySettings, search: Search) -> Bank:
     """The bank once a segment is read. `cached` is what the XL cache held meanwhile, the segment before.
 
     `search` is told of the keys: it may keep an index of them.

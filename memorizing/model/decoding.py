@@ -17,10 +17,12 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Float, Int
 
-from memorizing.memory.bank import Bank, Noticed, masked
+from memorizing.memory.bank import Bank, Noticed, add, masked
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.memory.writing import Tokens, write
 from memorizing.model.attention import Segment, close
+from memorizing.model.banks import Banks
 from memorizing.model.positions import Part
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters
@@ -74,36 +76,37 @@ def extend(
     """
     model = nnx.merge(graph, parameters)
     search, carry = make_search(model.memory), opened.carry
-    segments, noticed = [], []
+    segments, noticed = [], dict(zip(model.settings.bank_layers if carry.banks else (), opened.noticed, strict=True))
     part = Part(opened.position, jnp.asarray(count), inputs_BN.shape[1])
     tokens, window = opened.segments[0].keys_BHND.shape[2], carry.caches[0].keys_BHWD.shape[2]
     biases = [bias(tokens, window, part) for bias in model.biases]
     mask_BN = jnp.broadcast_to(jnp.arange(part.tokens) < part.count, inputs_BN.shape)
-    banks = [masked(bank, mask_BN) for bank in carry.banks]
+    banks = Banks(model.settings, model.memory, [masked(bank, mask_BN) for bank in carry.banks])
     x_BNE = model.embedding.read(inputs_BN, jnp.dtype(model.settings.dtype))
     for index, layer in enumerate(model.layers):
         bias = biases[index if len(biases) > 1 else 0] if biases else None
-        bank = banks.pop(0) if banks and layer.attention.has_memory else None
+        bank, cache = banks.read_by(1 + index), carry.caches[index]
         x_BNE, segment, of_bank = layer.extend(
-            x_BNE, bias, carry.caches[index], carry.cached_B, bank, opened.segments[index], part, search, model.memory
+            x_BNE, bias, cache, carry.cached_B, bank, opened.segments[index], part, search, model.memory
         )
         segments.append(segment)
-        noticed += [of_bank._replace(recall=None)] if bank is not None else []
+        if of_bank is not None:
+            owner = model.settings.read_from[1 + index]
+            noticed[owner] = jax.tree.map(jnp.add, noticed[owner], of_bank._replace(recall=None))
     last_B1E = lax.dynamic_slice_in_dim(x_BNE, part.count - 1, 1, axis=1)
     logits_BV = model.embedding.logits(model.final_norm(last_B1E))[:, 0]
-    noticed = jax.tree.map(jnp.add, opened.noticed, tuple(noticed))
-    return logits_BV, Opened(carry, tuple(segments), opened.position + part.count, noticed)
+    return logits_BV, Opened(carry, tuple(segments), opened.position + part.count, tuple(noticed.values()))
 
 
 def close_segment(opened: Opened, model: ModelSettings, memory: MemorySettings) -> Carry:
     """The carry behind a segment of which all `N` tokens are read: its keys and values go to caches and memory."""
     search, carry = make_search(memory), opened.carry
     every_BN = jnp.ones((len(carry.cached_B), opened.segments[0].keys_BHND.shape[2]), bool)
-    waiting, caches, banks = [masked(bank, every_BN) for bank in carry.banks], [], []
-    for number, (segment, cache) in enumerate(zip(opened.segments, carry.caches, strict=True), start=1):
-        bank = waiting.pop(0) if waiting and number in model.memory_layers else None
-        noticed = opened.noticed[len(banks)] if bank is not None else Noticed(None, None)
-        cache, bank = close(segment, cache, bank, noticed, search, memory)
-        caches.append(cache)
-        banks += [bank] if bank is not None else []
-    return Carry(tuple(caches), jnp.ones_like(carry.cached_B), tuple(banks))
+    caches = tuple(close(segment, cache) for segment, cache in zip(opened.segments, carry.caches, strict=True))
+    banks = []
+    for number, bank, noticed in zip(
+        model.bank_layers if carry.banks else (), carry.banks, opened.noticed, strict=True
+    ):
+        segment, cached = (Tokens(*of[number - 1][:2]) for of in (opened.segments, carry.caches))
+        banks.append(write(add(masked(bank, every_BN), noticed), segment, cached, memory, search))
+    return Carry(caches, jnp.ones_like(carry.cached_B), tuple(banks))

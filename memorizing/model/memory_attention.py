@@ -3,13 +3,14 @@
     idx     = top-K over valid slots of  stop_gradient(q) . memory_k      # per row, head and token
     remote  = softmax(q . memory_k[idx]) memory_v[idx]                    # gradient flows to q alone
 
-No position bias: a memory is found by what it holds. What is done with `remote`: the gate in `attention.py`.
+No position bias: a memory is found by what it holds. What is done with `remote`: `gates.py`.
 
 Where slots are split over devices, each gathers and attends to those of the `K` that it holds, and the sums of the
 softmax are added up over devices: neither keys nor values of the memory ever travel.
 """
 
 import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +19,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.addresses import Addresses
-from memorizing.memory.bank import PARTS, Bank, Noticed, Recall, readable, tokens_ago, valid
+from memorizing.memory.bank import PARTS, Bank, Noticed, Recall, tokens_ago, valid
 from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
+from memorizing.memory.search.contract import counted as counted_scores
 from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
+from memorizing.model.gates import Read, Scores, together
+from memorizing.model.groups import by_key_head, by_query_head
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
 RETRIEVED = "retrieved"
@@ -31,38 +35,79 @@ memory has been written to, so to search it again would take a copy of all of it
 
 
 SAMPLED = 8
-"""Queries of each segment, row and head whose neighbours are counted, where recall is reported."""
+"""Tokens of each segment and row whose queries' neighbours are counted, where recall is reported."""
 
 
 def attend_to_memory(
-    query_BHND: Float[jax.Array, "B H N D"], bank: Bank, search: Search, neighbours: int, write_every: int = 1
-) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"], Noticed]:
-    """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros.
+    query_BHND: Float[jax.Array, "B H N D"],
+    bank: Bank,
+    search: Search,
+    neighbours: int,
+    *,
+    write_every: int = 1,
+    negative_rows: int = 0,
+) -> tuple[Read, Bool[jax.Array, "B H N"], Noticed]:
+    """Reads the memory; also says which queries have found anything. Those that have not read zeros, at scores of 0.
 
-    Notices what the bank keeps account of: what sampled queries found, and how much attention each slot received; not
-    of queries of padding, see `memory.bank.masked`.
+    With `negative_rows` each row's queries also retrieve from the memories of the so many rows after it, all in one
+    softmax with its own: contrastive training (arXiv 2307.03170), which teaches keys to tell documents apart. Queries
+    that find nothing in their own memory find nothing.
+
+    Notices what the bank keeps account of, in the row's own memory: what sampled queries found, and how much attention
+    each slot received; not of queries of padding, see `memory.bank.masked`.
     """
     bank = lax.stop_gradient(bank)
-    attend = functools.partial(_attend, search=search, neighbours=neighbours)
-    keys = bank.keys
-    addresses = bank.addresses
-    used_BM = None if addresses is None else addresses.used_BM
-    addresses = None if used_BM is None else addresses  # of no use here but for that
+    group = query_BHND.shape[1] // bank.keys_BHMD.shape[1]
+    account = _account(bank, write_every)
+
+    def attend(query_BHND: jax.Array, account: Account) -> tuple[Read, jax.Array, Noticed]:
+        attend: Any = functools.partial(_attend, search=search, neighbours=neighbours, group=group)
+        if (mesh := current_mesh()) is not None:
+            used_BM = None if account.addresses is None else account.addresses.used_BM
+            attend = jax.shard_map(
+                functools.partial(attend, axis="memory"),
+                mesh=mesh,
+                # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
+                in_specs=(spec("BH_D"), specs(bank.keys), spec("BHMD"), spec("BM"), specs(account)),
+                out_specs=(spec("BHND"), spec("BHN"), spec("BHN"), specs(Noticed(account.recall, used_BM))),
+                check_vma=False,  # searches start their scans from constants, which are the same on all devices
+            )
+        *read, noticed = attend(by_key_head(query_BHND, group), bank.keys, bank.values_BHMD, valid(bank), account)
+        out_BHND, scores, found_BHN = jax.tree.map(lambda part: by_query_head(part, group), read)
+        return Read(out_BHND, scores), found_BHN, noticed
+
+    read, found_BHN, noticed = attend(query_BHND, account)
+    if negative_rows:
+        # Queries travel to the memories, not memories to the queries; what is read comes back.
+        others = [
+            jax.tree.map(
+                lambda part, by=by: jnp.roll(part, -by, axis=0),
+                attend(jnp.roll(query_BHND, by, axis=0), Account(None, None, None))[:2],
+            )
+            for by in range(1, negative_rows + 1)
+        ]
+        read = together([read, *(it[0] for it in others)], [found_BHN, *(it[1] for it in others)])
+    return read, found_BHN, noticed
+
+
+class Account(NamedTuple):
+    """What a bank keeps account of while it is read, as far as it does: see `Noticed`.
+
+    Attributes:
+        recall: counts of neighbours.
+        ago_BM: beside these, how many tokens ago that of each slot was read.
+        addresses: of a bank that counts the attention which each slot receives.
+    """
+
+    recall: Recall | None
+    ago_BM: Int[jax.Array, "B M"] | None
+    addresses: Addresses | None
+
+
+def _account(bank: Bank, write_every: int) -> Account:
+    counts = bank.addresses is not None and bank.addresses.used_BM is not None
     ago_BM = None if bank.recall is None else tokens_ago(bank, write_every)
-    if (mesh := current_mesh()) is not None:
-        attend = jax.shard_map(
-            functools.partial(attend, axis="memory"),
-            mesh=mesh,
-            # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-            in_specs=(
-                *(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall), specs(addresses)),
-                None if ago_BM is None else spec("BM"),
-            ),
-            out_specs=(spec("BHND"), specs(Noticed(bank.recall, used_BM))),
-            check_vma=False,  # searches start their scans from constants, which are the same on all devices
-        )
-    remote, noticed = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall, addresses, ago_BM)
-    return remote, readable(bank) > 0, noticed
+    return Account(bank.recall, ago_BM, bank.addresses if counts else None)
 
 
 def _attend(
@@ -70,31 +115,40 @@ def _attend(
     keys: Keys,
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
-    recall: Recall | None,
-    addresses: Addresses | None,
-    ago_BM: Int[jax.Array, "B M"] | None,
+    account: Account,
     search: Search,
     neighbours: int,
+    group: int,
     axis: str | None = None,
-) -> tuple[Float[jax.Array, "B H N_own D"], Noticed]:
-    """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], Noticed]:
+    """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns.
+
+    Heads are those of the bank, and the queries `group` for each token (see groups.py).
+    """
     slots, first, oracle = valid_BM.shape[1], 0, Blocked(minimum_score=search.minimum_score)
+    searched_BHND = lax.stop_gradient(query_BHND)
+    if search.is_dense:
+        search(searched_BHND, keys, valid_BM, min(neighbours, slots))  # for who listens; dropped where nobody does
+        return _attend_densely(
+            query_BHND, keys, values_BHMD, valid_BM, account.addresses, search.minimum_score, group, axis
+        )
     if axis is not None:
         search, oracle = Sharded(inner=search, axis=axis), Sharded(inner=oracle, axis=axis)
         first = lax.axis_index(axis) * slots
-    searched_BHND = lax.stop_gradient(query_BHND)
     found = search(searched_BHND, keys, valid_BM, neighbours)
     counted = None
-    if recall is not None and ago_BM is not None:
-        tokens = query_BHND.shape[2]
+    if account.recall is not None and account.ago_BM is not None:
+        tokens = query_BHND.shape[2] // group
         places = jnp.arange(min(SAMPLED, tokens)) * tokens // min(SAMPLED, tokens)
+        is_token_BQ = jnp.repeat(places < account.recall.tokens_B[:, None], group, axis=1)
+        places = (places[:, None] * group + jnp.arange(group)).ravel()  # all queries of the sampled tokens
         wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
-        is_token_BN = places < recall.tokens_B[:, None]
+        is_token_BHQK = is_token_BQ[:, None, :, None]
         sampled, wanted = (  # padding wants and finds nothing
-            each._replace(scores_BHNK=jnp.where(is_token_BN[:, None, :, None], each.scores_BHNK, -jnp.inf))
+            each._replace(scores_BHNK=jnp.where(is_token_BHQK, each.scores_BHNK, -jnp.inf))
             for each in (Neighbours(*(part[:, :, places] for part in found)), wanted)
         )
-        counted = count(sampled, wanted, _segments_ago(sampled, ago_BM, tokens, first, axis))
+        counted = count(sampled, wanted, _segments_ago(sampled, account.ago_BM, tokens, first, axis))
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)
@@ -110,37 +164,102 @@ def _attend(
     scores_BHNK = jnp.einsum("BHND,BHNKD->BHNK", query_BHND, keys_BHNKD, preferred_element_type=jnp.float32)
     # The best score is the same on all devices, and finite even where nothing is found: no NaN in or out of `exp`.
     best_BHN1 = jnp.maximum(best_BHN1, -1e30)
-    weights_BHNK = jnp.where(is_here_BHNK, jnp.exp(jnp.where(is_here_BHNK, scores_BHNK - best_BHN1, 0.0)), 0.0)
-    total_BHN1 = weights_BHNK.sum(-1, keepdims=True)
+    weights_BHNK = _powers(scores_BHNK, is_here_BHNK, best_BHN1)
     remote_BHND = jnp.einsum(
         "BHNK,BHNKD->BHND", weights_BHNK.astype(query_BHND.dtype), values_BHNKD, preferred_element_type=jnp.float32
     )
-    used_BM = None
-    if addresses is not None:
-        used_BM = _received(index_BHNK, weights_BHNK, total_BHN1, addresses.coming_B, slots, axis)
+    total_BHN1, used_BM = weights_BHNK.sum(-1, keepdims=True), None
+    if account.addresses is not None:
+        parts_BHNK = _parts(weights_BHNK, total_BHN1, account.addresses.coming_B, group, axis)
+        used_BM = _received(index_BHNK, parts_BHNK, slots, axis)
+    parts = remote_BHND, total_BHN1, jnp.where(is_here_BHNK, scores_BHNK, 0.0)[..., :1]
+    return *_read(*parts, best_BHN1, query_BHND.dtype, axis), Noticed(counted, used_BM)
+
+
+def _attend_densely(
+    query_BHND: Float[jax.Array, "B H N D"],
+    keys: Keys,
+    values_BHMD: Float[jax.Array, "B H M D"],
+    valid_BM: Bool[jax.Array, "B M"],
+    addresses: Addresses | None,
+    minimum_score: float | None,
+    group: int,
+    axis: str | None,
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], Noticed]:
+    """The same over all valid slots: nothing is selected, so nothing is gathered."""
+    keys_BHMD, values_BHMD = (part.astype(query_BHND.dtype) for part in (keys.plain(), values_BHMD))
+    scores_BHNM = jnp.einsum("BHND,BHMD->BHNM", query_BHND, keys_BHMD, preferred_element_type=jnp.float32)
+    counts_BHNM = counted_scores(lax.stop_gradient(scores_BHNM), valid_BM, minimum_score) > -jnp.inf
+    own_BHN1 = jnp.where(counts_BHNM, scores_BHNM, -1e30).max(-1, keepdims=True)
+    best_BHN1 = lax.stop_gradient(own_BHN1)
+    is_here_BHN1 = jnp.ones_like(best_BHN1)
     if axis is not None:
-        remote_BHND, total_BHN1 = (
-            lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (remote_BHND, total_BHN1)
+        best_BHN1 = lax.pmax(best_BHN1, axis)
+        is_here_BHN1 = (lax.stop_gradient(own_BHN1) == best_BHN1).astype(jnp.float32)
+        is_here_BHN1 /= lax.psum(is_here_BHN1, axis)  # where slots on several devices score alike
+    powers_BHNM = _powers(scores_BHNM, counts_BHNM, best_BHN1)
+    sum_BHND = jnp.einsum(
+        "BHNM,BHMD->BHND", powers_BHNM.astype(query_BHND.dtype), values_BHMD, preferred_element_type=jnp.float32
+    )
+    own_BHN1 = jnp.where(best_BHN1 > -1e30, own_BHN1 * is_here_BHN1, 0.0)
+    total_BHN1, used_BM = powers_BHNM.sum(-1, keepdims=True), None
+    if addresses is not None:
+        used_BM = _parts(powers_BHNM, total_BHN1, addresses.coming_B, group, axis).sum((1, 2))
+        used_BM = used_BM if axis is None else lax.psum(used_BM, "model")
+    return *_read(sum_BHND, total_BHN1, own_BHN1, best_BHN1, query_BHND.dtype, axis), Noticed(None, used_BM)
+
+
+def _powers(scores: jax.Array, counts: jax.Array, top: jax.Array) -> jax.Array:
+    """Of the softmax before it is divided by their total; 0 where nothing counts."""
+    return jnp.where(counts, jnp.exp(jnp.where(counts, scores - top, 0.0)), 0.0)
+
+
+def _read(
+    sum_BHND: Float[jax.Array, "B H N D"],
+    total_BHN1: Float[jax.Array, "B H N 1"],
+    best_BHN1: Float[jax.Array, "B H N 1"],
+    top_BHN1: Float[jax.Array, "B H N 1"],
+    dtype: jnp.dtype,
+    axis: str | None,
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"]]:
+    """What was read, and by which queries, from the sums of the softmax on each device along the `axis`.
+
+    `best_BHN1` is 0 on all devices but the one whose slot scored best; `top_BHN1`, by which powers were kept small, is
+    the same on all.
+    """
+    if axis is not None:
+        sum_BHND, total_BHN1, best_BHN1 = (
+            lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (sum_BHND, total_BHN1, best_BHN1)
         )
-    remote_BHND = (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype)
-    return remote_BHND, Noticed(counted, used_BM)
+        own = total_BHN1.shape[2]
+        top_BHN1 = lax.dynamic_slice_in_dim(top_BHN1, lax.axis_index(axis) * own, own, axis=2)
+    found_BHN1 = total_BHN1 > 0
+    total_BHN1 = jnp.where(found_BHN1, total_BHN1, 1.0)
+    log_total_BHN1 = jnp.where(found_BHN1, jnp.log(total_BHN1) + top_BHN1, 0.0)
+    scores = Scores(best_BHN1[..., 0], log_total_BHN1[..., 0])
+    return (sum_BHND / total_BHN1).astype(dtype), scores, found_BHN1[..., 0]
 
 
-def _received(
-    index_BHNK: Int[jax.Array, "B H N K"],
+def _parts(
     weights_BHNK: Float[jax.Array, "B H N K"],
     total_BHN1: Float[jax.Array, "B H N 1"],
     tokens_B: Int[jax.Array, "B"],
-    slots: int,
+    group: int,
     axis: str | None,
-) -> Int[jax.Array, "B M"]:
-    """Attention that each of this device's slots received from the first `tokens_B` queries, see `Noticed`."""
+) -> Int[jax.Array, "B H N K"]:
+    """Shares of the softmax in whole parts, see `Noticed`; none for queries of padding, behind the first `tokens_B`."""
     if axis is not None:
         total_BHN1 = lax.psum(total_BHN1, axis)
     shares_BHNK = lax.stop_gradient(weights_BHNK / jnp.where(total_BHN1 > 0, total_BHN1, 1.0))
-    is_token_BN = jnp.arange(index_BHNK.shape[2]) < tokens_B[:, None]
-    parts_BHNK = jnp.where(is_token_BN[:, None, :, None], jnp.round(PARTS * shares_BHNK), 0).astype(jnp.int32)
-    rows = len(tokens_B)
+    is_token_BN = jnp.arange(weights_BHNK.shape[2]) // group < tokens_B[:, None]
+    return jnp.where(is_token_BN[:, None, :, None], jnp.round(PARTS * shares_BHNK), 0).astype(jnp.int32)
+
+
+def _received(
+    index_BHNK: Int[jax.Array, "B H N K"], parts_BHNK: Int[jax.Array, "B H N K"], slots: int, axis: str | None
+) -> Int[jax.Array, "B M"]:
+    """What each of this device's slots received, of all heads and queries."""
+    rows = len(index_BHNK)
     add = lambda index_X, parts_X: jnp.zeros(slots, jnp.int32).at[index_X].add(parts_X)  # noqa: E731
     used_BM = jax.vmap(add)(index_BHNK.reshape(rows, -1), parts_BHNK.reshape(rows, -1))
     return used_BM if axis is None else lax.psum(used_BM, "model")

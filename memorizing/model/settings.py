@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from memorizing.errors import InputError
+from memorizing.model.gates import GateKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,12 +14,20 @@ class ModelSettings:
     Attributes:
         vocabulary_size: tokens that can be read and predicted (`V`).
         layers, embedding_size, heads, head_size, feed_forward_size: `L`, `E`, `H`, `D` and the hidden width.
+        key_heads: heads of keys and values, if they are to be fewer than those of queries: query heads share them in
+            groups (grouped-query attention, arXiv 2305.13245), and with them a bank of the memory; None for as many.
         memory_layers: which layers read and write a memory, counted from 1 as the paper does (layer 9 of 12).
         xl_cache: whether each layer also attends to the previous segment's keys and values (`W` = `N`, else 0).
         positions: `t5` (bucketed relative bias) or `rope` (rotary). Retrieved tokens have no position in either.
         position_buckets, position_max_distance: of the `t5` bias; distances beyond the maximum share a bucket.
         position_bias_shared: one `t5` table for all layers, or one per layer.
-        gate_bias: the initial bias `b` of each head's gate `sigmoid(b)`: -2 opens it by .12, -4 by .02.
+        banks_of: for each memory layer the layer whose bank it reads; None for its own. So (9, 9, 9) for layers
+            (6, 9, 12) is one bank for all, of layer 9. A layer that nobody reads writes none.
+        gate: what decides between memory and local context, see model/gates.py: `head` (a number per head), `layer`
+            (one), `token` (learned, by what a token asks), `score` (best scores compared) or `joint` (one softmax).
+        gate_bias: the initial bias `b` of gates that have one, `sigmoid(b)`: -2 opens them by .12, -4 by .02.
+        normalize_memory_layers: whether queries and keys of memory layers are normalized, which keeps stale keys
+            comparable; else they are scaled by `1 / sqrt(D)`, as in other layers.
         query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
         key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
             head and feature. Not in the paper: the smeared keys of arXiv 2209.11895, with which a small model learns
@@ -36,13 +45,17 @@ class ModelSettings:
     heads: int = 8
     head_size: int = 128
     feed_forward_size: int = 4096
+    key_heads: int | None = None
     memory_layers: tuple[int, ...] = (9,)
     xl_cache: bool = True
     positions: Literal["t5", "rope"] = "t5"
     position_buckets: int = 32
     position_max_distance: int = 128
     position_bias_shared: bool = True
+    banks_of: tuple[int, ...] | None = None
+    gate: GateKind = "head"
     gate_bias: float = -2.0
+    normalize_memory_layers: bool = True
     query_scale: float | None = None
     key_shift: bool = False
     dropout: float = 0.0
@@ -54,6 +67,12 @@ class ModelSettings:
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):
+            fitting = [str(number) for number in range(1, self.heads + 1) if self.heads % number == 0]
+            raise InputError(
+                f"Model.key_heads = {self.key_heads} does not divide Model.heads = {self.heads} into groups: use "
+                f"{', '.join(fitting)}, or None for as many"
+            )
         for layer in self.memory_layers:
             if not 1 <= layer <= self.layers:
                 raise InputError(
@@ -62,6 +81,17 @@ class ModelSettings:
                 )
         if tuple(sorted(set(self.memory_layers))) != self.memory_layers:
             raise InputError(f"Model.memory_layers = {self.memory_layers}: name each layer once, in rising order")
+        if self.banks_of is not None and len(self.banks_of) != len(self.memory_layers):
+            raise InputError(
+                f"Model.banks_of = {self.banks_of}: name a layer for each of Model.memory_layers = "
+                f"{self.memory_layers}, or None for each its own"
+            )
+        for layer in self.banks_of or ():
+            if layer not in self.memory_layers:
+                raise InputError(
+                    f"Model.banks_of = {self.banks_of}: layer {layer} has no bank, it is not one of "
+                    f"Model.memory_layers = {self.memory_layers}"
+                )
         if self.position_buckets < 2 or self.position_buckets % 2:
             raise InputError(
                 f"Model.position_buckets = {self.position_buckets}: must be even and at least 2; T5 uses 32"
@@ -75,3 +105,23 @@ class ModelSettings:
             raise InputError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
         if not 0 <= self.dropout < 1:
             raise InputError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, and so of caches and banks."""
+        return self.key_heads or self.heads
+
+    @property
+    def read_from(self) -> dict[int, int]:
+        """For each memory layer, lowest first, the layer whose bank it reads."""
+        return dict(zip(self.memory_layers, self.banks_of or self.memory_layers, strict=True))
+
+    @property
+    def bank_layers(self) -> tuple[int, ...]:
+        """The layers that have a bank, lowest first."""
+        return tuple(sorted(set(self.read_from.values())))
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head (`G`)."""
+        return self.heads // self.kv_heads

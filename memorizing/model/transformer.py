@@ -21,6 +21,7 @@ from memorizing.memory.bank import Bank, clear, empty_bank, masked
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
+from memorizing.model.banks import Banks
 from memorizing.model.layers import Embedding, FeedForward, RMSNorm
 from memorizing.model.memory_attention import RETRIEVED
 from memorizing.model.positions import RelativeBias
@@ -32,13 +33,18 @@ type Parameters = dict[str, Any]
 """Parameters by name, nested like the modules: a plain pytree, which costs less per call than NNX's own state."""
 
 
+type Gates = dict[int, Float[jax.Array, "B H N"]]
+"""How far each memory layer's gate was open for each token, by the layer's number; 0 where nothing was found."""
+
+
 class Carry(NamedTuple):
     """What a row remembers of its document.
 
     Attributes:
         caches: an XL cache per layer (of length 0 where the model has none).
         cached_B: whether the row's caches hold the segment before.
-        banks: an external memory per memory layer, lowest first; empty for no memory.
+        banks: the external memories of the layers that have one (`ModelSettings.bank_layers`), lowest first; empty for
+            no memory.
     """
 
     caches: tuple[Cache, ...]
@@ -59,11 +65,11 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
         )
     dtype = jnp.dtype(model.dtype)
     window = segment_length if model.xl_cache else 0
-    banks = len(model.memory_layers) if memory.size else 0
+    banks = len(model.bank_layers) if memory.size else 0
     return Carry(
-        tuple(empty_cache(rows, model.heads, window, model.head_size, dtype) for _ in range(model.layers)),
+        tuple(empty_cache(rows, model.kv_heads, window, model.head_size, dtype) for _ in range(model.layers)),
         jnp.zeros(rows, bool),
-        tuple(empty_bank(rows, model.heads, model.head_size, memory) for _ in range(banks)),
+        tuple(empty_bank(rows, model.kv_heads, model.head_size, memory) for _ in range(banks)),
     )
 
 
@@ -92,6 +98,7 @@ def open_mesh(
         "E": ("Model.embedding_size", model.embedding_size),
     }
     check_sizes(opened, sizes)
+    check_sizes(opened, {"H": ("Model.key_heads", model.kv_heads)})
     return opened
 
 
@@ -104,11 +111,11 @@ class Layer(nnx.Module):
         self.feed_forward_norm = RMSNorm(settings.embedding_size)
         self.feed_forward = FeedForward(settings.embedding_size, settings.feed_forward_size, rngs)
 
-    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, memory):
-        added, cache, bank = self.attention(
-            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, memory
+    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, memory, negative_rows):
+        added, cache, remembered = self.attention(
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, memory, negative_rows
         )
-        return self._added(x_BNE, added, drop), cache, bank
+        return self._added(x_BNE, added, drop), cache, remembered
 
     def extend(self, x_BNE, bias_PHNJ, cache, cached_B, bank, segment, part, search, memory):
         """Reads a part of a segment (see `Attention.extend`)."""
@@ -137,12 +144,18 @@ class Transformer(nnx.Module):
         self.final_norm = RMSNorm(settings.embedding_size)
 
     def __call__(
-        self, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None, search: Search | None = None
-    ) -> tuple[Float[jax.Array, "B N V"], Carry]:
-        """Reads one segment per row; returns float32 logits of each target, and the carry for the next segment.
+        self,
+        batch: Batch,
+        carry: Carry,
+        dropout_rng: jax.Array | None = None,
+        search: Search | None = None,
+        negative_rows: int = 0,
+    ) -> tuple[Float[jax.Array, "B N V"], Carry, Gates]:
+        """Reads one segment per row; returns float32 logits of each target, the carry for the next segment, and gates.
 
         Rows that start a document first forget the one before; its memory only if the settings say so. Without
-        `dropout_rng` nothing is dropped. `search` is used in place of the one that the settings name.
+        `dropout_rng` nothing is dropped. `search` is used in place of the one that the settings name. For
+        `negative_rows` see `attend_to_memory`.
         """
         search = search or make_search(self.memory)
         cached_B = carry.cached_B & ~batch.starts_document_B
@@ -151,22 +164,20 @@ class Transformer(nnx.Module):
             if self.memory.clear_at_documents
             else carry.banks
         )
-        waiting = [masked(bank, batch.mask_BN) for bank in kept]
+        banks = Banks(self.settings, self.memory, [masked(bank, batch.mask_BN) for bank in kept])
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
         biases = [bias(tokens, window) for bias in self.biases]
         shared = biases[0] if len(biases) == 1 else None  # else one for each layer, or none
         x_BNE = self.embedding.read(batch.inputs_BN, jnp.dtype(self.settings.dtype))
-        caches, banks = [], []
+        caches, opened = [], {}
         for run in self._runs():
-            first = self.layers[run[0]]
-            bank = waiting.pop(0) if waiting and first.attention.has_memory else None
-            graph, _ = nnx.split(first)
+            number, graph = 1 + run[0], nnx.split(self.layers[run[0]])[0]
 
             def apply(parameters, x_BNE, bias_PHNJ, cache, bank, index, graph=graph):
                 # So that gradients are summed over devices into the parts that each one keeps, not whole on all.
                 module = nnx.merge(graph, constrain_tree(parameters, PARAMETER_RULES))
                 drop = _dropout(self.settings.dropout, dropout_rng, index)
-                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory)
+                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory, negative_rows)
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
@@ -176,9 +187,12 @@ class Transformer(nnx.Module):
             ]
             if len(run) == 1:
                 parameters, bias, cache, index = each[0]
-                x_BNE, cache, bank = apply(parameters, x_BNE, shared if bias is None else bias, cache, bank, index)
+                bias = shared if bias is None else bias
+                x_BNE, cache, remembered = apply(parameters, x_BNE, bias, cache, banks.read_by(number), index)
                 caches.append(cache)
-                banks += [bank] if bank is not None else []
+                if remembered is not None:
+                    opened[number] = remembered.gate_BHN
+                    x_BNE = banks.remember(number, remembered, x_BNE, search)
                 continue
 
             def step(x_BNE, inputs, apply=apply):
@@ -189,7 +203,7 @@ class Transformer(nnx.Module):
             x_BNE, stacked = jax.lax.scan(step, x_BNE, jax.tree.map(lambda *parts: jnp.stack(parts), *each))
             caches += [jax.tree.map(lambda leaf, place=place: leaf[place], stacked) for place in range(len(run))]
         logits_BNV = self.embedding.logits(self.final_norm(x_BNE))
-        return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), tuple(banks))
+        return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), banks.all()), opened
 
     def _runs(self) -> list[list[int]]:
         """Layers by index, those that `scan_layers` compiles as one together: neighbours without a memory."""
@@ -231,7 +245,20 @@ def apply_model(
     search: Search | None = None,
 ) -> tuple[Float[jax.Array, "B N V"], Carry]:
     """The model as a pure function of its parameters: what `jax.jit` and `jax.grad` are given."""
-    return nnx.merge(graph, parameters)(batch, carry, dropout_rng, search)
+    return apply_and_tell(graph, parameters, batch, carry, dropout_rng, search)[:2]
+
+
+def apply_and_tell(
+    graph: nnx.GraphDef,
+    parameters: Parameters,
+    batch: Batch,
+    carry: Carry,
+    dropout_rng: jax.Array | None = None,
+    search: Search | None = None,
+    negative_rows: int = 0,
+) -> tuple[Float[jax.Array, "B N V"], Carry, Gates]:
+    """The same, telling how far gates were open; and, in training, with memories of other rows (`attend_to_memory`)."""
+    return nnx.merge(graph, parameters)(batch, carry, dropout_rng, search, negative_rows)
 
 
 def create_model(model: ModelSettings, memory: MemorySettings, seed: int) -> tuple[nnx.GraphDef, Parameters]:
@@ -257,7 +284,14 @@ def by_path(parameters: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "H"]]:
-    """How far the gates of each memory layer are open, by the layer's number (the first is 1)."""
+def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "*H"]]:
+    """How far the gates of each memory layer are open, by its number (the first is 1): of each head, or one for all.
+
+    None of gates that depend on the token.
+    """
     attentions = {1 + index: layer["attention"] for index, layer in parameters["layers"].items()}
-    return {number: jax.nn.sigmoid(part["gate_H"]) for number, part in attentions.items() if "gate_H" in part}
+    opened = {}
+    for number, part in attentions.items():
+        if "gate" in part or ("gate_H" in part and "gate_HD" not in part):
+            opened[number] = jax.nn.sigmoid(part["gate"] if "gate" in part else part["gate_H"])
+    return opened

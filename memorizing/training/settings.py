@@ -15,6 +15,8 @@ class TrainingSettings:
         steps: to train for.
         seed: of parameters and dropout.
         update: parameters change after each `segment` (the paper), or once after each `call`, gradients added up.
+        negative_rows: from the memories of how many other rows each row's queries also retrieve, in one softmax with
+            their own: contrastive training over documents (Focused Transformer). Each costs a search more.
         memory_from_step: until then the memory is neither read nor written: cheaper steps, while keys mean little yet.
         memory_growth: pairs (from_step, slots): a small memory first, larger later (the paper's stable recipe), and
             none before the first of them. The last is `Memory.size`. With one pair it is `memory_from_step`.
@@ -34,6 +36,7 @@ class TrainingSettings:
     steps: int = 500_000
     seed: int = 0
     update: Literal["segment", "call"] = "segment"
+    negative_rows: int = 0
     memory_from_step: int = 0
     memory_growth: tuple[tuple[int, int], ...] = ()
     memory_dropout: float = 0.0
@@ -51,7 +54,7 @@ class TrainingSettings:
                 raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
         if self.seed < 0:
             raise InputError(f"Training.seed = {self.seed}: must be 0 or more")
-        for name in ("memory_from_step", "from_step", "checkpoint_kept_every"):
+        for name in ("negative_rows", "memory_from_step", "from_step", "checkpoint_kept_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"Training.{name} = {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.memory_dropout <= 1:

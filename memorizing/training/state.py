@@ -54,6 +54,7 @@ class StateMaker:
         self._memory, self._segment_length = memory, batch.segment_length
         self._memory_dropout, self._seed = training.memory_dropout, training.seed
         self._accumulates = training.update == "call"
+        self._negative_rows = training.negative_rows
         self._dropout_seed = training.seed if model.dropout else None
 
     def state(self) -> TrainState:
@@ -75,6 +76,7 @@ class StateMaker:
             self.transformation,
             self._accumulates,
             self._dropout_seed,
+            self._negative_rows,
             self.only,
             self._begin,
             options,

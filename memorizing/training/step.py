@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from memorizing.memory.bank import Bank, mean_age, recall
-from memorizing.model.transformer import Carry, Parameters, apply_model, gates
+from memorizing.model.transformer import Carry, Parameters, apply_and_tell, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
-from memorizing.shapes import Batch
+from memorizing.shapes import Array, Batch
 from memorizing.training.loss import score
 from memorizing.training.memory_dropout import unlimited
 from memorizing.training.optimizer import Trained
@@ -55,13 +55,24 @@ def _in_place(state: TrainState) -> TrainState:
     return TrainState(*learned, *constrain_tree((state.step, state.carry)))
 
 
+class Opened(NamedTuple):
+    """How far a layer's gate was open, summed over the tokens that found something, and how many these were."""
+
+    openness_H: Float[jax.Array, "*S H"]
+    tokens_H: Int[jax.Array, "*S H"]
+
+
 class SegmentMetrics(NamedTuple):
-    """What training reports of each segment. Sums are over the real tokens of all rows."""
+    """What training reports of each segment. Sums are over the real tokens of all rows.
+
+    `opened` is by the number of memory layers, and empty where gates are the same for every token.
+    """
 
     nats: Float[jax.Array, "*S"]
     correct: Int[jax.Array, "*S"]
     tokens: Int[jax.Array, "*S"]
     gradient_norm: Float[jax.Array, "*S"]
+    opened: dict[int, Opened]
 
 
 class CallMetrics(NamedTuple):
@@ -70,16 +81,20 @@ class CallMetrics(NamedTuple):
     Attributes:
         segments: with a leading axis `S`.
         parameter_norm: of all parameters after the last update; infinite when they are ruined though the loss was not.
-        gates: per memory layer (by its number), how far each head's gate is open.
+        gates: per memory layer (by its number), how far each head's gate is open, or the one of all heads; empty where
+            that depends on the token.
+        openness: there, the mean over the call's tokens that found something, per memory layer and head; not a number
+            while there are none.
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
-        recall: per memory layer (by its number), the share of true neighbours that the search found, over all rows and
-            heads; not a number while there are none. Only with `Memory.report_recall`.
+        recall: per layer that has a bank (by its number), the share of true neighbours that the searches of it found,
+            over all rows and heads; not a number while there are none. Only with `Memory.report_recall`.
         ages: likewise, how many updates ago the retrieved keys were computed, on average.
     """
 
     segments: SegmentMetrics
     parameter_norm: Float[jax.Array, ""]
-    gates: dict[int, Float[jax.Array, "H"]]
+    gates: dict[int, Float[jax.Array, "*H"]]
+    openness: dict[int, Float[jax.Array, "H"]]
     memory_fill: Float[jax.Array, ""]
     recall: dict[int, Float[jax.Array, ""]]
     ages: dict[int, Float[jax.Array, ""]]
@@ -97,6 +112,7 @@ def make_train_call(
     optimizer: optax.GradientTransformation,
     accumulate: bool,
     dropout_seed: int | None,
+    negative_rows: int = 0,
     only: Trained | None = None,
     begin: Begin = lambda carry, batch, step, prebuilt: (carry, batch),
     compiler_options: dict[str, bool] | None = None,
@@ -104,8 +120,9 @@ def make_train_call(
     """The compiled function from a state and the batch of `S` segments to the next state and metrics.
 
     With `accumulate` the gradient of all `S` segments together makes one update; each segment is read with the same
-    parameters. `dropout_seed` None trains without dropout. Of `only` the parameters that are trained, the others get
-    no gradient, and no arithmetic goes into one. `begin` prepares what a segment reads. `compiler_options` are XLA's.
+    parameters. `dropout_seed` None trains without dropout. For `negative_rows` see `attend_to_memory`. Of `only` the
+    parameters that are trained, the others get no gradient, and no arithmetic goes into one. `begin` prepares what a
+    segment reads. `compiler_options` are XLA's.
     """
 
     def frozen(parameters: Parameters) -> Parameters:
@@ -120,9 +137,12 @@ def make_train_call(
 
     def segment_loss(parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
         rng = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), step)
-        logits_BNV, carry = apply_model(graph, frozen(parameters), batch, carry, rng)
-        predictions = score(logits_BNV, batch)
-        return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), lax.stop_gradient(carry))
+        logits_BNV, carry, told = apply_and_tell(
+            graph, frozen(parameters), batch, carry, rng, negative_rows=negative_rows
+        )
+        predictions, learned = score(logits_BNV, batch), gates(parameters)
+        opened = {layer: _opened(gate, batch.mask_BN) for layer, gate in told.items() if layer not in learned}
+        return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), *lax.stop_gradient((carry, opened)))
 
     gradient_of = jax.value_and_grad(segment_loss, has_aux=True)
 
@@ -134,9 +154,9 @@ def make_train_call(
 
     def read(state: TrainState, batch: Batch, prebuilt: Banks) -> tuple[TrainState, Parameters, SegmentMetrics]:
         carry, batch = begin(state.carry, batch, state.step, prebuilt)
-        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, carry, state.step)
+        (nats, (correct, carry, opened)), gradient = gradient_of(state.parameters, batch, carry, state.step)
         gradient = constrain_tree(gradient, PARAMETER_RULES)
-        metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
+        metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()), opened)
         return _in_place(state._replace(step=state.step + 1, carry=unlimited(carry))), gradient, metrics
 
     def read_and_update(prebuilt: Banks, state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
@@ -158,18 +178,26 @@ def make_train_call(
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
             state, metrics = lax.scan(functools.partial(read_and_update, prebuilt), state, batches)
-        opened = gates(state.parameters)
+        layers = nnx.merge(graph, state.parameters).settings.bank_layers if banks_before else ()
         counted = [
             (recall(before, after), mean_age(before, after))
             for before, after in zip(banks_before, state.carry.banks, strict=True)
         ]
-        found = {layer: share for layer, (share, _) in zip(opened, counted, strict=False) if share is not None}
+        found = {layer: share for layer, (share, _) in zip(layers, counted, strict=True) if share is not None}
         # An update a segment; or one for all segments of a call, of which the first sees the youngest as 1 ago, the
         # others as 0: over all of them, that is the age in segments divided by their number.
         updates = batches.starts_document_B.shape[0] if accumulate else 1
-        old = {layer: age / updates for layer, (_, age) in zip(opened, counted, strict=False) if age is not None}
-        norm, fill = optax.tree.norm(state.parameters), _memory_fill(state.carry)
-        reported = CallMetrics(metrics, norm, opened, fill, found, old)
+        old = {layer: age / updates for layer, (_, age) in zip(layers, counted, strict=True) if age is not None}
+        summed = jax.tree.map(lambda leaf: leaf.sum(0), metrics.opened)
+        reported = CallMetrics(
+            metrics._replace(opened={}),
+            optax.tree.norm(state.parameters),
+            gates(state.parameters),
+            {layer: it.openness_H / it.tokens_H for layer, it in summed.items()},
+            _memory_fill(state.carry),
+            found,
+            old,
+        )
         return state, everywhere(reported)
 
     return jax.jit(train_call, donate_argnums=0, compiler_options=compiler_options)
@@ -180,3 +208,8 @@ def _memory_fill(carry: Carry) -> jax.Array:
         return jnp.zeros(())
     bank = carry.banks[0]  # all banks are written and cleared together
     return bank.length_B.mean() / bank.keys_BHMD.shape[2]
+
+
+def _opened(gate_BHN: jax.Array, mask_BN: Array) -> Opened:
+    gate_BHN = jnp.where(mask_BN[:, None], gate_BHN, 0.0)  # which it is where nothing is found
+    return Opened(gate_BHN.sum((0, 2)), (gate_BHN > 0).sum((0, 2)))
