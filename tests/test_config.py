@@ -33,6 +33,8 @@ REFUSED = {
     "an unknown choice": ("Memory.search = 'x'", ["Memory.search = 'x'", "'auto', 'exact'"]),
     "text for an optional number": ("Model.query_scale = 'x'", ["Model.query_scale = 'x'", "a number or None"]),
     "segments that do not divide the memory": ("MEMORY_SIZE = 8000", ["Memory.size = 8000", "512", "8192 or 7680"]),
+    "key heads that are no groups": ("Model.key_heads = 3", ["Model.key_heads = 3", "use 1, 2, 4, 8"]),
+    "a bank for too few layers": ("Model.banks_of = (9, 9)", ["Model.banks_of = (9, 9)", "Model.memory_layers = (9,)"]),
     "a layer out of range": ("Model.memory_layers = (13,)", ["(13,)", "layer 13", "Model.layers = 12"]),
     "layers out of order": ("Model.memory_layers = (9, 3)", ["(9, 3)", "in rising order"]),
     "a memory that no layer uses": ("Model.memory_layers = ()", ["Memory.size = 8192", "or set Memory.size = 0"]),
@@ -110,6 +112,8 @@ def test_what_cannot_be_is_refused_with_its_name_its_value_and_a_way_out(case):
         (["NUM_STEPS = 800", "Optimizer.schedule = 'cosine'"], ["Optimizer.decay_steps = 800", "shorten the warm-up"]),
         (["Model.positions = 'rope'", "Model.head_size = 3"], ["Model.head_size = 3", "even"]),
         (["Memory.proposer = 'int8'", "Memory.key_dtype = 'float8'"], ["'int8'", "'float8'", "no smaller"]),
+        (["BATCH_SIZE = 4", "Training.negative_rows = 4"], ["Training.negative_rows = 4", "has 3 others"]),
+        (["Memory.search = 'dense'", "Memory.proposer = 'int8'"], ["Memory.proposer = 'int8'", "attends to all slots"]),
         (["Memory.search = 'ivf'", "Memory.candidates = 31"], ["candidates = 31", "neighbours = 32", "look at 32"]),
         (
             ["Memory.search = 'lsh'", "Memory.candidates = 99", "Memory.proposer = 'int8'"],

@@ -138,7 +138,7 @@ def split(tmp_path_factory) -> TokenSplit:
 
 
 OTHER_MODEL = dataclasses.replace(
-    MODEL, key_heads=2, memory_layers=(1, 2), banks_of=(1, 1), gate="joint", normalize_memory_layers=False
+    MODEL, key_heads=2, memory_layers=(1, 2), banks_of=(1, 1), gate="token", normalize_memory_layers=False
 )
 OTHER_TRAINING = dataclasses.replace(TRAINING, negative_rows=2)
 

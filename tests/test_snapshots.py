@@ -154,6 +154,20 @@ def test_the_memory_of_another_model_is_refused_by_what_differs(change, words, t
         other.load(tmp_path / "memory")
 
 
+def test_settings_that_an_older_program_did_not_know_are_at_their_defaults_there(tmp_path):
+    read().save(tmp_path / "memory")
+    path = tmp_path / "memory" / MANIFEST
+    manifest = json.loads(path.read_text())
+    for name in ("gate", "key_heads", "banks_of", "normalize_memory_layers"):
+        del manifest["made_by"]["model"][name]
+    path.write_text(json.dumps(manifest))
+    reader().load(tmp_path / "memory")
+    other = reader()
+    other._source = other._source._replace(model=dataclasses.replace(MODEL, gate="joint"))
+    with pytest.raises(InputError, match=r"Model.gate = 'head' \(here 'joint'\)"):
+        other.load(tmp_path / "memory")
+
+
 def test_other_numbers_in_the_parameters_are_another_model(tmp_path, monkeypatch):
     read().save(tmp_path / "memory")
     changed = jax.tree.map(lambda leaf: leaf, dict(reader()._parameters))

@@ -197,7 +197,7 @@ class Stepping:
         """Of the search on the model's own queries, the mean of the memory layers."""
         graph, _ = abstract_model(dataclasses.replace(self._model, remat=False, dropout=0.0), self._memory)
         segment = jax.tree.map(lambda leaf: leaf[0], self._chunk)
-        search, neighbours, carry = make_search(self._memory), self._memory.neighbours, self._state.carry
+        search, neighbours, carry = make_search(self._memory), self._memory.retrieved, self._state.carry
         queries = memory_queries(graph, self._state.parameters, segment, carry, search)
         shares = []
         banks = dict(zip(self._model.bank_layers, carry.banks, strict=True))

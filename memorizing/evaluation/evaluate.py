@@ -178,7 +178,7 @@ def _about(run: Run, reading: Reading) -> dict:
         "xl_cache": reading.xl_cache,
         "name": reading.name,
         "segment_length": run.segment_length,
-        "neighbours": memory.neighbours,
+        "neighbours": memory.retrieved,
         "search": chosen(memory, reading.mesh.devices.flat[0].platform),
         "memory": dataclasses.asdict(memory),
         "dtype": run.model.dtype,

@@ -6,7 +6,7 @@ const NOWHERE = -2;
 const { data, element, number } = page;
 const floats = (text) => new Float32Array(bytes(text).buffer);
 const gains = floats(data.gains), nats = floats(data.nats), correct = bytes(data.correct);
-const places = new Int32Array(bytes(data.places).buffer), scores = floats(data.scores), weights = floats(data.weights);
+const places = new Int32Array(bytes(data.places).buffer), scores = floats(data.scores), weights = floats(data.weights), gates = floats(data.gates);
 const [SHOWN, LAYERS, HEADS, TOP] = data.shape;
 const { first, stop, context } = data.about;
 let selected = null;
