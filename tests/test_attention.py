@@ -94,7 +94,7 @@ def test_a_memory_layer_is_its_formula(window):
 
     x = normal(ROWS, TOKENS, EMBEDDING)
     out, new_cache, remembered = layer(
-        jnp.asarray(x), jnp.asarray(bias)[None], cache, jnp.asarray(cached), bank, make_search(MEMORY), NEIGHBOURS
+        jnp.asarray(x), jnp.asarray(bias)[None], cache, jnp.asarray(cached), bank, make_search(MEMORY), MEMORY
     )
     expected = written_out(layer, x.astype(np.float64), bias, jax.tree.map(np.asarray, cache), cached, memory)
     np.testing.assert_allclose(out, expected, rtol=2e-4, atol=2e-5)

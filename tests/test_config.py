@@ -256,6 +256,8 @@ def test_a_workdir_needs_settings_once(tmp_path):
     (run / "checkpoints" / "40").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"Model\.layers = 12, but the run in .* began with 9"):
         open_workdir(run, [BASE], [])
+    with pytest.raises(ConfigError, match=r"Memory\.eviction = 'none', but the run in .* began with 'fifo'"):
+        open_workdir(run, [], ["Memory.eviction = 'none'"])
     with pytest.raises(ConfigError, match=r"Model\.heads = 4, but the model in .* was trained with 8"):
         load_trained(run, [], ["Model.heads = 4"])
     assert load_trained(run, [], ["MEMORY_SIZE = 512"]).memory.size == 512

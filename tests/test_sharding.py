@@ -236,6 +236,23 @@ def test_what_a_search_sends_does_not_grow_with_the_memory(settings):
             assert not any(size >= 262_144 // settings.memory for size in shape), each
 
 
+def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
+    """What travels of it are numbers of slots, one or two of a row; of keys and values only the segment's."""
+    slots, mesh = 65_536, mesh_of(MESHES["all"])
+    memory = MemorySettings(
+        size=slots, neighbours=4, block_size=512, dtype="float32", eviction="least_used", duplicate_score=0.9,
+        writes="beyond_cache", sink=4,
+    )  # fmt: skip
+    make = StateMaker(MODEL, memory, BATCH, OPTIMIZER, TRAINING, mesh)
+    compiled = compile_call(make, make.like(1), BATCH)
+    for each in collectives(compiled.as_text()):
+        for _, shape in each.arrays:
+            assert max(shape, default=0) < slots // 2 or math.prod(shape) <= ROWS * slots, each
+    share = 2 * ROWS * MODEL.heads * slots * MODEL.head_size * 4 // mesh.size
+    assert compiled.memory_analysis().alias_size_in_bytes > share
+    assert compiled.memory_analysis().temp_size_in_bytes < share / 2  # keys are of 8 numbers only: a sort counts
+
+
 SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate": "joint", "key_heads": 2}
 
 

@@ -218,7 +218,13 @@ def full_bank(bank: Bank, rng: jax.Array, memory: MemorySettings, tokens: int) -
         keys, values = jax.random.normal(rng, (2, rows, heads, tokens, size), jnp.float32)
         return append(bank, l2_normalize(keys), values, search), None
 
-    return lax.scan(write, bank, jax.random.split(rng, memory.size // tokens))[0]
+    bank = lax.scan(write, bank, jax.random.split(rng, memory.size // tokens))[0]
+    if bank.addresses is None:
+        return bank
+    written_B = jnp.full(rows, memory.size, jnp.int32)
+    positions_BM = jnp.broadcast_to(jnp.arange(memory.size, dtype=jnp.int32), (rows, memory.size))
+    addresses = bank.addresses._replace(positions_BM=positions_BM, read_B=written_B, admitted_B=written_B)
+    return bank._replace(addresses=addresses)
 
 
 def random_tokens(model: ModelSettings, batch: BatchSettings) -> Batch:

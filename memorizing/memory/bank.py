@@ -288,6 +288,20 @@ def size(banks: Sequence[Bank]) -> int:
     return banks[0].keys_BHMD.shape[2] if banks else 0
 
 
+def as_ring(bank: Bank) -> Bank:
+    """A bank with addresses as a ring: what its slots hold, in order of position; without an index."""
+    if bank.addresses is None:
+        return bank
+    order_BM = jnp.argsort(bank.addresses.positions_BM, axis=1)  # those that hold nothing first
+
+    def ordered(part: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(part, order_BM.reshape(order_BM.shape[0], 1, -1, *(1,) * (part.ndim - 3)), axis=2)
+
+    return _with(bank, jax.tree.map(ordered, _stored(bank)))._replace(
+        cursor=jnp.zeros_like(bank.cursor), index=NO_INDEX, addresses=None
+    )
+
+
 def ages(bank: Bank) -> Int[jax.Array, "M"]:
     """How many slots of a ring were written after each: 0 for the latest."""
     slots = bank.keys_BHMD.shape[2]

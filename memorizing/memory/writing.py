@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.addresses import NOTHING, Addresses
@@ -51,6 +52,8 @@ def write(bank: Bank, segment: Tokens, cached: Tokens, memory: MemorySettings, s
         )
     coming_B = jnp.minimum(addresses.coming_B, tokens)
     falls = memory.writes == "beyond_cache"
+    if falls:  # written only when the segment is read, like what is written of it: else the bank would be copied
+        segment, cached = lax.optimization_barrier((segment, cached))
     (keys_BHND, values_BHND), first_B, count_B = (
         (cached, addresses.read_B - addresses.cached_B, addresses.cached_B)
         if falls

@@ -25,7 +25,7 @@ from jaxtyping import Int
 
 from memorizing.errors import InputError
 from memorizing.files import write_whole, writing
-from memorizing.memory.bank import Bank, refill
+from memorizing.memory.bank import Bank, as_ring, refill
 from memorizing.memory.search import NO_INDEX, make_search
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -177,8 +177,8 @@ def load_snapshot(folder: Path, source: Source, memory: MemorySettings, mesh: Me
     """
     manifest = _manifest(folder)
     _check_source(folder, manifest, source, memory)
-    made_with = dataclasses.replace(memory, size=manifest["memory"]["size"], search="exact", proposer=None,
-                                    neighbours=1, report_recall=False)  # fmt: skip
+    made_with = dataclasses.replace(_written_with(manifest["memory"]), dtype=memory.dtype, key_dtype=memory.key_dtype,
+                                    size=manifest["memory"]["size"], search="exact", neighbours=1)  # fmt: skip
     model = dataclasses.replace(source.model, dtype=manifest["made_by"]["model"]["dtype"])
     like = jax.eval_shape(functools.partial(empty_carry, model, made_with, 1, source.segment_length))
     like = placed(like, shardings(mesh, like))
@@ -294,13 +294,20 @@ def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory
 
 def _differently_written(kinds: dict[str, Any], memory: MemorySettings) -> dict[str, tuple[Any, Any]]:
     """Settings of what is kept that would not go on with what is there; a memory that is only read takes all kinds."""
-    there = MemorySettings(size=0, **{name: kinds[name] for name in WRITING if name in kinds})
+    there = _written_with(kinds)
+    if memory.writes == "never" and not memory.addressed:
+        return {}
     names = ["eviction", "sink"]
     if memory.writes != "never":
         names += ["maximum_age", "write_every"] + ["writes"] * (there.writes != "never")
     if there.addressed != memory.addressed:
         names += ["writes", "duplicate_score", "clear_at_documents"]
     return {f"Memory.{name}": (getattr(there, name), getattr(memory, name)) for name in names}
+
+
+def _written_with(kinds: dict[str, Any]) -> MemorySettings:
+    """Settings of what is kept, as a manifest has them."""
+    return MemorySettings(size=0, **{name: kinds[name] for name in WRITING if name in kinds})
 
 
 def _laid_out(banks: tuple[Bank, ...], source: Source, memory: MemorySettings, mesh: Mesh) -> tuple[Bank, ...]:
@@ -310,6 +317,7 @@ def _laid_out(banks: tuple[Bank, ...], source: Source, memory: MemorySettings, m
         return made(mesh, lambda: empty().banks, functools.partial(shardings, mesh))
     with jax.set_mesh(mesh):
         like, search = jax.eval_shape(empty).banks, make_search(memory)
+        banks = banks if memory.addressed else tuple(map(as_ring, banks))
     banks = tuple(resized(bank, each._replace(recall=None), mesh) for bank, each in zip(banks, like, strict=True))
     if not any(each.index.slots for each in like):
         return banks

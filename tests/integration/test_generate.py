@@ -49,6 +49,7 @@ def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
     assert again == text
     Path("prompt").write_text("the 3")
     assert run(capfd, "generate", *how, "--memory=memory", "--prompt_file=prompt")[0] == text
+    assert run(capfd, "generate", *how, "--memory=memory", "--prompt=the 3", "--clear_memory")[0] != text
     assert run(capfd, "generate", *how[:-2], "--memory=memory", "--prompt=the 3", "--seed=4")[0] != text
     assert run(capfd, "generate", *how, "--memory=memory", "--memory_size=64", "--prompt=the 3")[0].startswith("the 3")
 
