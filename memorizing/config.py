@@ -114,7 +114,7 @@ class Experiment:
         memory_schedule(self.memory, self.training)
         if self.memory.addressed and len(self.training.memory_growth) > 1:
             raise ConfigError(
-                f"Training.memory_growth = {self.training.memory_growth}: only a memory that keeps the newest tokens can "
+                f"Training.memory_growth = {self.training.memory_growth}: only a memory of the newest tokens can "
                 "grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
                 "clear_at_documents)"
             )
