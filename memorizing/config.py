@@ -116,11 +116,14 @@ class Experiment:
 
     def _check_growth(self) -> None:
         """What the memory grows through has to be a memory that the other settings allow."""
-        memory_schedule(self.memory, self.training)
+        try:
+            memory_schedule(self.memory, self.training)
+        except InputError as error:
+            raise ConfigError(str(error)) from error
         if self.memory.addressed and len(self.training.memory_growth) > 1:
             raise ConfigError(
-                f"Training.memory_growth = {self.training.memory_growth}: only a memory that keeps the newest tokens "
-                "can grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
+                f"Training.memory_growth = {self.training.memory_growth}: only a memory of the newest tokens can "
+                "grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
                 "clear_at_documents)"
             )
         for first, slots in self.training.memory_growth if self.memory.size else ():

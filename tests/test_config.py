@@ -77,6 +77,18 @@ REFUSED = {
     ),
     "steps that no call ends at": ("NUM_STEPS = 1001", ["Training.steps = 1001", "1000 or 1008"]),
     "a checkpoint in the middle of a call": ("CHECKPOINT_EVERY = 3", ["Training.checkpoint_every = 3", "0 or 8"]),
+    "a growth that stops short": (
+        "Training.memory_growth = ((0, 512), (800, 1024))",
+        ["ends with 1024 slots", "Memory.size = 8192"],
+    ),
+    "a growth that shrinks": ("Training.memory_growth = ((0, 512), (800, 256))", ["of which both rise"]),
+    "a growth by uneven segments": (
+        "Training.memory_growth = ((0, 100), (800, 8192))",
+        ["memory_growth = ((0, 100), (800, 8192))", "100 is not a multiple of Batch.segment_length"],
+    ),
+    "a growth of no numbers": ("Training.memory_growth = 512", ["pairs of whole numbers such as ((0, 512)"]),
+    "a snapshot of no run": ("Training.prebuilt_memory = 'some'", ["begin with these, by Training.from_run"]),
+    "a share beyond all": ("Training.memory_dropout = 1.5", ["Training.memory_dropout = 1.5", "from 0 to 1"]),
     "a switch in the middle of a call": ("Training.memory_from_step = 3", ["memory_from_step = 3", "0 or 8"]),
     "no checkpoints": ("CHECKPOINT_EVERY = 0", ["Training.checkpoint_every = 0", "at least 1"]),
     "no learning": ("Optimizer.learning_rate = 0", ["Optimizer.learning_rate = 0.0", "above 0"]),
@@ -181,7 +193,8 @@ def test_a_run_keeps_to_its_data_once_it_has_a_checkpoint(tmp_path, monkeypatch)
     [[path.name] for path in sorted(CONFIGS.glob("*.gin"))]
     + [[f"{corpus}.gin", "variants/small.gin"] for corpus in ("pg19", "arxiv", "github", "isabelle", "c4")]
     + [["base.gin", f"sizes/{path.name}"] for path in sorted((CONFIGS / "sizes").glob("*.gin"))]
-    + [["base.gin", f"memory/{path.name}"] for path in sorted((CONFIGS / "memory").glob("*.gin"))],
+    + [["base.gin", f"memory/{path.name}"] for path in sorted((CONFIGS / "memory").glob("*.gin"))]
+    + [["base.gin", f"variants/memory_{name}.gin"] for name in ("dropout", "growth")],
     ids=lambda files: "+".join(files),
 )
 def test_every_shipped_file_loads_and_writes_itself_out_in_full(files, tmp_path):

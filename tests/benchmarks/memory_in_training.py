@@ -1,0 +1,89 @@
+"""What fine-tuning with a memory recovers of training with one, and what memory dropout does to other sizes.
+
+    python tests/benchmarks/memory_in_training.py --data=TOKENS --out=DIR [--seeds 3]
+
+TOKENS are of `memorizing prepare --gin_file=configs/quickstart.gin` with Prepare.validation = Prepare.test = 0.1. Each
+run has 1,200 steps of the quickstart's recipe (the memory is switched on after a third); fine-tuning has 60 steps, 5%
+of them, on other documents first. Ends with two tables; repeated, it goes on with what is not there yet.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS, TUNED, SIZE, DROPOUT_SIZE = 1200, 60, 2048, 512
+SIZES = (0, 128, 256, 512, 1024, 2048)
+"""To evaluate the run with memory dropout at: up to four times its own."""
+
+
+def memorizing(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "memorizing.cli", *arguments], check=True, cwd=ROOT)
+
+
+def train(data: Path, workdir: Path, *bindings: str) -> None:
+    """Trains what is not trained yet."""
+    given = [f"DATA = '{data}'", *bindings]
+    settings = [f"--gin_param={binding}" for binding in given]
+    if not (workdir / "checkpoints").exists():
+        memorizing("train", "--gin_file=configs/quickstart.gin", *settings, f"--workdir={workdir}")
+
+
+def nats(workdir: Path, *sizes: int) -> list[float]:
+    """The loss of a token of the test documents with each of these memories."""
+    files = [workdir / "evaluations" / f"test-memory-{size}.json" for size in sizes]
+    if not all(file.exists() for file in files):
+        memorizing("evaluate", f"--workdir={workdir}", f"--memory_size={','.join(map(str, sizes))}")
+    return [math.log(json.loads(file.read_text())["perplexity"]) for file in files]
+
+
+def whole(data: Path, out: Path, name: str, seed: int, size: int, *bindings: str) -> Path:
+    """A run of all steps."""
+    own = (f"NUM_STEPS = {STEPS}", f"CHECKPOINT_EVERY = {STEPS}", f"Training.memory_from_step = {STEPS // 3}")
+    train(data, out / f"{name}-{seed}", *own, f"SEED = {seed}", f"MEMORY_SIZE = {size}", *bindings)
+    return out / f"{name}-{seed}"
+
+
+def tuned(data: Path, out: Path, name: str, seed: int, size: int) -> Path:
+    """The run without a memory, fine-tuned with one of `size`."""
+    settings = {
+        "NUM_STEPS": TUNED, "CHECKPOINT_EVERY": TUNED, "Batch.segments_per_call": 4, "Training.memory_from_step": 0,
+        "SEED": seed, "Batch.seed": 100 + seed, "MEMORY_SIZE": size, "Training.from_run": str(out / f"without-{seed}"),
+        "Optimizer.trained": ("memory_layers",), "Optimizer.learning_rate": 0.004, "Optimizer.schedule": "linear",
+        "Optimizer.warmup_steps": 5,
+    }  # fmt: skip
+    train(data, out / f"{name}-{seed}", *(f"{name} = {value!r}" for name, value in settings.items()))
+    return out / f"{name}-{seed}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    data, out, shares, rises = options.data.absolute(), options.out.absolute(), [], []
+    lines = ["seed  without  with  fine-tuned without  fine-tuned with  recovered"]
+    sizes = ["seed  " + "  ".join(f"{size:>6,}" for size in SIZES) + "  largest rise"]
+    for seed in range(options.seeds):
+        (without,) = nats(whole(data, out, "without", seed, 0), 0)
+        (memory,) = nats(whole(data, out, "with", seed, SIZE), SIZE)
+        (control,) = nats(tuned(data, out, "control", seed, 0), 0)
+        (found,) = nats(tuned(data, out, "retrofit", seed, SIZE), SIZE)
+        shares.append((without - found) / (without - memory))
+        perplexities = [f"{math.exp(each):.3f}" for each in (without, memory, control, found)]
+        lines.append(f"{seed}  {'  '.join(perplexities)}  {shares[-1]:.1%}")
+        each = nats(whole(data, out, "dropout", seed, DROPOUT_SIZE, "Training.memory_dropout = 0.25"), *SIZES)
+        rises.append(max(math.exp(each[j] - each[i]) - 1 for i in range(len(each)) for j in range(i + 1, len(each))))
+        sizes.append(f"{seed}  " + "  ".join(f"{math.exp(one):.3f}" for one in each) + f"  {rises[-1]:+.2%}")
+    deviation = statistics.stdev(shares) if len(shares) > 1 else 0.0
+    print(*lines, f"recovered: {statistics.mean(shares):.1%} +- {deviation:.1%} (standard deviation)", sep="\n")
+    print(*sizes, f"largest rise from a smaller memory to a larger one: {max(rises):+.2%}", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
