@@ -79,6 +79,7 @@ class Experiment:
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call
         check_memory_size(self.memory.size, segment)
+        self.model.check_segment_length(segment)
         if self.memory.size and not self.model.memory_layers:
             raise ConfigError(
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "

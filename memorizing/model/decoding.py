@@ -70,7 +70,7 @@ def extend(
     tokens, window = opened.segments[0].keys_BHND.shape[2], carry.caches[0].keys_BHWD.shape[2]
     biases = [bias(tokens, window, part) for bias in model.biases]
     banks = list(carry.banks)
-    x_BNE = model.embedding.read(inputs_BN, jnp.dtype(model.settings.dtype))
+    x_BNE = model.read(inputs_BN, part)
     for index, layer in enumerate(model.layers):
         bias = biases[index if len(biases) > 1 else 0] if biases else None
         bank = banks.pop(0) if banks and layer.attention.has_memory else None

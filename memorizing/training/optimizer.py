@@ -1,7 +1,7 @@
 """The optimizer: Adafactor (the paper's) or AdamW, with a warm-up and a schedule, all from optax."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,15 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     if settings.kind == "adafactor":
         chosen = optax.adafactor(rate)
     else:
-        matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
-        chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=matrices)
+        chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays)
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     return optax.chain(clip, chosen)
+
+
+def _decays(tree: Any) -> Any:
+    """Of each parameter whether weight decay pulls at it: at matrices, not at scales and biases (`query_bias_HD`)."""
+
+    def is_weight(path: tuple, leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and "_bias_" not in jax.tree_util.keystr(path[-1:], simple=True)
+
+    return jax.tree_util.tree_map_with_path(is_weight, tree)
