@@ -18,7 +18,7 @@ FLOORS = [
     {"evaluation"},
     {"benchmarks"},
     {"config"},
-    {"api", "sweep"},
+    {"api", "sweep", "pretrained"},
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from memorizing.data.batches import Ahead, BatchSettings, batches
+from memorizing.errors import InputError
 from memorizing.files import AnyPath
 from memorizing.memory.search import searched_by
 from memorizing.memory.settings import MemorySettings
@@ -123,6 +124,11 @@ def resume(
             return step, None
         like = make.like(step)
         try:
+            if not checkpoints.has_progress(step):
+                raise InputError(
+                    "this run holds parameters alone (of `memorizing import`): begin another one from it, --from=RUN "
+                    "--workdir=NEW"
+                )
             state = checkpoints.restore(step, like, make.mesh, drop_memory)
             before = checkpoints.memory_size(step)
         except Unreadable as error:

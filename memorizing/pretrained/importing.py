@@ -1,0 +1,197 @@
+"""`memorizing import`: a pretrained model of a Hugging Face folder becomes the folder of a run.
+
+    config.json          -> settings           config_json.py; every key is known, or refused
+    tokenizer files      -> WORKDIR/vocabulary prepared tokens of no documents (data/tokens.py)
+    *.safetensors        -> parameters         tables.py, convert.py; every tensor has a place, and every place a tensor
+                            WORKDIR/pretrained what `memorizing export` gives back as it was
+
+Memory layers get what they need besides. Queries and keys are not normalized in them, as elsewhere they would be: that
+is another function than the one that was pretrained. So with gates shut the model is just the pretrained one.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from memorizing.config import CONFIG_FILE, Experiment, load
+from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
+from memorizing.data.tokens import PreparedTokens, write_vocabulary
+from memorizing.errors import InputError
+from memorizing.files import AnyPath, write_whole
+from memorizing.model.transformer import Parameters, abstract_model, count_parameters, create_model, open_mesh
+from memorizing.parallel.hosts import are_many
+from memorizing.parallel.mesh import PARAMETER_RULES, shardings
+from memorizing.pretrained.config_json import read_config
+from memorizing.pretrained.convert import by_path, check_tensors, layer_of, places, to_parameters
+from memorizing.pretrained.tensors import Tensors
+from memorizing.training.checkpoints import Checkpoints
+from memorizing.training.workdir import record_data
+
+VOCABULARY, KEPT = "vocabulary", "pretrained"
+"""Folders of a workdir: the vocabulary, and the small files of the pretrained model."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+"""The first that is there is read."""
+SMALL_FILES = (
+    *TOKENIZERS, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "generation_config.json", "chat_template.jinja", "LICENSE",
+)  # fmt: skip
+GATE_BIAS = -4.0
+SEGMENT_LENGTH = 512
+
+
+def import_pretrained(
+    folder: Path,
+    workdir: AnyPath,
+    memory_layers: Sequence[int],
+    files: Sequence[str | Path],
+    bindings: Sequence[str],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes `workdir`, which must not be there yet: all of it, or nothing.
+
+    Raises:
+        InputError: naming what is not supported, missing, too much, or of the wrong form.
+    """
+    _check_workdir(workdir)
+    path = folder / "config.json"
+    config = _read_json(path)
+    architecture, settings = read_config(config, str(path))
+    it, text = _experiment(settings, tuple(memory_layers), Path(workdir).absolute() / VOCABULARY, files, bindings)
+    vocabulary = _vocabulary(folder, config, it.model.vocabulary_size)
+    tensors = Tensors(folder)
+    _, like = abstract_model(it.model, it.memory)
+    wanted = places(architecture, like)
+    named = check_tensors(tensors, architecture, wanted)
+    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
+    where = by_path(shardings(mesh, like, PARAMETER_RULES))
+    leaves = _added(it, {path for place in wanted for path in place.parameters})
+    shapes = by_path(like)
+    for place in wanted:
+        for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
+            leaves[path] = jax.device_put(np.ascontiguousarray(part), where[path])
+    paths = list(shapes)
+    parameters: Parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in paths])
+
+    work = Path(workdir).absolute().with_name(f"{Path(workdir).name}.unfinished")
+    if work.exists():  # of an import that was cut short: nothing else writes there
+        shutil.rmtree(work)
+    write_vocabulary(work / VOCABULARY, vocabulary)
+    (work / KEPT).mkdir()
+    for name in SMALL_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, work / KEPT / name)
+    write_whole(work / CONFIG_FILE, text)
+    record_data(work, PreparedTokens(work / VOCABULARY))
+    with Checkpoints(work, keep=1) as checkpoints:
+        checkpoints.save_parameters(0, parameters)
+    work.rename(workdir)
+    say(
+        f"{workdir}: {count_parameters(parameters):,} parameters of a {architecture.model_type} from {folder}; memory "
+        f"in {f'layers {", ".join(map(str, it.model.memory_layers))}' if it.model.memory_layers else 'no layer'}, "
+        f"segments of {it.batch.segment_length}{', no XL cache' * (not it.model.xl_cache)}"
+    )
+    if lost := vocabulary.loses():
+        say(f"its tokens do not give back every text as it was; they lose {', '.join(lost)}")
+
+
+def _check_workdir(workdir: AnyPath) -> None:
+    if not isinstance(workdir, Path):
+        raise InputError(f"--workdir={workdir}: import into a folder, and copy that to the bucket")
+    if are_many():
+        raise InputError("memorizing import runs in one process; its checkpoint is read by any number")
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(f"--workdir={workdir} is there already: name a folder that is to be made")
+    if workdir.exists():
+        workdir.rmdir()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): --from has to be a model's folder of Hugging Face"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no config of a model")
+    return found
+
+
+def _experiment(
+    settings: dict[str, Any],
+    memory_layers: tuple[int, ...],
+    vocabulary: Path,
+    files: Sequence[str | Path],
+    bindings: Sequence[str],
+) -> tuple[Experiment, str]:
+    """The settings of the run: those of files, the checkpoint's, and the bindings, which may not contradict it."""
+    own = {f"Model.{name}": value for name, value in settings.items() if name != "max_positions"}
+    known = settings["max_positions"]
+    own["Model.max_positions"] = 0 if known == float("inf") else int(known)
+    own |= {
+        "Model.memory_layers": memory_layers,
+        "Model.gate_bias": GATE_BIAS,
+        "Model.normalize_memory_layers": False,
+        "Training.data": str(vocabulary),
+    }
+    if not memory_layers:
+        own["Memory.size"] = 0
+    learned = settings["positions"] == "learned"
+    if learned:
+        own["Model.xl_cache"] = False
+    if known < SEGMENT_LENGTH + (not learned):
+        own["Batch.segment_length"] = int(known) - (not learned)
+    it, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
+    for name in settings:
+        wanted, now = own[f"Model.{name}"], getattr(it.model, name)
+        if now != wanted:
+            raise InputError(f"Model.{name} = {now!r}, but the pretrained model has {wanted!r}: leave it out")
+    return it, text
+
+
+def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVocabulary:
+    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{folder} has neither {' nor '.join(TOKENIZERS)}: fetch its tokenizer, or save it with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    begin = next((config[name] for name in ("bos_token_id", "eos_token_id") if config.get(name) is not None), None)
+    begin = begin[0] if isinstance(begin, list) and begin else begin
+    if not isinstance(begin, int):
+        raise InputError(
+            f"{folder / 'config.json'} has no bos_token_id and no eos_token_id: documents have to begin with a token; "
+            "write the one that the model was trained with into a copy of it"
+        )
+    try:
+        vocabulary = PretrainedVocabulary(path.read_bytes(), begin)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # of the library, which has no class for them
+        raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
+    if vocabulary.size > size:
+        raise InputError(f"{path} has {vocabulary.size} tokens, but the model only {size}: they are not of one model")
+    return vocabulary
+
+
+def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
+    """Freshly made: what memory layers have besides, such as gates.
+
+    Raises:
+        InputError: when parameters outside of memory layers would be made up.
+    """
+    _, like = abstract_model(it.model, it.memory)
+    added = [path for path in by_path(like) if path not in pretrained]
+    if strange := [path for path in added if layer_of(path) not in it.model.memory_layers]:
+        raise InputError(f"the checkpoint has no {strange[0]}, which these settings need: leave out what asks for it")
+
+    def make() -> dict[str, Any]:
+        made = by_path(create_model(it.model, it.memory, it.training.seed)[1])
+        return {path: made[path] for path in added}
+
+    return dict(jax.jit(make)())
