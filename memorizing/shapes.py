@@ -4,6 +4,7 @@
     M memory slots    H heads    D head size  E embedding size             K retrieved neighbours
     S segments scanned in one call            V vocabulary                 L layers
     P parts of the rows, on devices of their own
+    G query heads that share a key head: of queries `[B, H, G, N, D]`, and of all keys and values, `H` are the key heads
 
 A tensor's name ends in its letters (`keys_BHMD`); einsum strings and annotations use the same ones.
 """

@@ -46,10 +46,11 @@ class Peer:
         """
         if not SCRIPT.is_file():
             raise InputError(f"--against={python}: {SCRIPT} is not here: run from a clone of the repository")
-        if not model.xl_cache or model.feed_forward_size % model.embedding_size:
+        if not model.xl_cache or model.group > 1 or model.feed_forward_size % model.embedding_size:
             raise InputError(
-                f"--against={python}: the peer has no model like this: it needs Model.xl_cache = True and a "
-                f"Model.feed_forward_size that is a multiple of Model.embedding_size = {model.embedding_size}"
+                f"--against={python}: the peer has no model like this: it needs Model.xl_cache = True, "
+                "Model.key_heads = None and a Model.feed_forward_size that is a multiple of Model.embedding_size = "
+                f"{model.embedding_size}"
             )
         settings = {
             "vocabulary": model.vocabulary_size,

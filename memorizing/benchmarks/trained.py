@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from memorizing.benchmarks.choices import Shape
+from memorizing.benchmarks.choices import Shape, searched_sizes
 from memorizing.benchmarks.vectors import Vectors, plain_dtype
 from memorizing.data.batches import read_batch
 from memorizing.data.tokens import TokenSplit
@@ -39,7 +39,10 @@ from memorizing.training.workdir import readable_tokens
 def memory_queries(
     graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, search: Search
 ) -> tuple[Float[jax.Array, "B H N D"], ...]:
-    """What each memory layer asks its memory for, lowest first. The graph is that of a model without `remat`."""
+    """What each memory layer asks its memory for, lowest first, by key heads (see model/groups.py).
+
+    The graph is that of a model without `remat`.
+    """
 
     @jax.jit
     def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[jax.Array, ...]:
@@ -65,7 +68,7 @@ def trained_vectors(
     Raises:
         InputError: when the model has other sizes than the shape, or documents are too short to fill the memory.
     """
-    own = {"H": model.heads, "D": model.head_size, "N": segment_length}
+    own = searched_sizes(model, segment_length)
     for letter, size in own.items():
         if getattr(shape, letter) != size:
             raise InputError(f"--shapes: {letter}{getattr(shape, letter)} in {shape}, but the run has {letter}{size}")

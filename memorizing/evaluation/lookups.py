@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.search import Neighbours, Search, make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.groups import by_query_head
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
 from memorizing.shapes import BEGIN_TOKEN, Batch
@@ -102,9 +103,13 @@ def reader(model: ModelSettings, memory: MemorySettings) -> Call:
         listening = Listening(inner=search, heard=[]) if search is not None else None
         cursors = [bank.cursor for bank in carry.banks]
         logits_BNV, carry = apply_model(graph, parameters, batch, carry, search=listening)
+        heard = [
+            Neighbours(*(by_query_head(part, model.group) for part in neighbours))
+            for _, neighbours in (listening.heard if listening else [])
+        ]
         found = [
             (neighbours, (cursor - 1 - neighbours.slots_BHNK) % memory.size)
-            for cursor, (_, neighbours) in zip(cursors, listening.heard if listening else [], strict=True)
+            for cursor, neighbours in zip(cursors, heard, strict=True)
         ]
         return carry, score(logits_BNV, batch), found
 

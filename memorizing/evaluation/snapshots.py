@@ -81,8 +81,9 @@ class Source(NamedTuple):
 
     def described(self) -> dict[str, Any]:
         """As a manifest has it."""
-        settings = dataclasses.asdict(self.model)
-        return {**self._asdict(), "model": {**settings, "memory_layers": list(self.model.memory_layers)}}
+        settings = dataclasses.asdict(self.model).items()
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings}
+        return {**self._asdict(), "model": plain}
 
 
 def parameters_digest(parameters: Parameters) -> str:
@@ -233,7 +234,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
 def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory: MemorySettings) -> None:
     """Refuses what another model made, naming what differs, first what the rest follows from."""
     theirs, ours = manifest["made_by"], source.described()
-    settings = {f"Model.{name}": (theirs["model"].get(name), value) for name, value in ours["model"].items()}
+    # A setting that its program did not have yet is at its default there.
+    trained = {field.name: field.default for field in dataclasses.fields(ModelSettings)} | theirs["model"]
+    settings = {f"Model.{name}": (trained[name], value) for name, value in ours["model"].items()}
     settings = {name: both for name, both in settings.items() if name.removeprefix("Model.") not in _NO_MATTER}
     settings["Batch.segment_length"] = theirs["segment_length"], ours["segment_length"]
     for name in ("dtype", "key_dtype"):

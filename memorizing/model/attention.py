@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import Bank, append
 from memorizing.memory.search import Search
+from memorizing.model.groups import products, weighted_sums
 from memorizing.model.layers import RMSNorm, normal_parameter
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.positions import Part, angles, distances, frequencies, rotate, rows_of
@@ -62,10 +63,11 @@ class Attention(nnx.Module):
 
     def __init__(self, settings: ModelSettings, has_memory: bool, rngs: nnx.Rngs):
         embedding, heads, size = settings.embedding_size, settings.heads, settings.head_size
+        key_heads = settings.kv_heads
         self.frequencies = frequencies(settings) if settings.positions == "rope" else None
         self.query_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
-        self.key_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
-        self.value_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
+        self.key_EHD = normal_parameter(rngs, (embedding, key_heads, size), embedding)
+        self.value_EHD = normal_parameter(rngs, (embedding, key_heads, size), embedding)
         self.out_HDE = normal_parameter(rngs, (heads, size, embedding), heads * size)
         self.has_bias, self.has_out_bias = settings.attention_bias != "none", settings.attention_bias == "all"
         if self.has_bias:
@@ -82,7 +84,7 @@ class Attention(nnx.Module):
         if has_memory:
             if settings.key_shift:
                 # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
-                shifted_H = jnp.arange(heads, dtype=jnp.float32) % 2
+                shifted_H = jnp.arange(key_heads, dtype=jnp.float32) % 2
                 self.shift_HD = nnx.Param(jnp.tile(shifted_H[:, None], size))
             scale = size**0.5 if settings.query_scale is None else settings.query_scale
             self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))
@@ -190,13 +192,13 @@ class Attention(nnx.Module):
             sine_Jd, cosine_Jd = angles(keys_BHJD.shape[2], self.frequencies)
             query_BHND = rotate(query_BHND, rows_of(sine_Jd[cached:], part), rows_of(cosine_Jd[cached:], part))
             keys_BHJD = rotate(keys_BHJD, sine_Jd, cosine_Jd)
-        scores_BHNJ = jnp.einsum("BHND,BHJD->BHNJ", query_BHND, keys_BHJD, preferred_element_type=jnp.float32)
+        scores_BHNJ = products(query_BHND, keys_BHJD)
         if bias_PHNJ is not None:
             of_parts = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
             scores_BHNJ = (of_parts + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
         visible_BNJ = local_mask(tokens, cached, cached_B, part)
         weights_BHNJ = jax.nn.softmax(jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf), axis=-1)
-        return jnp.einsum("BHNJ,BHJD->BHND", weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
+        return weighted_sums(weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
 
 
 def close(segment: Segment, cache: Cache, bank: Bank | None, search: Search) -> tuple[Cache, Bank | None]:

@@ -22,6 +22,7 @@ from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
+from memorizing.model.groups import by_key_head, by_query_head
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
 RETRIEVED = "retrieved"
@@ -30,7 +31,7 @@ memory has been written to, so to search it again would take a copy of all of it
 
 
 SAMPLED = 8
-"""Queries of each segment, row and head whose neighbours are counted, where recall is reported."""
+"""Tokens of each segment and row whose queries' neighbours are counted, where recall is reported."""
 
 
 def attend_to_memory(
@@ -41,7 +42,8 @@ def attend_to_memory(
     Counts what sampled queries found, if the bank does; not those of padding, see `memory.bank.masked`.
     """
     bank = lax.stop_gradient(bank)
-    attend = functools.partial(_attend, search=search, neighbours=neighbours)
+    group = query_BHND.shape[1] // bank.keys_BHMD.shape[1]
+    attend = functools.partial(_attend, search=search, neighbours=neighbours, group=group)
     keys = bank.keys
     if (mesh := current_mesh()) is not None:
         attend = jax.shard_map(
@@ -52,8 +54,8 @@ def attend_to_memory(
             out_specs=(spec("BHND"), specs(bank.recall)),
             check_vma=False,  # searches start their scans from constants, which are the same on all devices
         )
-    remote, counted = attend(query_BHND, keys, bank.values_BHMD, valid(bank), bank.recall)
-    return remote, bank.length_B > 0, counted
+    remote, counted = attend(by_key_head(query_BHND, group), keys, bank.values_BHMD, valid(bank), bank.recall)
+    return by_query_head(remote, group), bank.length_B > 0, counted
 
 
 def _attend(
@@ -64,9 +66,13 @@ def _attend(
     recall: Recall | None,
     search: Search,
     neighbours: int,
+    group: int,
     axis: str | None = None,
 ) -> tuple[Float[jax.Array, "B H N_own D"], Recall | None]:
-    """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns."""
+    """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns.
+
+    Heads are those of the bank, and the queries `group` for each token (see groups.py).
+    """
     slots, first, oracle = valid_BM.shape[1], 0, Blocked(minimum_score=search.minimum_score)
     if axis is not None:
         search, oracle = Sharded(inner=search, axis=axis), Sharded(inner=oracle, axis=axis)
@@ -75,11 +81,13 @@ def _attend(
     found = search(searched_BHND, keys, valid_BM, neighbours)
     counted = None
     if recall is not None:
-        tokens = query_BHND.shape[2]
+        tokens = query_BHND.shape[2] // group
         places = jnp.arange(min(SAMPLED, tokens)) * tokens // min(SAMPLED, tokens)
+        is_token_BQ = jnp.repeat(places < recall.tokens_B[:, None], group, axis=1)
+        places = (places[:, None] * group + jnp.arange(group)).ravel()  # all queries of the sampled tokens
         wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
         wanted = wanted._replace(  # padding wants nothing
-            scores_BHNK=jnp.where((places < recall.tokens_B[:, None])[:, None, :, None], wanted.scores_BHNK, -jnp.inf)
+            scores_BHNK=jnp.where(is_token_BQ[:, None, :, None], wanted.scores_BHNK, -jnp.inf)
         )
         counted = count(Neighbours(*(part[:, :, places] for part in found)), wanted)
     index_BHNK = found.slots_BHNK - first

@@ -13,6 +13,8 @@ class ModelSettings:
     Attributes:
         vocabulary_size: tokens that can be read and predicted (`V`).
         layers, embedding_size, heads, head_size, feed_forward_size: `L`, `E`, `H`, `D` and the hidden width.
+        key_heads: heads of keys and values, if they are to be fewer than those of queries: query heads share them in
+            groups (grouped-query attention, arXiv 2305.13245), and with them a bank of the memory; None for as many.
         memory_layers: which layers read and write a memory, counted from 1 as the paper does (layer 9 of 12).
         xl_cache: whether each layer also attends to the previous segment's keys and values (`W` = `N`, else 0).
         norm: `rms` (no mean, no bias) or `layer` (LayerNorm, with both).
@@ -51,6 +53,7 @@ class ModelSettings:
     heads: int = 8
     head_size: int = 128
     feed_forward_size: int = 4096
+    key_heads: int | None = None
     memory_layers: tuple[int, ...] = (9,)
     xl_cache: bool = True
     norm: Literal["rms", "layer"] = "rms"
@@ -84,6 +87,12 @@ class ModelSettings:
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):
+            fitting = [str(number) for number in range(1, self.heads + 1) if self.heads % number == 0]
+            raise InputError(
+                f"Model.key_heads = {self.key_heads} does not divide Model.heads = {self.heads} into groups: use "
+                f"{', '.join(fitting)}, or None for as many"
+            )
         for layer in self.memory_layers:
             if not 1 <= layer <= self.layers:
                 raise InputError(
@@ -133,3 +142,13 @@ class ModelSettings:
                 f"Batch.segment_length = {tokens}: with Model.xl_cache = {self.xl_cache} a token sees {seen} tokens, "
                 f"and this model knows Model.max_positions = {self.max_positions}: use at most {fits}"
             )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, and so of caches and banks."""
+        return self.key_heads or self.heads
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key head (`G`)."""
+        return self.heads // self.kv_heads

@@ -56,9 +56,9 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
     window = segment_length if model.xl_cache else 0
     banks = len(model.memory_layers) if memory.size else 0
     return Carry(
-        tuple(empty_cache(rows, model.heads, window, model.head_size, dtype) for _ in range(model.layers)),
+        tuple(empty_cache(rows, model.kv_heads, window, model.head_size, dtype) for _ in range(model.layers)),
         jnp.zeros(rows, bool),
-        tuple(empty_bank(rows, model.heads, model.head_size, memory) for _ in range(banks)),
+        tuple(empty_bank(rows, model.kv_heads, model.head_size, memory) for _ in range(banks)),
     )
 
 
@@ -87,6 +87,7 @@ def open_mesh(
         "E": ("Model.embedding_size", model.embedding_size),
     }
     check_sizes(opened, sizes)
+    check_sizes(opened, {"H": ("Model.key_heads", model.kv_heads)})
     return opened
 
 

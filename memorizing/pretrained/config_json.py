@@ -251,7 +251,7 @@ def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, 
     config = common | {
         "hidden_size": model.embedding_size,
         "num_attention_heads": model.heads,
-        "num_key_value_heads": model.key_heads or model.heads,
+        "num_key_value_heads": model.kv_heads,
         "head_dim": model.head_size,
         "num_hidden_layers": model.layers,
         "intermediate_size": model.feed_forward_size,
