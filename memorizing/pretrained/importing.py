@@ -11,9 +11,9 @@ is another function than the one that was pretrained. So with gates shut the mod
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -41,7 +41,19 @@ SMALL_FILES = (
     "merges.txt", "generation_config.json", "chat_template.jinja", "LICENSE",
 )  # fmt: skip
 GATE_BIAS = -4.0
+"""Of new gates: nearly shut, so that the model starts out as what it was, and open enough to be learned."""
 SEGMENT_LENGTH = 512
+"""Of segments, unless the model knows fewer positions or other settings are given."""
+
+
+class Pretrained(NamedTuple):
+    """A pretrained model as one of this program: settings (and their text), vocabulary, parameters."""
+
+    architecture: str
+    experiment: Experiment
+    text: str
+    vocabulary: PretrainedVocabulary
+    parameters: Parameters
 
 
 def import_pretrained(
@@ -55,48 +67,59 @@ def import_pretrained(
     """Writes `workdir`, which must not be there yet: all of it, or nothing.
 
     Raises:
-        InputError: naming what is not supported, missing, too much, or of the wrong form.
+        InputError: see `read_pretrained`; also when something is in the way.
     """
     _check_workdir(workdir)
-    path = folder / "config.json"
-    config = _read_json(path)
-    architecture, settings = read_config(config, str(path))
-    it, text = _experiment(settings, tuple(memory_layers), Path(workdir).absolute() / VOCABULARY, files, bindings)
-    vocabulary = _vocabulary(folder, config, it.model.vocabulary_size)
-    tensors = Tensors(folder)
-    _, like = abstract_model(it.model, it.memory)
-    wanted = places(architecture, like)
-    named = check_tensors(tensors, architecture, wanted)
-    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
-    where = by_path(shardings(mesh, like, PARAMETER_RULES))
-    leaves = _added(it, {path for place in wanted for path in place.parameters})
-    shapes = by_path(like)
-    for place in wanted:
-        for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
-            leaves[path] = jax.device_put(np.ascontiguousarray(part), where[path])
-    paths = list(shapes)
-    parameters: Parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in paths])
-
+    data = f"Training.data = {str(Path(workdir).absolute() / VOCABULARY)!r}"
+    read = read_pretrained(folder, memory_layers, files, [data, *bindings])
     work = Path(workdir).absolute().with_name(f"{Path(workdir).name}.unfinished")
     if work.exists():  # of an import that was cut short: nothing else writes there
         shutil.rmtree(work)
-    write_vocabulary(work / VOCABULARY, vocabulary)
+    write_vocabulary(work / VOCABULARY, read.vocabulary)
     (work / KEPT).mkdir()
     for name in SMALL_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, work / KEPT / name)
-    write_whole(work / CONFIG_FILE, text)
+    write_whole(work / CONFIG_FILE, read.text)
     record_data(work, PreparedTokens(work / VOCABULARY))
     with Checkpoints(work, keep=1) as checkpoints:
-        checkpoints.save_parameters(0, parameters)
+        checkpoints.save_parameters(0, read.parameters)
     work.rename(workdir)
+    it, layers = read.experiment, ", ".join(map(str, memory_layers))
     say(
-        f"{workdir}: {count_parameters(parameters):,} parameters of a {architecture.model_type} from {folder}; memory "
-        f"in {f'layers {", ".join(map(str, it.model.memory_layers))}' if it.model.memory_layers else 'no layer'}, "
-        f"segments of {it.batch.segment_length}{', no XL cache' * (not it.model.xl_cache)}"
+        f"{workdir}: {count_parameters(read.parameters):,} parameters of a {read.architecture} from {folder}; memory "
+        f"in {f'layers {layers}' if layers else 'no layer'}, segments of {it.batch.segment_length}"
+        f"{', no XL cache' * (not it.model.xl_cache)}"
     )
-    if lost := vocabulary.loses():
+    if lost := read.vocabulary.loses():
         say(f"its tokens do not give back every text as it was; they lose {', '.join(lost)}")
+
+
+def read_pretrained(
+    folder: Path, memory_layers: Sequence[int], files: Sequence[str | Path], bindings: Sequence[str]
+) -> Pretrained:
+    """What is in a folder, with a memory in some layers; parameters where the settings place them.
+
+    Raises:
+        InputError: naming what is not supported, missing, too much, or of the wrong form.
+    """
+    path = folder / "config.json"
+    config = _read_json(path)
+    architecture, settings = read_config(config, str(path))
+    it, text = _experiment(settings, tuple(memory_layers), files, bindings)
+    vocabulary = _vocabulary(folder, config, it.model.vocabulary_size)
+    tensors = Tensors(folder)
+    _, like = abstract_model(it.model, it.memory)
+    shapes, wanted = by_path(like), places(architecture, like)
+    named = check_tensors(tensors, architecture, wanted)
+    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
+    where = by_path(shardings(mesh, like, PARAMETER_RULES))
+    leaves = _added(it, {path for place in wanted for path in place.parameters}, where)
+    for place in wanted:  # one after another: a host holds no second copy of the model
+        for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
+            leaves[path] = jax.device_put(np.ascontiguousarray(part), where[path])
+    parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in shapes])
+    return Pretrained(architecture.model_type, it, text, vocabulary, parameters)
 
 
 def _check_workdir(workdir: AnyPath) -> None:
@@ -125,7 +148,6 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _experiment(
     settings: dict[str, Any],
     memory_layers: tuple[int, ...],
-    vocabulary: Path,
     files: Sequence[str | Path],
     bindings: Sequence[str],
 ) -> tuple[Experiment, str]:
@@ -133,13 +155,10 @@ def _experiment(
     own = {f"Model.{name}": value for name, value in settings.items() if name != "max_positions"}
     known = settings["max_positions"]
     own["Model.max_positions"] = 0 if known == float("inf") else int(known)
-    own |= {
-        "Model.memory_layers": memory_layers,
-        "Model.gate_bias": GATE_BIAS,
-        "Model.normalize_memory_layers": False,
-        "Training.data": str(vocabulary),
-    }
-    if not memory_layers:
+    own["Model.memory_layers"] = memory_layers
+    if memory_layers:
+        own |= {"Model.gate_bias": GATE_BIAS, "Model.normalize_memory_layers": False}
+    else:
         own["Memory.size"] = 0
     learned = settings["positions"] == "learned"
     if learned:
@@ -179,7 +198,7 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
     return vocabulary
 
 
-def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
+def _added(it: Experiment, pretrained: set[str], where: Mapping[str, Any]) -> dict[str, Any]:
     """Freshly made: what memory layers have besides, such as gates.
 
     Raises:
@@ -194,4 +213,4 @@ def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
         made = by_path(create_model(it.model, it.memory, it.training.seed)[1])
         return {path: made[path] for path in added}
 
-    return dict(jax.jit(make)())
+    return dict(jax.jit(make, out_shardings={path: where[path] for path in added})())
