@@ -5,6 +5,7 @@ Every key is one that is known: it becomes a setting, must have the one value th
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -112,7 +113,7 @@ def _llama_like(keys: Keys, attention_bias: str, head_norm: bool = False) -> dic
         "feed_forward_bias": keys.take("mlp_bias", False),
         "query_key_norm": head_norm,
         "positions": "rope",
-        "max_positions": min(longest, _window(keys)),
+        "max_positions": int(min(longest, _window(keys))),
         "tie_embeddings": keys.take("tie_word_embeddings", False),
         "embedding_scale": 1.0,
         **_rope(keys),
@@ -148,7 +149,7 @@ def _window(keys: Keys) -> float:
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
         keys.refuse("layer_types", sorted(unknown), "only full and sliding attention are supported")
     slides = "sliding_attention" in kinds if kinds else uses is not False
-    return window if window and slides else float("inf")
+    return float(window) if window and slides else math.inf
 
 
 def _rope(keys: Keys) -> dict[str, Any]:

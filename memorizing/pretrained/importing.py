@@ -11,7 +11,7 @@ is another function than the one that was pretrained. So with gates shut the mod
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +23,8 @@ from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.tokens import PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, write_whole
-from memorizing.model.transformer import Parameters, abstract_model, count_parameters, create_model, open_mesh
+from memorizing.model.transformer import Parameters, abstract_model, count_parameters, create_model
 from memorizing.parallel.hosts import are_many
-from memorizing.parallel.mesh import PARAMETER_RULES, shardings
 from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import by_path, check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
@@ -98,7 +97,7 @@ def import_pretrained(
 def read_pretrained(
     folder: Path, memory_layers: Sequence[int], files: Sequence[str | Path], bindings: Sequence[str]
 ) -> Pretrained:
-    """What is in a folder, with a memory in some layers; parameters where the settings place them.
+    """What is in a folder, with a memory in some layers; parameters on the host, whatever devices there are.
 
     Raises:
         InputError: naming what is not supported, missing, too much, or of the wrong form.
@@ -112,12 +111,10 @@ def read_pretrained(
     _, like = abstract_model(it.model, it.memory)
     shapes, wanted = by_path(like), places(architecture, like)
     named = check_tensors(tensors, architecture, wanted)
-    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
-    where = by_path(shardings(mesh, like, PARAMETER_RULES))
-    leaves = _added(it, {path for place in wanted for path in place.parameters}, where)
-    for place in wanted:  # one after another: a host holds no second copy of the model
+    leaves = _added(it, {path for place in wanted for path in place.parameters})
+    for place in wanted:
         for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
-            leaves[path] = jax.device_put(np.ascontiguousarray(part), where[path])
+            leaves[path] = np.ascontiguousarray(part)
     parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in shapes])
     return Pretrained(architecture.model_type, it, text, vocabulary, parameters)
 
@@ -152,9 +149,7 @@ def _experiment(
     bindings: Sequence[str],
 ) -> tuple[Experiment, str]:
     """The settings of the run: those of files, the checkpoint's, and the bindings, which may not contradict it."""
-    own = {f"Model.{name}": value for name, value in settings.items() if name != "max_positions"}
-    known = settings["max_positions"]
-    own["Model.max_positions"] = 0 if known == float("inf") else int(known)
+    own = {f"Model.{name}": value for name, value in settings.items()}
     own["Model.memory_layers"] = memory_layers
     if memory_layers:
         own |= {"Model.gate_bias": GATE_BIAS, "Model.normalize_memory_layers": False}
@@ -163,8 +158,8 @@ def _experiment(
     learned = settings["positions"] == "learned"
     if learned:
         own["Model.xl_cache"] = False
-    if known < SEGMENT_LENGTH + (not learned):
-        own["Batch.segment_length"] = int(known) - (not learned)
+    if (fits := settings["max_positions"] - (not learned)) < SEGMENT_LENGTH:
+        own["Batch.segment_length"] = fits
     it, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
     for name in settings:
         wanted, now = own[f"Model.{name}"], getattr(it.model, name)
@@ -198,7 +193,7 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
     return vocabulary
 
 
-def _added(it: Experiment, pretrained: set[str], where: Mapping[str, Any]) -> dict[str, Any]:
+def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
     """Freshly made: what memory layers have besides, such as gates.
 
     Raises:
@@ -213,4 +208,4 @@ def _added(it: Experiment, pretrained: set[str], where: Mapping[str, Any]) -> di
         made = by_path(create_model(it.model, it.memory, it.training.seed)[1])
         return {path: made[path] for path in added}
 
-    return dict(jax.jit(make, out_shardings={path: where[path] for path in added})())
+    return dict(jax.device_get(jax.jit(make)()))

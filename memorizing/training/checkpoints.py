@@ -155,12 +155,17 @@ class Checkpoints:
     def save_parameters(self, step: int, parameters: Parameters) -> None:
         """Saves parameters alone, which can be evaluated and begun from, but not gone on with.
 
+        They may be on the host: no device has to hold more of them than one array.
+
         Raises:
             SaveFailed: see `save`.
         """
+        written: dict[str, int] = {}
+        for path, leaf in jax.tree.leaves_with_path(parameters):
+            written |= fingerprints({jax.tree_util.keystr(path, simple=True, separator="/"): leaf})
         saves = {
             "parameters": ocp.args.StandardSave(parameters),
-            FINGERPRINTS: ocp.args.JsonSave({"parameters": fingerprints(parameters)}),
+            FINGERPRINTS: ocp.args.JsonSave({"parameters": written}),
         }
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
