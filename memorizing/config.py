@@ -91,6 +91,11 @@ class Experiment:
                 f"{self.training.steps}, so the memory of {self.memory.size} would never be used: switch it on "
                 "earlier, train for longer, or set Memory.size = 0"
             )
+        if self.training.negative_rows >= self.batch.rows:
+            raise ConfigError(
+                f"Training.negative_rows = {self.training.negative_rows}: a row has {self.batch.rows - 1} others "
+                f"(Batch.rows = {self.batch.rows}): use at most so many, or more rows"
+            )
         for name in ("steps", "checkpoint_every", "memory_from_step"):
             value = getattr(self.training, name)
             if value % call:

@@ -137,16 +137,24 @@ def split(tmp_path_factory) -> TokenSplit:
     return TokenSplit(folder)
 
 
+OTHER_MODEL = dataclasses.replace(
+    MODEL, key_heads=2, memory_layers=(1, 2), banks_of=(1, 1), gate="joint", normalize_memory_layers=False
+)
+OTHER_TRAINING = dataclasses.replace(TRAINING, negative_rows=2)
+
+
 @functools.cache
-def trained(settings: MeshSettings, split: TokenSplit) -> tuple[np.ndarray, float]:
+def trained(
+    settings: MeshSettings, split: TokenSplit, model: ModelSettings = MODEL, training: TrainingSettings = TRAINING
+) -> tuple[np.ndarray, float]:
     """The loss of each of 20 steps, and the perplexity of the same documents after them."""
     devices = jax.devices()[: max(settings.data, 1) * settings.model * settings.memory]
-    mesh = open_mesh(settings, MODEL, MEMORY, TOKENS, ROWS, devices=devices)
-    make = StateMaker(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING, mesh)
+    mesh = open_mesh(settings, model, MEMORY, TOKENS, ROWS, devices=devices)
+    make = StateMaker(model, MEMORY, BATCH, OPTIMIZER, training, mesh)
     call = make.train_call()
     state, losses, own = make.state(), [], local_rows(mesh, ROWS)
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    for chunk in itertools.islice(batches(split, BATCH, 0, own), TRAINING.steps // BATCH.segments_per_call):
+    for chunk in itertools.islice(batches(split, BATCH, 0, own), training.steps // BATCH.segments_per_call):
         with jax.set_mesh(mesh):
             state, metrics = call(state, assemble(mesh, chunk, ROWS, own, leading="S"))
         losses.append(np.asarray(metrics.segments.nats / metrics.segments.tokens))
@@ -154,7 +162,7 @@ def trained(settings: MeshSettings, split: TokenSplit) -> tuple[np.ndarray, floa
         jax.tree.map(lambda leaf, before: leaf.sharding.is_equivalent_to(before, leaf.ndim), state, where)
     )
     summary = Summary()
-    for scores in score_documents(MODEL, MEMORY, state.parameters, split, TOKENS, ROWS, 3, mesh):
+    for scores in score_documents(model, MEMORY, state.parameters, split, TOKENS, ROWS, 3, mesh):
         summary.add(scores, int(split.bytes[scores.document]))
     return np.concatenate(losses), summary.figures()["perplexity"]
 
@@ -171,6 +179,16 @@ def test_training_and_evaluation_are_the_same_on_every_mesh(name, split, on_one_
     assert len(losses) == 20 and losses[-1] < losses[0] - 1
     np.testing.assert_allclose(losses, expected, rtol=2e-4)
     assert math.isclose(perplexity, expected_perplexity, rel_tol=1e-3)
+
+
+def test_gates_shared_banks_key_heads_and_negatives_are_the_same_on_a_mesh(split):
+    (losses, perplexity), (expected, expected_perplexity) = (
+        trained(settings, split, OTHER_MODEL, OTHER_TRAINING) for settings in (MESHES["all"], ONE)
+    )
+    assert losses[-1] < losses[0] - 1
+    np.testing.assert_allclose(losses, expected, rtol=2e-4)
+    assert math.isclose(perplexity, expected_perplexity, rel_tol=1e-3)
+    assert not np.allclose(expected, trained(ONE, split, OTHER_MODEL)[0], rtol=1e-3)  # other rows' memories matter
 
 
 def test_the_state_is_split_as_the_rules_say(split):
@@ -196,7 +214,7 @@ def compiled_search(slots: int, settings: MeshSettings) -> list:
     def read_and_write(query, bank):
         def loss(query):
             remote, _, _ = attend_to_memory(query, bank, search, 32)
-            return (remote.astype(jnp.float32) ** 2).sum()
+            return (remote.out_BHND.astype(jnp.float32) ** 2).sum()
 
         return jax.grad(loss)(query), append(bank, query, query, search)
 
@@ -218,12 +236,17 @@ def test_what_a_search_sends_does_not_grow_with_the_memory(settings):
             assert not any(size >= 262_144 // settings.memory for size in shape), each
 
 
-@pytest.mark.parametrize(("settings", "remat"), [(ONE, False), (MESHES["all"], False), (MESHES["all"], True)])
-def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, remat):
+SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate": "joint", "key_heads": 2}
+
+
+@pytest.mark.parametrize(("settings", "changes"), [
+    (ONE, {}), (MESHES["all"], {}), (MESHES["all"], {"remat": True}), (ONE, SHARED), (MESHES["all"], SHARED),
+])  # fmt: skip
+def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, changes):
     """In the whole train call: nothing that any collective gives to a device has an axis of a device's slots."""
     slots = 65_536
     mesh, memory = mesh_of(settings), MemorySettings(size=slots, neighbours=4, block_size=512, dtype="float32")
-    model = dataclasses.replace(MODEL, remat=remat)
+    model = dataclasses.replace(MODEL, **changes)
     make = StateMaker(model, memory, BATCH, OPTIMIZER, TRAINING, mesh)
     compiled = compile_call(make, make.like(1), BATCH)
     found = collectives(compiled.as_text())
@@ -231,6 +254,6 @@ def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, remat):
     sizes = {size for each in found for _, shape in each.arrays for size in shape}
     assert max(sizes, default=0) < slots // settings.memory
     # Each device holds its share of the banks, and nothing beside it that is nearly as large.
-    share = 2 * ROWS * MODEL.heads * slots * MODEL.head_size * 4 // mesh.size
+    share = 2 * ROWS * model.kv_heads * slots * model.head_size * 4 // mesh.size
     assert compiled.memory_analysis().alias_size_in_bytes > share
     assert compiled.memory_analysis().temp_size_in_bytes < share / 4

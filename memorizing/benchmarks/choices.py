@@ -109,7 +109,7 @@ def search_names() -> tuple[str, ...]:
 def default_searches(platform: str) -> list[str]:
     """Those whose speed a platform is chosen for: no kernels on CPUs, which interpret them; and no `auto`, which is
     one of the others."""
-    left_out = ("auto", "pallas") if platform == "cpu" else ("auto", "faiss")
+    left_out = ("auto", "dense", "pallas") if platform == "cpu" else ("auto", "dense", "faiss")
     return [name for name in search_names() if not name.startswith(left_out)]
 
 

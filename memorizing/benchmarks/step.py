@@ -200,7 +200,9 @@ class Stepping:
         search, neighbours, carry = make_search(self._memory), self._memory.neighbours, self._state.carry
         queries = memory_queries(graph, self._state.parameters, segment, carry, search)
         shares = []
-        for queries_BHND, bank in zip(queries, carry.banks, strict=True):
+        banks = dict(zip(self._model.bank_layers, carry.banks, strict=True))
+        for queries_BHND, owner in zip(queries, self._model.read_from.values(), strict=True):
+            bank = banks[owner]
             found = jax.jit(search, static_argnums=3)(queries_BHND, bank.keys, valid(bank), neighbours)
             keys_BHMD = bank.keys.plain()
             vectors = Vectors(queries_BHND.astype(keys_BHMD.dtype), keys_BHMD, valid(bank), "model")

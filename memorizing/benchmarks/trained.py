@@ -105,7 +105,7 @@ def trained_vectors(
     for segment in range(segments):
         carry = read(parameters, carry, batch_of(segment))
     queries = memory_queries(graph, parameters, batch_of(segments), carry, search)[0]
-    bank = carry.banks[0]
+    bank = carry.banks[model.bank_layers.index(model.read_from[model.memory_layers[0]])]
     return Vectors(queries.astype(dtype), bank.keys.plain().astype(dtype), valid(bank), origin)
 
 

@@ -40,12 +40,14 @@ class Shown(NamedTuple):
 
     Attributes:
         first: the place of the first token of that part.
+        gates_TLH: how far each head's gate was open; 0 where nothing was found.
     """
 
     first: int
     places_TLHK: Int[np.ndarray, "T L H K"]
     scores_TLHK: Float[np.ndarray, "T L H K"]
     weights_TLHK: Float[np.ndarray, "T L H K"]
+    gates_TLH: Float[np.ndarray, "T L H"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Inspection:
     Attributes:
         name, texts: of the document, and of each of its tokens.
         nats_T, without_T, correct_T: losses with a memory and without, and whether the model's first choice was right.
-        layers, gates_LH: the memory layers, and how far their heads are open.
+        layers, gates_LH: the memory layers, and how far their heads' gates are open: as learned; or, where that depends
+            on the token, the mean over all that found something.
+        gates_are_learned: which of the two.
         top_T: the place that all heads together made most of (weights times gates), or `NOWHERE`.
         used_T: how much of that each place was given, over all later tokens.
         distances_LHR: for each head, how much of its weight went back 2^R to 2^(R+1) tokens.
@@ -69,6 +73,7 @@ class Inspection:
     correct_T: Bool[np.ndarray, "T"]
     layers: list[int]
     gates_LH: Float[np.ndarray, "L H"]
+    gates_are_learned: bool
     top_T: Int[np.ndarray, "T"]
     used_T: Float[np.ndarray, "T"]
     distances_LHR: Float[np.ndarray, "L H R"]
@@ -98,12 +103,13 @@ def inspect(
     nothing = dataclasses.replace(memory, size=0)
     for segment in read_document(model, nothing, parameters, tokens_T, segment_length, vocabulary.begin):
         without_T[segment.first : segment.first + len(segment.nats_N)] = segment.nats_N
-    opened = gates(parameters)
-    gates_LH = np.stack([np.asarray(opened[layer]) for layer in layers])
     stop, heads = min(first + count, length), model.heads
-    top = min(top, memory.neighbours)
+    top = min(top, memory.retrieved)
     shape = (stop - first, len(layers), heads, top)
-    shown = Shown(first, np.full(shape, NOWHERE, np.int32), np.zeros(shape, np.float32), np.zeros(shape, np.float32))
+    shown = Shown(
+        first, np.full(shape, NOWHERE, np.int32), *(np.zeros(own, np.float32) for own in (shape, shape, shape[:3]))
+    )
+    opened_LH, asked_LH = np.zeros(shape[1:3]), np.zeros(shape[1:3], int)
     top_T, used_T = np.full(length, NOWHERE, np.int64), np.zeros(length)
     distances_LHR = np.zeros((len(layers), heads, 1 + int(length).bit_length()))
     for segment in read_document(model, memory, parameters, tokens_T, segment_length, vocabulary.begin):
@@ -111,13 +117,16 @@ def inspect(
         nats_T[own], correct_T[own] = segment.nats_N, segment.correct_N
         if not segment.layers:
             continue
-        places_NLHK, scores_NLHK, weights_NLHK = (
-            np.stack([segment.layers[layer][part].swapaxes(0, 1) for layer in layers], axis=1) for part in range(3)
+        places_NLHK, scores_NLHK, weights_NLHK, gates_NLH = (
+            np.stack([segment.layers[layer][part].swapaxes(0, 1) for layer in layers], axis=1) for part in range(4)
         )
+        opened_LH += gates_NLH.sum(0, dtype=np.float64)
+        asked_LH += (gates_NLH > 0).sum(0)
         part, at = _overlap(own, slice(first, stop))
-        for kept, new in zip(shown[1:], (places_NLHK, scores_NLHK, weights_NLHK), strict=True):
+        for kept, new in zip(shown[1:4], (places_NLHK, scores_NLHK, weights_NLHK), strict=True):
             kept[at] = new[part][..., :top]
-        mass_NLHK = weights_NLHK * gates_LH[:, :, None]
+        shown.gates_TLH[at] = gates_NLH[part]
+        mass_NLHK = weights_NLHK * gates_NLH[..., None]
         ago_NLHK = np.arange(own.start, own.stop)[:, None, None, None] - places_NLHK
         for layer in range(len(layers)):
             for head in range(heads):
@@ -125,10 +134,14 @@ def inspect(
                 np.add.at(distances_LHR[layer, head], bins.ravel(), weights_NLHK[:, layer, head].ravel())
         np.add.at(used_T, np.maximum(places_NLHK, 0).ravel(), np.where(places_NLHK >= 0, mass_NLHK, 0.0).ravel())
         top_T[own] = [_heaviest(*pair) for pair in zip(places_NLHK, mass_NLHK, strict=True)]
-    texts = texts_of(vocabulary.pieces(tokens_T))
+    texts, learned = texts_of(vocabulary.pieces(tokens_T)), gates(parameters)
+    gates_LH = opened_LH / np.maximum(asked_LH, 1)
+    if learned:
+        gates_LH = np.stack([np.broadcast_to(learned[layer], heads) for layer in layers])
     return Inspection(
-        name, tokens_T, texts, nats_T, without_T, correct_T, layers, gates_LH, top_T, used_T, distances_LHR, shown
-    )
+        name, tokens_T, texts, nats_T, without_T, correct_T, layers, gates_LH, bool(learned), top_T, used_T,
+        distances_LHR, shown,
+    )  # fmt: skip
 
 
 def _overlap(one: slice, other: slice) -> tuple[slice, slice]:
@@ -211,14 +224,14 @@ def lines(it: Inspection) -> Iterator[dict[str, Any]]:
         found = []
         for layer, own in enumerate(it.layers):
             for head in range(it.gates_LH.shape[1]):
-                parts = zip(*(part[number, layer, head].tolist() for part in it.shown[1:]), strict=True)
+                parts = zip(*(part[number, layer, head].tolist() for part in it.shown[1:4]), strict=True)
                 retrieved = [
                     {"place": at, "text": it.texts[at] if at >= 0 else "", "score": score, "weight": weight}
                     for at, score, weight in parts
                     if at != NOWHERE
                 ]
                 if retrieved:
-                    gate = float(it.gates_LH[layer, head])
+                    gate = float(it.shown.gates_TLH[number, layer, head])
                     found.append({"layer": own, "head": head, "gate": gate, "retrieved": retrieved})
         yield {
             "place": place,
@@ -308,7 +321,8 @@ def write(
         "about": about | {"document": it.name, "first": it.shown.first, "stop": stop, "context": CONTEXT},
         "summary": summary(it),
         "layers": it.layers,
-        "gates": it.gates_LH.tolist(),
+        "gates": _packed(it.shown.gates_TLH, np.float32),
+        "gates_are_learned": it.gates_are_learned,
         "texts": it.texts,
         "gains": _packed(it.gains_T, np.float32),
         "nats": _packed(it.nats_T, np.float32),

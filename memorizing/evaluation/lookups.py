@@ -20,7 +20,7 @@ from memorizing.memory.search import Neighbours, Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.groups import by_query_head
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
+from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_and_tell, empty_carry
 from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 
@@ -35,6 +35,10 @@ class Listening(Search):
     inner: Search
     heard: list[tuple[jax.Array, Neighbours]]
 
+    @property
+    def is_dense(self) -> bool:
+        return self.inner.is_dense
+
     def __call__(self, queries_BHND, keys, valid_BM, neighbours: int):
         found = self.inner(queries_BHND, keys, valid_BM, neighbours)
         self.heard.append((queries_BHND, found))
@@ -45,11 +49,15 @@ class Listening(Search):
 
 
 class SegmentLookups(NamedTuple):
-    """Of one segment and layer: places of the tokens retrieved (or `NOWHERE`), scores and weights, best first."""
+    """Of one segment and layer: places of the tokens retrieved (or `NOWHERE`), scores and weights, best first.
+
+    Beside them how far the gate was open for each token: 0 where nothing was found.
+    """
 
     places_HNK: Int[np.ndarray, "H N K"]
     scores_HNK: Float[np.ndarray, "H N K"]
     weights_HNK: Float[np.ndarray, "H N K"]
+    gates_HN: Float[np.ndarray, "H N"]
 
 
 class ReadSegment(NamedTuple):
@@ -82,8 +90,8 @@ def read_document(
         predictions, found = jax.device_get((predictions, found))
         count = min(segment_length, len(tokens_T) - first)
         looked = {
-            layer: _placed(neighbours, ages, first, count)
-            for layer, (neighbours, ages) in zip(layers, found, strict=True)
+            layer: _placed(neighbours, ages, gate_BHN, first, count)
+            for layer, (neighbours, ages, gate_BHN) in zip(layers, found, strict=True)
             if first
         }
         yield ReadSegment(first, predictions.nats_BN[0, :count], predictions.correct_BN[0, :count], looked)
@@ -101,16 +109,13 @@ def reader(model: ModelSettings, memory: MemorySettings) -> Call:
     @functools.partial(jax.jit, donate_argnums=1)
     def read(parameters: Parameters, carry: Carry, batch: Batch) -> tuple[Carry, Predictions, Any]:
         listening = Listening(inner=search, heard=[]) if search is not None else None
-        cursors = [bank.cursor for bank in carry.banks]
-        logits_BNV, carry = apply_model(graph, parameters, batch, carry, search=listening)
-        heard = [
-            Neighbours(*(by_query_head(part, model.group) for part in neighbours))
-            for _, neighbours in (listening.heard if listening else [])
-        ]
-        found = [
-            (neighbours, (cursor - 1 - neighbours.slots_BHNK) % memory.size)
-            for cursor, neighbours in zip(cursors, heard, strict=True)
-        ]
+        cursors = {layer: bank.cursor for layer, bank in zip(model.bank_layers, carry.banks)}  # noqa: B905 (or no banks)
+        logits_BNV, carry, opened = apply_and_tell(graph, parameters, batch, carry, search=listening)
+        found = []
+        for (layer, owner), (_, heard) in zip(model.read_from.items(), listening.heard if listening else ()):  # noqa: B905
+            neighbours = Neighbours(*(by_query_head(part, model.group) for part in heard))
+            ages_BHNK = (cursors[owner] - 1 - neighbours.slots_BHNK) % memory.size
+            found.append((neighbours, ages_BHNK, opened[layer]))
         return carry, score(logits_BNV, batch), found
 
     return read
@@ -127,7 +132,7 @@ def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int, 
     return Batch(inputs, targets, mask, np.asarray([first == 0]))
 
 
-def _placed(found: Neighbours, ages: np.ndarray, first: int, count: int) -> SegmentLookups:
+def _placed(found: Neighbours, ages: np.ndarray, gate_BHN: np.ndarray, first: int, count: int) -> SegmentLookups:
     scores_HNK = np.asarray(found.scores_BHNK, np.float32)[0, :, :count]
     exists_HNK = np.isfinite(scores_HNK)
     # The slot of age 0 is that of the input of place `first - 1`, which is the token before that.
@@ -135,4 +140,5 @@ def _placed(found: Neighbours, ages: np.ndarray, first: int, count: int) -> Segm
     best_HN1 = np.max(np.where(exists_HNK, scores_HNK, -1e30), axis=-1, keepdims=True)
     powers_HNK = np.where(exists_HNK, np.exp(np.where(exists_HNK, scores_HNK - best_HN1, 0.0)), 0.0)
     total_HN1 = powers_HNK.sum(-1, keepdims=True)
-    return SegmentLookups(places_HNK, scores_HNK, powers_HNK / np.where(total_HN1 > 0, total_HN1, 1.0))
+    weights_HNK = powers_HNK / np.where(total_HN1 > 0, total_HN1, 1.0)
+    return SegmentLookups(places_HNK, scores_HNK, weights_HNK, np.asarray(gate_BHN, np.float32)[0, :, :count])

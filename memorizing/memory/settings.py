@@ -13,10 +13,11 @@ class MemorySettings:
 
     Attributes:
         size: slots per row and head (`M`), in tokens; 0 for no memory.
-        neighbours: how many slots a query retrieves (`K`).
+        neighbours: how many slots a query retrieves (`K`); nothing to `dense`, which attends to all.
         dtype: of the stored keys and values.
         key_dtype: of the stored keys, if it is to be another: 8 bits take half the room of bfloat16.
-        search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size.
+        search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size. With
+            `dense` nothing is searched: for a small memory, of which the backward pass keeps a copy.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
             the true neighbours `search` had found; true among the keys as they are stored.
@@ -43,9 +44,8 @@ class MemorySettings:
     neighbours: int = 32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     key_dtype: Literal["bfloat16", "float32", EightBits] | None = None
-    search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate", "ivf", "lsh", "faiss"] = (
-        "auto"
-    )
+    search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate", "ivf", "lsh", "faiss",
+                    "dense"] = "auto"  # fmt: skip
     minimum_score: float | None = None
     report_recall: bool = False
     block_size: int = 8192
@@ -68,7 +68,13 @@ class MemorySettings:
             raise InputError(f"Memory.size = {self.size}: must be 0 (no memory) or a number of tokens")
         if self.neighbours < 1:
             raise InputError(f"Memory.neighbours = {self.neighbours}: must be at least 1; the paper uses 32")
-        if self.size and self.neighbours > self.size:
+        if self.search == "dense" and (self.proposer is not None or self.report_recall):
+            name = "report_recall" if self.report_recall else "proposer"
+            raise InputError(
+                f"Memory.{name} = {getattr(self, name)!r} with Memory.search = 'dense', which attends to all slots and "
+                "searches nothing: leave one of the two out"
+            )
+        if self.size and self.neighbours > self.size and self.search != "dense":
             raise InputError(
                 f"Memory.neighbours = {self.neighbours} is more than Memory.size = {self.size}: "
                 f"retrieve fewer neighbours (at most {self.size}) or make the memory larger"
@@ -103,6 +109,11 @@ class MemorySettings:
             )
         if self.search in ("ivf", "lsh") and self.candidates < self.size:  # else all slots are looked at
             self._check_candidates()
+
+    @property
+    def retrieved(self) -> int:
+        """How many slots a query attends to."""
+        return self.size if self.search == "dense" else self.neighbours
 
     def _check_candidates(self) -> None:
         wanted = max(self.neighbours, self.proposals if self.proposer else 0)

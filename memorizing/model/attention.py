@@ -2,7 +2,7 @@
 
     local   = attention(q, [cache; k], [cache; v]) with position bias
     remote  = attention(q, retrieved keys, retrieved values)          # memory_attention.py
-    out     = g * remote + (1 - g) * local,   g = sigmoid(b) per head, 0 for rows whose memory is empty
+    out     = g * remote + (1 - g) * local                            # gates.py
 
 Each token attends to itself and the `W` tokens before it; without a cache, to its segment so far. N = W = 3:
 
@@ -12,6 +12,7 @@ Each token attends to itself and the `W` tokens before it; without a cache, to i
     query 2   . . x      x x x
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,8 +21,9 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Bool, Float
 
-from memorizing.memory.bank import Bank, append
+from memorizing.memory.bank import Bank, Recall
 from memorizing.memory.search import Search
+from memorizing.model.gates import COMPARING, Read, Scores, compared, mixed, opened
 from memorizing.model.groups import products, weighted_sums
 from memorizing.model.layers import RMSNorm, normal_parameter
 from memorizing.model.memory_attention import attend_to_memory
@@ -58,8 +60,22 @@ class Segment(NamedTuple):
     last_key_BHD: Float[jax.Array, "B H D"]
 
 
+class Remembered(NamedTuple):
+    """What a memory layer has to say of a segment: what is to be written, once all have read; and of its own reading.
+
+    Attributes:
+        segment: its keys and values.
+        counted: what its search found, if banks count that.
+        gate_BHN: how far its gate was open; 0 where nothing was found.
+    """
+
+    segment: Segment
+    counted: Recall | None
+    gate_BHN: Float[jax.Array, "B H N"]
+
+
 class Attention(nnx.Module):
-    """One layer's attention, local and (in memory layers) remote. Returns the new cache and bank beside the output."""
+    """One layer's attention, local and (in memory layers) remote. Writes into no bank: others may read it too."""
 
     def __init__(self, settings: ModelSettings, has_memory: bool, rngs: nnx.Rngs):
         embedding, heads, size = settings.embedding_size, settings.heads, settings.head_size
@@ -81,14 +97,21 @@ class Attention(nnx.Module):
         if self.norms_heads:
             self.query_norm, self.key_norm = (RMSNorm(size, settings.norm_epsilon) for _ in range(2))
         self.has_memory, self.shifts_keys = has_memory, has_memory and settings.key_shift
+        self.normalizes, self.gate_kind = has_memory and settings.normalize_memory_layers, settings.gate
         if has_memory:
             if settings.key_shift:
                 # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
                 shifted_H = jnp.arange(key_heads, dtype=jnp.float32) % 2
                 self.shift_HD = nnx.Param(jnp.tile(shifted_H[:, None], size))
-            scale = size**0.5 if settings.query_scale is None else settings.query_scale
-            self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))
-            self.gate_H = nnx.Param(jnp.full(heads, settings.gate_bias, jnp.float32))
+            if self.normalizes:
+                scale = size**0.5 if settings.query_scale is None else settings.query_scale
+                self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))
+            if settings.gate in ("head", "token"):
+                self.gate_H = nnx.Param(jnp.full(heads, settings.gate_bias, jnp.float32))
+            if settings.gate == "token":  # starts as `head`
+                self.gate_HD = nnx.Param(jnp.zeros((heads, size), jnp.float32))
+            if settings.gate == "layer":
+                self.gate = nnx.Param(jnp.asarray(settings.gate_bias, jnp.float32))
 
     def __call__(
         self,
@@ -99,15 +122,14 @@ class Attention(nnx.Module):
         bank: Bank | None,
         search: Search,
         neighbours: int,
-    ) -> tuple[Float[jax.Array, "B N E"], Cache, Bank | None]:
-        """Reads a whole segment."""
+        negative_rows: int = 0,
+    ) -> tuple[Float[jax.Array, "B N E"], Cache, Remembered | None]:
+        """Reads a whole segment; also gives the cache behind it, and what is for the memory, where there is a bank."""
         before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(x_BNE.dtype), 0)
         query, segment = self._project(x_BNE, before_BHD)
-        out, segment, counted = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours)
-        cache, bank = close(segment, cache, bank, search)
-        if bank is not None and counted is not None:
-            bank = bank._replace(recall=jax.tree.map(jnp.add, bank.recall, counted))
-        return out, cache, bank
+        read = functools.partial(attend_to_memory, search=search, neighbours=neighbours, negative_rows=negative_rows)
+        out, remembered = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, read)
+        return out, close(remembered.segment if remembered else segment, cache), remembered
 
     def extend(
         self,
@@ -123,7 +145,7 @@ class Attention(nnx.Module):
     ) -> tuple[Float[jax.Array, "B N E"], Segment]:
         """Reads a part of a segment, behind what was read of it before, and writes it into the `segment`.
 
-        Cache and bank are those before the segment, and stay so until `close`.
+        Cache and bank are those before the segment, and stay so until it is full.
         """
         query, new = self._project(x_BNE, segment.last_key_BHD, part.count - 1)
         keys_BHND, values_BHND = (
@@ -131,8 +153,9 @@ class Attention(nnx.Module):
             for old, written in zip(segment[:2], new[:2], strict=True)
         )
         segment = Segment(keys_BHND, values_BHND, new.last_key_BHD)
-        out, segment, _ = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours, part)
-        return out, segment
+        read = functools.partial(attend_to_memory, search=search, neighbours=neighbours)
+        out, remembered = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, read, part)
+        return out, remembered.segment if remembered else segment
 
     def _project(self, x_BNE, before_BHD, last=-1):
         """Queries, and keys and values as they are attended to; `before_BHD` is the key of the token before."""
@@ -156,7 +179,7 @@ class Attention(nnx.Module):
         if self.shifts_keys:
             before = jnp.concatenate([before_BHD[:, :, None], key[:, :, :-1]], axis=2)
             key = key + self.shift_HD[...].astype(dtype)[:, None, :] * before
-        if self.has_memory:
+        if self.normalizes:
             # Normalized keys stay comparable with queries of later weights, which is what a stale memory needs.
             query = l2_normalize(query) * self.scale_H[...].astype(dtype)[:, None, None]
             key = l2_normalize(key)
@@ -164,27 +187,44 @@ class Attention(nnx.Module):
             query = query * query.shape[-1] ** -0.5
         return query, Segment(key, value, last_key_BHD)
 
-    def _attend(self, query, segment, bias_PHNJ, cache, cached_B, bank, search, neighbours, part=None):
-        """What the queries read, here and in memory; the segment, to be written once that is read; what was counted."""
-        dtype, counted = query.dtype, None
+    def _attend(self, query, segment, bias_PHNJ, cache, cached_B, bank, read, part=None):
+        """What the queries read, here and in memory; and what is to be remembered of the segment, once that is read."""
+        dtype, remembered = query.dtype, None
         keys_BHJD, values_BHJD = (
             jnp.concatenate([constrain(cached, "BH_D").astype(dtype), new], axis=2)
             for cached, new in zip(cache[:2], segment[:2], strict=True)
         )
-        out = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cache.keys_BHWD.shape[2], cached_B, part)
+        local = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cache.keys_BHWD.shape[2], cached_B, part)
+        out = local.out_BHND
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
-            remote, row_has_memory_B, counted = attend_to_memory(query, bank, search, neighbours)
+            remote, found_BHN, counted = read(query, bank)
+            if self.gate_kind not in COMPARING:
+                remote = remote._replace(scores=None)
             # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
-            remote, key, value = lax.optimization_barrier((remote, segment.keys_BHND, segment.values_BHND))
-            segment = segment._replace(keys_BHND=key, values_BHND=value)
-            gate_BH = jax.nn.sigmoid(self.gate_H[...])[None, :] * row_has_memory_B[:, None]
-            gate = gate_BH[:, :, None, None].astype(dtype)
-            out = gate * remote + (1 - gate) * out
+            (remote, found_BHN), key, value = lax.optimization_barrier(
+                ((remote, found_BHN), segment.keys_BHND, segment.values_BHND)
+            )
+            gate_BHN = opened(self._logit(query, local, remote), found_BHN)
+            remembered = Remembered(segment._replace(keys_BHND=key, values_BHND=value), counted, gate_BHN)
+            out = mixed(gate_BHN, remote.out_BHND, out)
         out = jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype))
         if self.has_out_bias:
             out = out + self.out_bias_E[...].astype(dtype)
-        return constrain(out, "BNE"), segment, counted
+        return constrain(out, "BNE"), remembered
+
+    def _logit(self, query_BHND, local, remote):
+        """Of the gate, for each head and token, as far as they differ."""
+        match self.gate_kind:
+            case "head":
+                return self.gate_H[...][:, None]
+            case "layer":
+                return self.gate[...]
+            case "token":
+                query, weight = query_BHND.astype(jnp.float32), self.gate_HD[...].astype(jnp.float32)
+                return jnp.einsum("BHND,HD->BHN", query, weight) + self.gate_H[...][:, None]
+            case kind:
+                return compared(kind, local.scores, remote.scores)
 
     def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached, cached_B, part):
         tokens = keys_BHJD.shape[2] - cached
@@ -197,17 +237,19 @@ class Attention(nnx.Module):
             of_parts = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
             scores_BHNJ = (of_parts + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
         visible_BNJ = local_mask(tokens, cached, cached_B, part)
-        weights_BHNJ = jax.nn.softmax(jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf), axis=-1)
-        return weighted_sums(weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
+        scores_BHNJ = jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf)
+        weights_BHNJ = jax.nn.softmax(scores_BHNJ, axis=-1)
+        out_BHND = weighted_sums(weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
+        if self.gate_kind not in COMPARING:
+            return Read(out_BHND, None)
+        return Read(out_BHND, Scores(scores_BHNJ.max(-1), jax.nn.logsumexp(scores_BHNJ, axis=-1)))
 
 
-def close(segment: Segment, cache: Cache, bank: Bank | None, search: Search) -> tuple[Cache, Bank | None]:
-    """What one layer keeps of a segment that is full: its end as the XL cache, and all of it in the memory."""
-    if bank is not None:
-        bank = append(bank, segment.keys_BHND, segment.values_BHND, search)
+def close(segment: Segment, cache: Cache) -> Cache:
+    """What one layer keeps of a segment that is full as its XL cache."""
     first = segment.keys_BHND.shape[2] - cache.keys_BHWD.shape[2]
     kept = Cache(segment.keys_BHND[:, :, first:], segment.values_BHND[:, :, first:], segment.last_key_BHD)
-    return jax.tree.map(lambda new, old: lax.stop_gradient(new).astype(old.dtype), kept, cache), bank
+    return jax.tree.map(lambda new, old: lax.stop_gradient(new).astype(old.dtype), kept, cache)
 
 
 def local_mask(

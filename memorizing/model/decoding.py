@@ -17,9 +17,11 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Float, Int
 
+from memorizing.memory.bank import append
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Segment, close
+from memorizing.model.banks import Banks
 from memorizing.model.positions import Part
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters
@@ -64,18 +66,18 @@ def extend(
     All of those given must fit into the segment. Returns float32 logits of the token after the last one read.
     """
     model = nnx.merge(graph, parameters)
-    search, neighbours = make_search(model.memory), model.memory.neighbours
+    search, neighbours = make_search(model.memory), model.memory.retrieved
     carry, segments = opened.carry, []
     part = Part(opened.position, jnp.asarray(count), inputs_BN.shape[1])
     tokens, window = opened.segments[0].keys_BHND.shape[2], carry.caches[0].keys_BHWD.shape[2]
     biases = [bias(tokens, window, part) for bias in model.biases]
-    banks = list(carry.banks)
+    banks = Banks(model.settings, carry.banks)
     x_BNE = model.read(inputs_BN, part)
     for index, layer in enumerate(model.layers):
         bias = biases[index if len(biases) > 1 else 0] if biases else None
-        bank = banks.pop(0) if banks and layer.attention.has_memory else None
+        bank, cache = banks.read_by(1 + index), carry.caches[index]
         x_BNE, segment = layer.extend(
-            x_BNE, bias, carry.caches[index], carry.cached_B, bank, opened.segments[index], part, search, neighbours
+            x_BNE, bias, cache, carry.cached_B, bank, opened.segments[index], part, search, neighbours
         )
         segments.append(segment)
     last_B1E = lax.dynamic_slice_in_dim(x_BNE, part.count - 1, 1, axis=1)
@@ -86,10 +88,9 @@ def extend(
 def close_segment(opened: Opened, model: ModelSettings, memory: MemorySettings) -> Carry:
     """The carry behind a segment of which all `N` tokens are read: its keys and values go to caches and memory."""
     search, carry = make_search(memory), opened.carry
-    waiting, caches, banks = list(carry.banks), [], []
-    for number, (segment, cache) in enumerate(zip(opened.segments, carry.caches, strict=True), start=1):
-        bank = waiting.pop(0) if waiting and number in model.memory_layers else None
-        cache, bank = close(segment, cache, bank, search)
-        caches.append(cache)
-        banks += [bank] if bank is not None else []
-    return Carry(tuple(caches), jnp.ones_like(carry.cached_B), tuple(banks))
+    caches = tuple(close(segment, cache) for segment, cache in zip(opened.segments, carry.caches, strict=True))
+    banks = []
+    for number, bank in zip(model.bank_layers if carry.banks else (), carry.banks, strict=True):
+        segment = opened.segments[number - 1]
+        banks.append(append(bank, segment.keys_BHND, segment.values_BHND, search))
+    return Carry(caches, jnp.ones_like(carry.cached_B), tuple(banks))

@@ -3,13 +3,14 @@
     idx     = top-K over valid slots of  stop_gradient(q) . memory_k      # per row, head and token
     remote  = softmax(q . memory_k[idx]) memory_v[idx]                    # gradient flows to q alone
 
-No position bias: a memory is found by what it holds. What is done with `remote`: the gate in `attention.py`.
+No position bias: a memory is found by what it holds. What is done with `remote`: `gates.py`.
 
 Where slots are split over devices, each gathers and attends to those of the `K` that it holds, and the sums of the
 softmax are added up over devices: neither keys nor values of the memory ever travel.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,10 @@ from jaxtyping import Bool, Float
 from memorizing.memory.bank import Bank, Recall, valid
 from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
+from memorizing.memory.search.contract import counted as counted_scores
 from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
+from memorizing.model.gates import Read, Scores, together
 from memorizing.model.groups import by_key_head, by_query_head
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
@@ -35,27 +38,46 @@ SAMPLED = 8
 
 
 def attend_to_memory(
-    query_BHND: Float[jax.Array, "B H N D"], bank: Bank, search: Search, neighbours: int
-) -> tuple[Float[jax.Array, "B H N D"], Bool[jax.Array, "B"], Recall | None]:
-    """Reads the memory; also says which rows have anything in theirs. Rows that have nothing read zeros.
+    query_BHND: Float[jax.Array, "B H N D"], bank: Bank, search: Search, neighbours: int, negative_rows: int = 0
+) -> tuple[Read, Bool[jax.Array, "B H N"], Recall | None]:
+    """Reads the memory; also says which queries have found anything. Those that have not read zeros, at scores of 0.
 
-    Counts what sampled queries found, if the bank does; not those of padding, see `memory.bank.masked`.
+    With `negative_rows` each row's queries also retrieve from the memories of the so many rows after it, all in one
+    softmax with its own: contrastive training (arXiv 2307.03170), which teaches keys to tell documents apart. Queries
+    that find nothing in their own memory find nothing.
+
+    Counts what sampled queries found in their own memory, if the bank does; not those of padding, see
+    `memory.bank.masked`.
     """
     bank = lax.stop_gradient(bank)
     group = query_BHND.shape[1] // bank.keys_BHMD.shape[1]
-    attend = functools.partial(_attend, search=search, neighbours=neighbours, group=group)
-    keys = bank.keys
-    if (mesh := current_mesh()) is not None:
-        attend = jax.shard_map(
-            functools.partial(attend, axis="memory"),
-            mesh=mesh,
-            # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-            in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(bank.recall)),
-            out_specs=(spec("BHND"), specs(bank.recall)),
-            check_vma=False,  # searches start their scans from constants, which are the same on all devices
-        )
-    remote, counted = attend(by_key_head(query_BHND, group), keys, bank.values_BHMD, valid(bank), bank.recall)
-    return by_query_head(remote, group), bank.length_B > 0, counted
+
+    def attend(query_BHND: jax.Array, recall: Recall | None) -> tuple[Read, jax.Array, Recall | None]:
+        attend: Any = functools.partial(_attend, search=search, neighbours=neighbours, group=group)
+        if (mesh := current_mesh()) is not None:
+            attend = jax.shard_map(
+                functools.partial(attend, axis="memory"),
+                mesh=mesh,
+                # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
+                in_specs=(spec("BH_D"), specs(bank.keys), spec("BHMD"), spec("BM"), specs(recall)),
+                out_specs=(spec("BHND"), spec("BHN"), spec("BHN"), specs(recall)),
+                check_vma=False,  # searches start their scans from constants, which are the same on all devices
+            )
+        *read, counted = attend(by_key_head(query_BHND, group), bank.keys, bank.values_BHMD, valid(bank), recall)
+        out_BHND, scores, found_BHN = jax.tree.map(lambda part: by_query_head(part, group), read)
+        return Read(out_BHND, scores), found_BHN, counted
+
+    read, found_BHN, counted = attend(query_BHND, bank.recall)
+    if negative_rows:
+        # Queries travel to the memories, not memories to the queries; what is read comes back.
+        others = [
+            jax.tree.map(
+                lambda part, by=by: jnp.roll(part, -by, axis=0), attend(jnp.roll(query_BHND, by, axis=0), None)
+            )
+            for by in range(1, negative_rows + 1)
+        ]
+        read = together([read, *(it[0] for it in others)], [found_BHN, *(it[1] for it in others)])
+    return read, found_BHN, counted
 
 
 def _attend(
@@ -68,16 +90,19 @@ def _attend(
     neighbours: int,
     group: int,
     axis: str | None = None,
-) -> tuple[Float[jax.Array, "B H N_own D"], Recall | None]:
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], Recall | None]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns.
 
     Heads are those of the bank, and the queries `group` for each token (see groups.py).
     """
     slots, first, oracle = valid_BM.shape[1], 0, Blocked(minimum_score=search.minimum_score)
+    searched_BHND = lax.stop_gradient(query_BHND)
+    if search.is_dense:
+        search(searched_BHND, keys, valid_BM, min(neighbours, slots))  # for who listens; dropped where nobody does
+        return *_attend_densely(query_BHND, keys, values_BHMD, valid_BM, search.minimum_score, axis), None
     if axis is not None:
         search, oracle = Sharded(inner=search, axis=axis), Sharded(inner=oracle, axis=axis)
         first = lax.axis_index(axis) * slots
-    searched_BHND = lax.stop_gradient(query_BHND)
     found = search(searched_BHND, keys, valid_BM, neighbours)
     counted = None
     if recall is not None:
@@ -86,9 +111,8 @@ def _attend(
         is_token_BQ = jnp.repeat(places < recall.tokens_B[:, None], group, axis=1)
         places = (places[:, None] * group + jnp.arange(group)).ravel()  # all queries of the sampled tokens
         wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
-        wanted = wanted._replace(  # padding wants nothing
-            scores_BHNK=jnp.where(is_token_BQ[:, None, :, None], wanted.scores_BHNK, -jnp.inf)
-        )
+        is_wanted_BHQK = is_token_BQ[:, None, :, None]  # padding wants nothing
+        wanted = wanted._replace(scores_BHNK=jnp.where(is_wanted_BHQK, wanted.scores_BHNK, -jnp.inf))
         counted = count(Neighbours(*(part[:, :, places] for part in found)), wanted)
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
@@ -105,16 +129,70 @@ def _attend(
     scores_BHNK = jnp.einsum("BHND,BHNKD->BHNK", query_BHND, keys_BHNKD, preferred_element_type=jnp.float32)
     # The best score is the same on all devices, and finite even where nothing is found: no NaN in or out of `exp`.
     best_BHN1 = jnp.maximum(best_BHN1, -1e30)
-    weights_BHNK = jnp.where(is_here_BHNK, jnp.exp(jnp.where(is_here_BHNK, scores_BHNK - best_BHN1, 0.0)), 0.0)
-    total_BHN1 = weights_BHNK.sum(-1, keepdims=True)
+    weights_BHNK = _powers(scores_BHNK, is_here_BHNK, best_BHN1)
     remote_BHND = jnp.einsum(
         "BHNK,BHNKD->BHND", weights_BHNK.astype(query_BHND.dtype), values_BHNKD, preferred_element_type=jnp.float32
     )
+    parts = remote_BHND, weights_BHNK.sum(-1, keepdims=True), jnp.where(is_here_BHNK, scores_BHNK, 0.0)[..., :1]
+    return *_read(*parts, best_BHN1, query_BHND.dtype, axis), counted
+
+
+def _attend_densely(
+    query_BHND: Float[jax.Array, "B H N D"],
+    keys: Keys,
+    values_BHMD: Float[jax.Array, "B H M D"],
+    valid_BM: Bool[jax.Array, "B M"],
+    minimum_score: float | None,
+    axis: str | None,
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"]]:
+    """The same over all valid slots: nothing is selected, so nothing is gathered."""
+    keys_BHMD, values_BHMD = (part.astype(query_BHND.dtype) for part in (keys.plain(), values_BHMD))
+    scores_BHNM = jnp.einsum("BHND,BHMD->BHNM", query_BHND, keys_BHMD, preferred_element_type=jnp.float32)
+    counts_BHNM = counted_scores(lax.stop_gradient(scores_BHNM), valid_BM, minimum_score) > -jnp.inf
+    own_BHN1 = jnp.where(counts_BHNM, scores_BHNM, -1e30).max(-1, keepdims=True)
+    best_BHN1 = lax.stop_gradient(own_BHN1)
+    is_here_BHN1 = jnp.ones_like(best_BHN1)
     if axis is not None:
-        remote_BHND, total_BHN1 = (
-            lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (remote_BHND, total_BHN1)
+        best_BHN1 = lax.pmax(best_BHN1, axis)
+        is_here_BHN1 = (lax.stop_gradient(own_BHN1) == best_BHN1).astype(jnp.float32)
+        is_here_BHN1 /= lax.psum(is_here_BHN1, axis)  # where slots on several devices score alike
+    powers_BHNM = _powers(scores_BHNM, counts_BHNM, best_BHN1)
+    sum_BHND = jnp.einsum(
+        "BHNM,BHMD->BHND", powers_BHNM.astype(query_BHND.dtype), values_BHMD, preferred_element_type=jnp.float32
+    )
+    own_BHN1 = jnp.where(best_BHN1 > -1e30, own_BHN1 * is_here_BHN1, 0.0)
+    return _read(sum_BHND, powers_BHNM.sum(-1, keepdims=True), own_BHN1, best_BHN1, query_BHND.dtype, axis)
+
+
+def _powers(scores: jax.Array, counts: jax.Array, top: jax.Array) -> jax.Array:
+    """Of the softmax before it is divided by their total; 0 where nothing counts."""
+    return jnp.where(counts, jnp.exp(jnp.where(counts, scores - top, 0.0)), 0.0)
+
+
+def _read(
+    sum_BHND: Float[jax.Array, "B H N D"],
+    total_BHN1: Float[jax.Array, "B H N 1"],
+    best_BHN1: Float[jax.Array, "B H N 1"],
+    top_BHN1: Float[jax.Array, "B H N 1"],
+    dtype: jnp.dtype,
+    axis: str | None,
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"]]:
+    """What was read, and by which queries, from the sums of the softmax on each device along the `axis`.
+
+    `best_BHN1` is 0 on all devices but the one whose slot scored best; `top_BHN1`, by which powers were kept small, is
+    the same on all.
+    """
+    if axis is not None:
+        sum_BHND, total_BHN1, best_BHN1 = (
+            lax.psum_scatter(part, axis, scatter_dimension=2, tiled=True) for part in (sum_BHND, total_BHN1, best_BHN1)
         )
-    return (remote_BHND / jnp.where(total_BHN1 > 0, total_BHN1, 1.0)).astype(query_BHND.dtype), counted
+        own = total_BHN1.shape[2]
+        top_BHN1 = lax.dynamic_slice_in_dim(top_BHN1, lax.axis_index(axis) * own, own, axis=2)
+    found_BHN1 = total_BHN1 > 0
+    total_BHN1 = jnp.where(found_BHN1, total_BHN1, 1.0)
+    log_total_BHN1 = jnp.where(found_BHN1, jnp.log(total_BHN1) + top_BHN1, 0.0)
+    scores = Scores(best_BHN1[..., 0], log_total_BHN1[..., 0])
+    return (sum_BHND / total_BHN1).astype(dtype), scores, found_BHN1[..., 0]
 
 
 def count(found: Neighbours, wanted: Neighbours) -> Recall:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from memorizing.errors import InputError
+from memorizing.model.gates import GateKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,13 @@ class ModelSettings:
             that turn more than `rope_high_frequency` times, and the others in part.
         tie_embeddings: one table for tokens read and tokens predicted, or one for each.
         embedding_scale: of the vectors of tokens read; None for `sqrt(E)`.
-        gate_bias: the initial bias `b` of each head's gate `sigmoid(b)`: -2 opens it by .12, -4 by .02.
+        banks_of: for each memory layer the layer whose bank it reads; None for its own. So (9, 9, 9) for layers
+            (6, 9, 12) is one bank for all, of layer 9. A layer that nobody reads writes none.
+        gate: what decides between memory and local context, see model/gates.py: `head` (a number per head), `layer`
+            (one), `token` (learned, by what a token asks), `score` (best scores compared) or `joint` (one softmax).
+        gate_bias: the initial bias `b` of gates that have one, `sigmoid(b)`: -2 opens them by .12, -4 by .02.
+        normalize_memory_layers: whether queries and keys of memory layers are normalized, which keeps stale keys
+            comparable; else they are scaled by `1 / sqrt(D)`, as in other layers.
         query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
         key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
             head and feature. Not in the paper: the smeared keys of arXiv 2209.11895, with which a small model learns
@@ -75,7 +82,10 @@ class ModelSettings:
     rope_original_length: int = 8192
     tie_embeddings: bool = True
     embedding_scale: float | None = None
+    banks_of: tuple[int, ...] | None = None
+    gate: GateKind = "head"
     gate_bias: float = -2.0
+    normalize_memory_layers: bool = True
     query_scale: float | None = None
     key_shift: bool = False
     dropout: float = 0.0
@@ -101,6 +111,17 @@ class ModelSettings:
                 )
         if tuple(sorted(set(self.memory_layers))) != self.memory_layers:
             raise InputError(f"Model.memory_layers = {self.memory_layers}: name each layer once, in rising order")
+        if self.banks_of is not None and len(self.banks_of) != len(self.memory_layers):
+            raise InputError(
+                f"Model.banks_of = {self.banks_of}: name a layer for each of Model.memory_layers = "
+                f"{self.memory_layers}, or None for each its own"
+            )
+        for layer in self.banks_of or ():
+            if layer not in self.memory_layers:
+                raise InputError(
+                    f"Model.banks_of = {self.banks_of}: layer {layer} has no bank, it is not one of "
+                    f"Model.memory_layers = {self.memory_layers}"
+                )
         if self.position_buckets < 2 or self.position_buckets % 2:
             raise InputError(
                 f"Model.position_buckets = {self.position_buckets}: must be even and at least 2; T5 uses 32"
@@ -147,6 +168,16 @@ class ModelSettings:
     def kv_heads(self) -> int:
         """Heads of keys and values, and so of caches and banks."""
         return self.key_heads or self.heads
+
+    @property
+    def read_from(self) -> dict[int, int]:
+        """For each memory layer, lowest first, the layer whose bank it reads."""
+        return dict(zip(self.memory_layers, self.banks_of or self.memory_layers, strict=True))
+
+    @property
+    def bank_layers(self) -> tuple[int, ...]:
+        """The layers that have a bank, lowest first."""
+        return tuple(sorted(set(self.read_from.values())))
 
     @property
     def group(self) -> int:

@@ -20,6 +20,7 @@ from memorizing.memory.bank import Bank, clear, empty_bank, masked
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
+from memorizing.model.banks import Banks
 from memorizing.model.layers import Embedding, FeedForward, make_norm
 from memorizing.model.memory_attention import RETRIEVED
 from memorizing.model.positions import LearnedPositions, Part, RelativeBias
@@ -31,13 +32,18 @@ type Parameters = dict[str, Any]
 """Parameters by name, nested like the modules: a plain pytree, which costs less per call than NNX's own state."""
 
 
+type Gates = dict[int, Float[jax.Array, "B H N"]]
+"""How far each memory layer's gate was open for each token, by the layer's number; 0 where nothing was found."""
+
+
 class Carry(NamedTuple):
     """What a row remembers of its document.
 
     Attributes:
         caches: an XL cache per layer (of length 0 where the model has none).
         cached_B: whether the row's caches hold the segment before.
-        banks: an external memory per memory layer, lowest first; empty for no memory.
+        banks: the external memories of the layers that have one (`ModelSettings.bank_layers`), lowest first; empty for
+            no memory.
     """
 
     caches: tuple[Cache, ...]
@@ -54,7 +60,7 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
     model.check_segment_length(segment_length)
     dtype = jnp.dtype(model.dtype)
     window = segment_length if model.xl_cache else 0
-    banks = len(model.memory_layers) if memory.size else 0
+    banks = len(model.bank_layers) if memory.size else 0
     return Carry(
         tuple(empty_cache(rows, model.kv_heads, window, model.head_size, dtype) for _ in range(model.layers)),
         jnp.zeros(rows, bool),
@@ -100,11 +106,11 @@ class Layer(nnx.Module):
         self.feed_forward_norm = make_norm(settings)
         self.feed_forward = FeedForward(settings, rngs)
 
-    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, neighbours):
-        added, cache, bank = self.attention(
-            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, neighbours
+    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, neighbours, negative_rows):
+        added, cache, remembered = self.attention(
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, neighbours, negative_rows
         )
-        return self._added(x_BNE, added, drop), cache, bank
+        return self._added(x_BNE, added, drop), cache, remembered
 
     def extend(self, x_BNE, bias_PHNJ, cache, cached_B, bank, segment, part, search, neighbours):
         """Reads a part of a segment (see `Attention.extend`)."""
@@ -143,31 +149,37 @@ class Transformer(nnx.Module):
         return x_BNE
 
     def __call__(
-        self, batch: Batch, carry: Carry, dropout_rng: jax.Array | None = None, search: Search | None = None
-    ) -> tuple[Float[jax.Array, "B N V"], Carry]:
-        """Reads one segment per row; returns float32 logits of each target, and the carry for the next segment.
+        self,
+        batch: Batch,
+        carry: Carry,
+        dropout_rng: jax.Array | None = None,
+        search: Search | None = None,
+        negative_rows: int = 0,
+    ) -> tuple[Float[jax.Array, "B N V"], Carry, Gates]:
+        """Reads one segment per row; returns float32 logits of each target, the carry for the next segment, and gates.
 
         Rows that start a document first forget the one before. Without `dropout_rng` nothing is dropped. `search` is
-        used in place of the one that the settings name.
+        used in place of the one that the settings name. For `negative_rows` see `attend_to_memory`.
         """
         search = search or make_search(self.memory)
         cached_B = carry.cached_B & ~batch.starts_document_B
-        waiting = [masked(clear(bank, batch.starts_document_B), batch.mask_BN) for bank in carry.banks]
+        banks = Banks(
+            self.settings, [masked(clear(bank, batch.starts_document_B), batch.mask_BN) for bank in carry.banks]
+        )
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
         biases = [bias(tokens, window) for bias in self.biases]
         shared = biases[0] if len(biases) == 1 else None  # else one for each layer, or none
         x_BNE = self.read(batch.inputs_BN)
-        caches, banks = [], []
+        caches, opened = [], {}
         for run in self._runs():
-            first = self.layers[run[0]]
-            bank = waiting.pop(0) if waiting and first.attention.has_memory else None
-            graph, _ = nnx.split(first)
+            number, graph = 1 + run[0], nnx.split(self.layers[run[0]])[0]
 
             def apply(parameters, x_BNE, bias_PHNJ, cache, bank, index, graph=graph):
                 # So that gradients are summed over devices into the parts that each one keeps, not whole on all.
                 module = nnx.merge(graph, constrain_tree(parameters, PARAMETER_RULES))
                 drop = _dropout(self.settings.dropout, dropout_rng, index)
-                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory.neighbours)
+                neighbours = self.memory.retrieved
+                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, neighbours, negative_rows)
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
@@ -177,9 +189,12 @@ class Transformer(nnx.Module):
             ]
             if len(run) == 1:
                 parameters, bias, cache, index = each[0]
-                x_BNE, cache, bank = apply(parameters, x_BNE, shared if bias is None else bias, cache, bank, index)
+                bias = shared if bias is None else bias
+                x_BNE, cache, remembered = apply(parameters, x_BNE, bias, cache, banks.read_by(number), index)
                 caches.append(cache)
-                banks += [bank] if bank is not None else []
+                if remembered is not None:
+                    opened[number] = remembered.gate_BHN
+                    x_BNE = banks.remember(number, remembered, x_BNE, search)
                 continue
 
             def step(x_BNE, inputs, apply=apply):
@@ -190,7 +205,7 @@ class Transformer(nnx.Module):
             x_BNE, stacked = jax.lax.scan(step, x_BNE, jax.tree.map(lambda *parts: jnp.stack(parts), *each))
             caches += [jax.tree.map(lambda leaf, place=place: leaf[place], stacked) for place in range(len(run))]
         logits_BNV = self.embedding.logits(self.final_norm(x_BNE))
-        return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), tuple(banks))
+        return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), banks.all()), opened
 
     def _runs(self) -> list[list[int]]:
         """Layers by index, those that `scan_layers` compiles as one together: neighbours without a memory."""
@@ -232,7 +247,20 @@ def apply_model(
     search: Search | None = None,
 ) -> tuple[Float[jax.Array, "B N V"], Carry]:
     """The model as a pure function of its parameters: what `jax.jit` and `jax.grad` are given."""
-    return nnx.merge(graph, parameters)(batch, carry, dropout_rng, search)
+    return apply_and_tell(graph, parameters, batch, carry, dropout_rng, search)[:2]
+
+
+def apply_and_tell(
+    graph: nnx.GraphDef,
+    parameters: Parameters,
+    batch: Batch,
+    carry: Carry,
+    dropout_rng: jax.Array | None = None,
+    search: Search | None = None,
+    negative_rows: int = 0,
+) -> tuple[Float[jax.Array, "B N V"], Carry, Gates]:
+    """The same, telling how far gates were open; and, in training, with memories of other rows (`attend_to_memory`)."""
+    return nnx.merge(graph, parameters)(batch, carry, dropout_rng, search, negative_rows)
 
 
 def create_model(model: ModelSettings, memory: MemorySettings, seed: int) -> tuple[nnx.GraphDef, Parameters]:
@@ -252,7 +280,14 @@ def count_parameters(parameters: Parameters) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
 
 
-def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "H"]]:
-    """How far the gates of each memory layer are open, by the layer's number (the first is 1)."""
+def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "*H"]]:
+    """How far the gates of each memory layer are open, by its number (the first is 1): of each head, or one for all.
+
+    None of gates that depend on the token.
+    """
     attentions = {1 + index: layer["attention"] for index, layer in parameters["layers"].items()}
-    return {number: jax.nn.sigmoid(part["gate_H"]) for number, part in attentions.items() if "gate_H" in part}
+    opened = {}
+    for number, part in attentions.items():
+        if "gate" in part or ("gate_H" in part and "gate_HD" not in part):
+            opened[number] = jax.nn.sigmoid(part["gate"] if "gate" in part else part["gate_H"])
+    return opened

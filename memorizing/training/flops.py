@@ -16,7 +16,7 @@ def training_flops_per_token(model: ModelSettings, memory: MemorySettings, segme
     The search of the memory is counted once, since it has no backward pass; so are scores that a mask then hides.
     """
     products = _layers_forward(model, memory, segment_length) + model.vocabulary_size * model.embedding_size
-    search = len(model.memory_layers) * memory.size * model.heads * model.head_size
+    search = len(model.memory_layers) * memory.size * model.heads * model.head_size * (memory.search != "dense")
     return 2.0 * (3 * products + search)
 
 
@@ -42,7 +42,7 @@ def _layers_forward(model: ModelSettings, memory: MemorySettings, segment_length
     window = segment_length * (2 if model.xl_cache else 1)
     products = model.layers * (per_layer + 2 * window * attention_size)
     if memory.size:
-        products += len(model.memory_layers) * 2 * memory.neighbours * attention_size
+        products += len(model.memory_layers) * 2 * memory.retrieved * attention_size
     return products
 
 

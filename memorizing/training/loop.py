@@ -175,6 +175,16 @@ def describe(
     )
 
 
+def of_gates(metrics: CallMetrics) -> dict[str, float]:
+    """What gates have learned (`gates/...`, of a head or a whole layer); or how open they were (`openness/...`)."""
+    values = {f"gates/layer_{layer}": float(gate) for layer, gate in metrics.gates.items() if not gate.ndim}
+    for name, layers in (("gates", metrics.gates), ("openness", metrics.openness)):
+        for layer, of_H in layers.items():
+            heads = enumerate(of_H) if of_H.ndim else ()
+            values |= {f"{name}/layer_{layer}/head_{head}": float(it) for head, it in heads if np.isfinite(it)}
+    return values
+
+
 class _Reporter:
     """Turns the metrics of each call into log lines, one call late, and refuses those that are not finite."""
 
@@ -236,8 +246,7 @@ class _Reporter:
             "model_flops_utilization": flops_per_token * tokens / seconds / self._peak_flops,
             "memory_fill": float(metrics.memory_fill),
         }
-        for layer, gates_H in metrics.gates.items():
-            values |= {f"gates/layer_{layer}/head_{head}": float(gate) for head, gate in enumerate(gates_H)}
+        values |= of_gates(metrics)
         values |= {f"recall/layer_{layer}": float(it) for layer, it in metrics.recall.items() if np.isfinite(it)}
         if self._writer is None:
             return

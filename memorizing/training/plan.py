@@ -188,7 +188,9 @@ def _estimate(
     # Parameters and optimizer state are read and written; gathered weights are read forward, once more where that is
     # computed again, and twice backward.
     weights = 2 * figures["parameters"] / figures["mesh"]["model"]
-    traffic = 2 * (held["parameters"] + held["optimizer"]) + (4 if model.remat else 3) * weights + held["memory"] / 2
+    traffic = 2 * (held["parameters"] + held["optimizer"]) + (4 if model.remat else 3) * weights
+    # Keys of each bank are read by every layer that searches it.
+    traffic += held["memory"] / 2 * len(model.memory_layers) / max(len(model.bank_layers), 1)
     # Searches but for kernels write the scores [B, H, N, M] in float32, whole or by blocks, and read them to select.
     # Not again backward: what was found is kept. B, H and M are split over the mesh, each over an axis of its own.
     is_written = chosen(memory, devices[0].platform) not in ("pallas", "approximate", "native")

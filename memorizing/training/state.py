@@ -42,6 +42,7 @@ class StateMaker:
         self._carry = lambda: empty_carry(model, memory, batch.rows, batch.segment_length)
         self._memory, self._segment_length = memory, batch.segment_length
         self._accumulates = training.update == "call"
+        self._negative_rows = training.negative_rows
         self._dropout_seed = training.seed if model.dropout else None
 
     def state(self) -> TrainState:
@@ -56,7 +57,9 @@ class StateMaker:
 
     def train_call(self) -> TrainCall:
         """The function that the run calls, to be compiled."""
-        return make_train_call(self.graph, self.transformation, self._accumulates, self._dropout_seed)
+        return make_train_call(
+            self.graph, self.transformation, self._accumulates, self._dropout_seed, self._negative_rows
+        )
 
     def banks(self) -> tuple[Bank, ...]:
         """The memory, empty."""

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from memorizing.memory.bank import recall
-from memorizing.model.transformer import Carry, Parameters, apply_model, gates
+from memorizing.model.transformer import Carry, Parameters, apply_and_tell, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
-from memorizing.shapes import Batch
+from memorizing.shapes import Array, Batch
 from memorizing.training.loss import score
 
 
@@ -52,13 +52,24 @@ def _in_place(state: TrainState) -> TrainState:
     return TrainState(*learned, *constrain_tree((state.step, state.carry)))
 
 
+class Opened(NamedTuple):
+    """How far a layer's gate was open, summed over the tokens that found something, and how many these were."""
+
+    openness_H: Float[jax.Array, "*S H"]
+    tokens_H: Int[jax.Array, "*S H"]
+
+
 class SegmentMetrics(NamedTuple):
-    """What training reports of each segment. Sums are over the real tokens of all rows."""
+    """What training reports of each segment. Sums are over the real tokens of all rows.
+
+    `opened` is by the number of memory layers, and empty where gates are the same for every token.
+    """
 
     nats: Float[jax.Array, "*S"]
     correct: Int[jax.Array, "*S"]
     tokens: Int[jax.Array, "*S"]
     gradient_norm: Float[jax.Array, "*S"]
+    opened: dict[int, Opened]
 
 
 class CallMetrics(NamedTuple):
@@ -67,15 +78,19 @@ class CallMetrics(NamedTuple):
     Attributes:
         segments: with a leading axis `S`.
         parameter_norm: of all parameters after the last update; infinite when they are ruined though the loss was not.
-        gates: per memory layer (by its number), how far each head's gate is open.
+        gates: per memory layer (by its number), how far each head's gate is open, or the one of all heads; empty where
+            that depends on the token.
+        openness: there, the mean over the call's tokens that found something, per memory layer and head; not a number
+            while there are none.
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
-        recall: per memory layer (by its number), the share of true neighbours that the search found, over all rows and
-            heads; not a number while there are none. Only with `Memory.report_recall`.
+        recall: per layer that has a bank (by its number), the share of true neighbours that the searches of it found,
+            over all rows and heads; not a number while there are none. Only with `Memory.report_recall`.
     """
 
     segments: SegmentMetrics
     parameter_norm: Float[jax.Array, ""]
-    gates: dict[int, Float[jax.Array, "H"]]
+    gates: dict[int, Float[jax.Array, "*H"]]
+    openness: dict[int, Float[jax.Array, "H"]]
     memory_fill: Float[jax.Array, ""]
     recall: dict[int, Float[jax.Array, ""]]
 
@@ -84,19 +99,24 @@ type TrainCall = Callable[[TrainState, Batch], tuple[TrainState, CallMetrics]]
 
 
 def make_train_call(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, accumulate: bool, dropout_seed: int | None
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    accumulate: bool,
+    dropout_seed: int | None,
+    negative_rows: int = 0,
 ) -> TrainCall:
     """The compiled function from a state and the batch of `S` segments to the next state and metrics.
 
     With `accumulate` the gradient of all `S` segments together makes one update; each segment is read with the same
-    parameters. `dropout_seed` None trains without dropout.
+    parameters. `dropout_seed` None trains without dropout. For `negative_rows` see `attend_to_memory`.
     """
 
     def segment_loss(parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
         rng = None if dropout_seed is None else jax.random.fold_in(jax.random.key(dropout_seed), step)
-        logits_BNV, carry = apply_model(graph, parameters, batch, carry, rng)
-        predictions = score(logits_BNV, batch)
-        return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), lax.stop_gradient(carry))
+        logits_BNV, carry, told = apply_and_tell(graph, parameters, batch, carry, rng, negative_rows=negative_rows)
+        predictions, learned = score(logits_BNV, batch), gates(parameters)
+        opened = {layer: _opened(gate, batch.mask_BN) for layer, gate in told.items() if layer not in learned}
+        return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), *lax.stop_gradient((carry, opened)))
 
     gradient_of = jax.value_and_grad(segment_loss, has_aux=True)
 
@@ -107,9 +127,9 @@ def make_train_call(
         return _in_place(state._replace(parameters=parameters, optimizer=optimizer_state)), optax.tree.norm(gradient)
 
     def read(state: TrainState, batch: Batch) -> tuple[TrainState, Parameters, SegmentMetrics]:
-        (nats, (correct, carry)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
+        (nats, (correct, carry, opened)), gradient = gradient_of(state.parameters, batch, state.carry, state.step)
         gradient = constrain_tree(gradient, PARAMETER_RULES)
-        metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()))
+        metrics = SegmentMetrics(nats, correct, batch.mask_BN.sum(), jnp.zeros(()), opened)
         return _in_place(state._replace(step=state.step + 1, carry=carry)), gradient, metrics
 
     def read_and_update(state: TrainState, batch: Batch) -> tuple[TrainState, SegmentMetrics]:
@@ -131,10 +151,18 @@ def make_train_call(
             metrics = metrics._replace(gradient_norm=jnp.full_like(metrics.gradient_norm, norm))
         else:
             state, metrics = lax.scan(read_and_update, state, batches)
-        opened = gates(state.parameters)
+        layers = nnx.merge(graph, state.parameters).settings.bank_layers
         shares = [recall(before, after) for before, after in zip(banks_before, state.carry.banks, strict=True)]
-        found = {layer: share for layer, share in zip(opened, shares, strict=False) if share is not None}
-        reported = CallMetrics(metrics, optax.tree.norm(state.parameters), opened, _memory_fill(state.carry), found)
+        found = {layer: share for layer, share in zip(layers, shares) if share is not None}  # noqa: B905
+        summed = jax.tree.map(lambda leaf: leaf.sum(0), metrics.opened)
+        reported = CallMetrics(
+            metrics._replace(opened={}),
+            optax.tree.norm(state.parameters),
+            gates(state.parameters),
+            {layer: it.openness_H / it.tokens_H for layer, it in summed.items()},
+            _memory_fill(state.carry),
+            found,
+        )
         return state, everywhere(reported)
 
     return jax.jit(train_call, donate_argnums=0)
@@ -145,3 +173,8 @@ def _memory_fill(carry: Carry) -> jax.Array:
         return jnp.zeros(())
     bank = carry.banks[0]  # all banks are written and cleared together
     return bank.length_B.mean() / bank.keys_BHMD.shape[2]
+
+
+def _opened(gate_BHN: jax.Array, mask_BN: Array) -> Opened:
+    gate_BHN = jnp.where(mask_BN[:, None], gate_BHN, 0.0)  # which it is where nothing is found
+    return Opened(gate_BHN.sum((0, 2)), (gate_BHN > 0).sum((0, 2)))

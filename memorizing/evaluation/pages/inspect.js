@@ -76,7 +76,7 @@ function retrieved(place) {
         if (places[at + rank] === NOWHERE) continue;
         best.push({ place: places[at + rank], score: scores[at + rank], weight: weights[at + rank] });
       }
-      found.push({ layer, head, gate: data.gates[layer][head], best });
+      found.push({ layer, head, gate: gates[((place - first) * LAYERS + layer) * HEADS + head], best });
     }
   }
   return found;
@@ -199,7 +199,7 @@ function figures() {
     "Half of a head's weight goes at least as far back as its median; columns of the last one are powers of two, from 1 on",
     [
       { title: "head", value: ({ layer, head }) => (several ? `layer ${layer}, head ${head}` : `head ${head}`) },
-      { title: "gate", value: ({ gate }) => gate, text: ({ gate }) => number(gate, 3), number: true },
+      { title: data.gates_are_learned ? "gate" : "mean gate", value: ({ gate }) => gate, text: ({ gate }) => number(gate, 3), number: true },
       { title: "median, tokens", value: (head) => head.median_distance, text: (head) => count(head.median_distance), number: true },
       { title: "distances", value: (head) => head.median_distance, text: distancesOf },
     ], summary.heads);

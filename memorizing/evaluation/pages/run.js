@@ -85,12 +85,13 @@
 
   // Memory
 
-  function showGates(layer, names) {
+  function showGates(layer, names, source) {
     const last = names.map((name) => training[name].at(-1));
     const highest = last.indexOf(Math.max(...last));
-    const draw = charts.add(at("memory-charts"), `gates-${layer}-chart`, () => ({
+    const draw = charts.add(at("memory-charts"), `${source}-${layer}-chart`, () => ({
       title: `Gates of layer ${layer}: head ${names[highest].split("_").at(-1)} reads most from memory, ${number(last[highest], 2)}`,
-      note: "Share that each head takes from memory; the rest comes from the local context.",
+      note: "Share that each head takes from memory; the rest comes from the local context."
+        + (source === "openness" ? " It depends on the token: the mean over those that found something." : ""),
       traces: names.map((name, i) => ({
         x: steps, y: training[name], name: `head ${name.split("_").at(-1)}`, mode: "lines", line: { ...charts.line(i), width: 2 },
         hovertemplate: `step %{x:,}: %{y:.3f}<extra>head ${name.split("_").at(-1)}</extra>`,
@@ -101,9 +102,17 @@
   }
 
   function showMemory() {
-    const gates = Object.keys(training).map((name) => name.match(/^gates\/layer_(\d+)\/head_\d+$/)).filter(Boolean);
-    for (const layer of new Set(gates.map((it) => it[1]))) {
-      showGates(layer, gates.filter((it) => it[1] === layer).map((it) => it[0]));
+    const gates = Object.keys(training).map((name) => name.match(/^(gates|openness)\/layer_(\d+)(\/head_\d+)?$/)).filter(Boolean);
+    for (const [name, , layer, head] of gates) {
+      if (!head) {
+        showCurve("memory-charts", `gates-${layer}-chart`, name,
+          (it) => `Gate of layer ${layer}: ${number(it.at(-1), 2)} from memory at the end`, "gate", { range: [0, 1] });
+      }
+    }
+    const ofHeads = gates.filter((it) => it[3]);
+    for (const layer of new Set(ofHeads.map((it) => it[2]))) {
+      const own = ofHeads.filter((it) => it[2] === layer);
+      showGates(layer, own.map((it) => it[0]), own[0][1]);
     }
     if (!gates.length) missing("memory-charts", "This run has no memory layers, or no metrics yet.");
     showCurve("memory-charts", "memory-fill-chart", "memory_fill",

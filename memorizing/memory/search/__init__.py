@@ -10,6 +10,7 @@ Searches are interchangeable: each takes queries, keys and validity and gives sc
     approximate  XLA's approximate top-k: fused with the scores on TPUs, exact on CPUs, brute force on GPUs
     ivf, lsh     approximate, for any device, looking at some slots only: near centroids, or of like hashes
     faiss        the same with an index of faiss, on the host
+    dense        none: all slots are attended to
     auto         the fastest of the first six for the devices at hand
 
 Any of them can also search a small copy of the keys to propose neighbours, see `proposed.py`.
@@ -22,6 +23,7 @@ from memorizing.memory.search.approximate import Approximate
 from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbours, Search
+from memorizing.memory.search.dense import Dense
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.faiss_host import Faiss
 from memorizing.memory.search.ivf import IVF
@@ -57,6 +59,8 @@ def make_search(settings: MemorySettings) -> Search:
     match chosen(settings, platform):
         case "exact":
             return Exact(minimum_score=minimum)
+        case "dense":
+            return Dense(minimum_score=minimum)
         case "blocked":
             return Blocked(minimum_score=minimum, block_size=block_size)
         case "binned":

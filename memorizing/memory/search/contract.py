@@ -74,6 +74,11 @@ class Search:
 
     minimum_score: float | None = None
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether all valid slots are attended to, without selection; neighbours are then only told to who asks."""
+        return False
+
     def __call__(
         self,
         queries_BHND: Float[jax.Array, "B H N D"],

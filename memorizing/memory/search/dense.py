@@ -1,0 +1,17 @@
+"""No search: attention over all valid slots, for small memories (as the authors' later code does).
+
+What it finds, when it is called, is all slots by their scores: for those who want to see what was attended to.
+"""
+
+import dataclasses
+
+from memorizing.memory.search.exact import Exact
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dense(Exact):
+    """Asks `attend_to_memory` not to select; see there."""
+
+    @property
+    def is_dense(self) -> bool:
+        return True
