@@ -25,8 +25,8 @@ from memorizing.training.optimizer import OptimizerSettings, make_optimizer
 
 N, ROWS, VOCABULARY = 8, 2, 24
 TINY = ModelSettings(
-    vocabulary_size=VOCABULARY, layers=4, embedding_size=16, heads=2, head_size=8, feed_forward_size=32,
-    memory_layers=(4,), gate_bias=0.0, dtype="float32",
+    vocabulary_size=VOCABULARY, layers=3, embedding_size=16, heads=2, head_size=8, feed_forward_size=32,
+    memory_layers=(3,), gate_bias=0.0, dtype="float32",
 )  # fmt: skip
 GPT = dataclasses.replace(
     TINY, norm="layer", norm_epsilon=1e-5, attention_bias="all", feed_forward="gelu_tanh", feed_forward_bias=True,
@@ -51,9 +51,9 @@ def created(name: str, **changes):
 
 
 def segments() -> list[Batch]:
-    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, 3 * N)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (ROWS, 2 * N)).astype(np.int32)
     mask = np.ones((ROWS, N), bool)
-    parts = [tokens[:, first : first + N] for first in range(0, 3 * N, N)]
+    parts = [tokens[:, first : first + N] for first in range(0, 2 * N, N)]
     return [Batch(part, part, mask, np.full(ROWS, number == 0)) for number, part in enumerate(parts)]
 
 

@@ -7,7 +7,7 @@ Every key is one that is known: it becomes a setting, must have the one value th
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from memorizing.errors import InputError
 from memorizing.model.settings import ModelSettings
@@ -48,7 +48,7 @@ class Keys:
         if (value := self.take(name, supported)) != supported:
             self.refuse(name, value, f"only {supported!r} is supported")
 
-    def refuse(self, name: str, value: Any, why: str) -> None:
+    def refuse(self, name: str, value: Any, why: str) -> NoReturn:
         raise InputError(f"{self.source}: {name} = {value!r}: {why}")
 
     def finish(self) -> None:

@@ -15,7 +15,7 @@ from memorizing.errors import InputError
 from memorizing.model.transformer import Parameters
 from memorizing.pretrained.config_json import Architecture
 from memorizing.pretrained.tables import BUFFERS, CONV1D, LINEAR, TABLE, VECTOR, Row
-from memorizing.pretrained.tensors import Tensors, is_buffer
+from memorizing.pretrained.tensors import Tensors
 
 HEAD, TIED = "lm_head.weight", "embedding.table_VE"
 
@@ -74,7 +74,7 @@ def check_tensors(tensors: Tensors, architecture: Architecture, wanted: list[Pla
     named = {place.tensor: place.tensor.removeprefix(prefix) if bare else place.tensor for place in wanted}
     if missing := sorted(name for name in named.values() if name not in given):
         raise InputError(f"{tensors.folder}: {_some(missing)} missing, which config.json asks for: is it whole?")
-    surplus = {name for name in given - set(named.values()) if not is_buffer(name, BUFFERS)}
+    surplus = {name for name in given - set(named.values()) if not re.fullmatch(BUFFERS, name)}
     if HEAD in surplus and HEAD not in named:
         table = next(named[place.tensor] for place in wanted if place.parameters == (TIED,))
         tensors.check_dtype(HEAD)

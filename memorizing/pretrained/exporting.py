@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from memorizing.config import load_trained
-from memorizing.data.vocabulary import SentencePieceVocabulary
+from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.files import AnyPath
@@ -63,7 +63,11 @@ def export(
         shutil.rmtree(unfinished)
     unfinished.mkdir()
     write_tensors(unfinished, tensors)
-    _write_tokenizer(workdir, it.training.data, it.model, unfinished, say)
+    if kept.is_dir():
+        for path in kept.iterdir():
+            (unfinished / path.name).write_bytes(path.read_bytes())
+    else:
+        config |= _own_tokenizer(open_tokens(it.training.data, it.model).vocabulary, unfinished, say)
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     unfinished.rename(out)
     for name in dropped:
@@ -134,16 +138,10 @@ def _tensors(architecture: Architecture, parameters: Parameters, model: ModelSet
             for place in wanted}  # fmt: skip
 
 
-def _write_tokenizer(workdir: AnyPath, data: str, model: ModelSettings, out: Path, say: Callable[[str], None]) -> None:
-    kept = workdir / KEPT
-    if kept.is_dir():
-        for path in kept.iterdir():
-            if path.name != "config.json":
-                (out / path.name).write_bytes(path.read_bytes())
-        return
-    vocabulary = open_tokens(data, model).vocabulary
+def _own_tokenizer(vocabulary: Vocabulary, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Writes a vocabulary that was made here, if it has a form there; gives what the config says of it."""
     if isinstance(vocabulary, SentencePieceVocabulary):
         (out / "tokenizer.model").write_bytes(vocabulary.model)
-        say(f"its documents begin with token {vocabulary.begin}")
     else:
         say(f"its vocabulary, of {vocabulary.kind}, has no form there: no tokenizer is written")
+    return {"bos_token_id": vocabulary.begin}

@@ -87,7 +87,7 @@ def import_pretrained(
     it, layers = read.experiment, ", ".join(map(str, memory_layers))
     say(
         f"{workdir}: {count_parameters(read.parameters):,} parameters of a {read.architecture} from {folder}; memory "
-        f"in {f'layers {layers}' if layers else 'no layer'}, segments of {it.batch.segment_length}"
+        f"in {f'layer {layers}' if layers else 'no layer'}, segments of {it.batch.segment_length}"
         f"{', no XL cache' * (not it.model.xl_cache)}"
     )
     if lost := read.vocabulary.loses():

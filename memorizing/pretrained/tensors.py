@@ -4,7 +4,6 @@ Pickled weights (.bin, .pt) are refused: to open one is to run what is in it.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -117,8 +116,3 @@ def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
         weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def is_buffer(name: str, pattern: str) -> bool:
-    """Whether a tensor is a constant that follows from the config."""
-    return re.fullmatch(pattern, name) is not None
