@@ -79,7 +79,7 @@ if ! suitable .venv/bin/python || [ "$installed" != "$wanted" ]; then
     .venv/bin/python -m pip install -q --disable-pip-version-check "$uv_version" ||
         fail "could not install $uv_version: is a Python package index reachable?"
     .venv/bin/uv pip install -q --python .venv/bin/python --compile-bytecode -r pyproject.toml --group dev \
-        --extra gcs ${EXTRA:+--extra "$EXTRA"} ${ACCELERATOR:+--extra "$ACCELERATOR"} --constraint requirements.lock --override <(grep '^tensorflow==' requirements.lock | sed 's, .$,,') ||
+        --extra gcs --extra pretrained ${EXTRA:+--extra "$EXTRA"} ${ACCELERATOR:+--extra "$ACCELERATOR"} --constraint requirements.lock --override <(grep '^tensorflow==' requirements.lock | sed 's, .$,,') ||
         fail "could not install requirements.lock: is a Python package index reachable, and $size GB of disk free?"
     .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e . ||
         fail "could not install this package itself into .venv"

@@ -25,6 +25,8 @@ Train and use Memorizing Transformers: language models that look up the exact ke
   memorizing compare       two workdirs -> table, picture  what the memory is worth
   memorizing generate      workdir      -> text            goes on from long documents that it has read
   memorizing memorize      documents    -> a snapshot      of what a workdir's model has read, to go on from
+  memorizing import        a pretrained model of a Hugging Face folder -> a run's workdir
+  memorizing export        workdir      -> such a folder
   memorizing sweep         a grid       -> table, plots    trains and evaluates each point; resumes, when repeated
   memorizing bench         this device  -> tables          what searches and train steps take
 """
@@ -226,6 +228,25 @@ def _parser() -> argparse.ArgumentParser:
     _reads(memorize)
     memorize.add_argument("--memory", type=Path, metavar="DIR", help="a snapshot to begin from")
     memorize.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make for the snapshot")
+
+    importing = command("import", _import, "Make a run of a pretrained model: GPT-2, Llama, Mistral, Qwen2, Qwen3.")
+    importing.add_argument(
+        "--from", type=Path, metavar="DIR", required=True, dest="from_",
+        help="of Hugging Face: config.json, *.safetensors, tokenizer",
+    )  # fmt: skip
+    importing.add_argument("--workdir", metavar="DIR", required=True, help="the run to make")
+    importing.add_argument(
+        "--memory_layers", type=_sizes, default=[], metavar="L[,L...]",
+        help="that get a memory, counted from 1; default: none",
+    )  # fmt: skip
+
+    export = command("export", _export, "Write a run as a folder of Hugging Face, as far as it fits.", False)
+    export.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
+    export.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make")
+    export.add_argument(
+        "--drop", type=_names, default=[], metavar="NAME[,NAME...]",
+        help="to leave out of it what has no place there: gates, normalization, key_shift",
+    )  # fmt: skip
 
     sweep = command("sweep", _sweep, "Train and evaluate a grid of settings, or only evaluate it: table and plots.")
     sweep.add_argument("--out", metavar="DIR", required=True, help="folder of the sweep; gs://BUCKET/SWEEP for xpk")
@@ -515,6 +536,23 @@ def _reader(options: argparse.Namespace, out: Path | None = None):
     if reader.tokens and reader.memory.size:
         say(f"{reader.tokens:,} tokens read, of which {reader.remembered:,} are in a memory of {reader.memory.size:,}")
     return reader
+
+
+def _import(options: argparse.Namespace) -> None:
+    from memorizing.files import run_folder
+    from memorizing.pretrained.importing import import_pretrained
+
+    workdir = run_folder("--workdir", options.workdir)
+    import_pretrained(options.from_, workdir, options.memory_layers, options.gin_file, options.gin_param)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from memorizing.files import run_folder
+    from memorizing.pretrained.exporting import DROPS, export
+
+    if unknown := set(options.drop) - set(DROPS):
+        raise InputError(f"--drop={','.join(sorted(unknown))}: what can be left out are {', '.join(DROPS)}")
+    export(run_folder("--workdir", options.workdir), options.out, options.drop)
 
 
 def _sweep(options: argparse.Namespace) -> None:

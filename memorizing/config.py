@@ -81,6 +81,7 @@ class Experiment:
         segment, call = self.batch.segment_length, self.batch.segments_per_call
         check_memory_size(self.memory.size, segment)
         self._check_writing()
+        self.model.check_segment_length(segment)
         if self.memory.size and not self.model.memory_layers:
             raise ConfigError(
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "

@@ -18,17 +18,18 @@ from jaxtyping import Bool, Int
 Array = jax.Array | np.ndarray
 
 BEGIN_TOKEN = 0
-"""What a document's first token is predicted from; also what fills padding (T5's and seqio's id 0)."""
+"""What a document's first token is predicted from, by the vocabularies made here (T5's and seqio's id 0); those of
+pretrained models have their own (`Vocabulary.begin`)."""
 
 
 class Batch(NamedTuple):
     """One segment for each row; with a leading `S` axis, the segments of one call.
 
-    Inputs are the document shifted right by one behind `BEGIN_TOKEN`, so every token of a document, the first
+    Inputs are the document shifted right by one behind a begin token, so every token of a document, the first
     included, is a target once. Padding behind a document's end has `mask` False.
 
         document     t0 t1 t2 t3 t4            N = 3
-        segment 0    inputs BEGIN t0 t1        targets t0 t1 t2       mask 1 1 1    starts_document
+        segment 0    inputs begin t0 t1        targets t0 t1 t2       mask 1 1 1    starts_document
         segment 1    inputs t2 t3 0            targets t3 t4 0        mask 1 1 0
     """
 

@@ -10,7 +10,7 @@ from memorizing.memory.bank import append, clear, empty_bank
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, empty_cache
-from memorizing.model.positions import RelativeBias, angles, buckets, rotate
+from memorizing.model.positions import RelativeBias, angles, buckets, frequencies, rotate
 from memorizing.model.settings import ModelSettings
 
 ROWS, TOKENS, HEADS, SIZE, EMBEDDING, SLOTS, NEIGHBOURS = 2, 6, 2, 4, 8, 24, 5
@@ -121,7 +121,7 @@ def test_buckets_are_exact_near_and_logarithmic_far():
 def test_rotated_products_depend_on_distance_alone():
     rng = np.random.default_rng(0)
     query, key = (jnp.asarray(np.tile(rng.normal(size=(1, 1, 1, 8)), (1, 1, 6, 1)), jnp.float32) for _ in range(2))
-    sine_Jd, cosine_Jd = angles(10, 8)
+    sine_Jd, cosine_Jd = angles(10, frequencies(ModelSettings(head_size=8)))
     query, key = rotate(query, sine_Jd[4:], cosine_Jd[4:]), rotate(key, sine_Jd[:6], cosine_Jd[:6])
     products = jnp.einsum("BHND,BHMD->NM", query, key)
     for offset in range(-5, 6):

@@ -18,7 +18,7 @@ FLOORS = [
     {"evaluation"},
     {"benchmarks"},
     {"config"},
-    {"api", "sweep"},
+    {"api", "sweep", "pretrained"},
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}
@@ -76,9 +76,18 @@ def test_only_config_imports_gin_and_only_preparation_tensorflow():
         assert module in PREPARATION or not imported & PREPARATION, module
 
 
-def test_nothing_but_preparation_loads_tensorflow(tmp_path):
+def test_libraries_of_pretrained_models_are_imported_in_one_place_each():
+    places = {"tokenizers": "memorizing.data.pretrained_vocabulary", "safetensors": "memorizing.pretrained.tensors"}
+    for module, imported in MODULES.items():
+        tops = {name.split(".")[0] for name in imported}
+        assert not tops & {"torch", "transformers", "huggingface_hub"}, module
+        for library, place in places.items():
+            assert library not in tops or module == place, module
+
+
+def test_nothing_loads_what_only_some_commands_need(tmp_path):
     """Not even where it is installed: stand-ins for it lie on the path, and some packages take it when they find it."""
-    stand_ins = ("tensorflow", "seqio", "tensorflow_datasets", "apache_beam")
+    stand_ins = ("tensorflow", "seqio", "tensorflow_datasets", "apache_beam", "tokenizers", "safetensors")
     for name in stand_ins:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()

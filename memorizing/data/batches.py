@@ -20,7 +20,7 @@ import numpy as np
 
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
-from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.shapes import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_segment(
     first = segment * segment_length
     known = split.read(document, max(first - 1, 0), first + segment_length)
     if first == 0:
-        known = np.concatenate([[BEGIN_TOKEN], known])
+        known = np.concatenate([[split.begin], known])
     tokens = len(known) - 1
     padding = (0, segment_length - tokens)
     inputs, targets = (np.pad(part, padding).astype(np.int32) for part in (known[:-1], known[1:]))

@@ -29,6 +29,7 @@ import numpy as np
 
 from memorizing.data.bulk import Beam, BeamSettings, do, file_errors_named, write_once
 from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
+from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.settings import PrepareSettings
 from memorizing.data.sources import Piece, Source, open_source
 from memorizing.data.tokens import (
@@ -37,6 +38,7 @@ from memorizing.data.tokens import (
     NOTES,
     ORIGIN,
     Tokenized,
+    described,
     fingerprint,
     given_vocabulary,
     token_type,
@@ -102,6 +104,8 @@ def prepare(
         folder = work / "vocabulary" / _digest(depends, without="minimum_tokens")
         vocabulary = _make_vocabulary(settings, source, given, pieces, folder)
         report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
+        if isinstance(vocabulary, PretrainedVocabulary) and (lost := vocabulary.loses()):
+            report(f"  its tokens do not give back every text as it was; it loses {', '.join(lost)}")
         tokens = work / "tokens" / _digest(depends)
         parts = {
             split: [
@@ -226,13 +230,13 @@ def _make_vocabulary(
             vocabulary = train_sentencepiece(texts, size, model, sample)
         folder.mkdir(parents=True, exist_ok=True)
         save_vocabulary(vocabulary, folder)
-        write_whole(made, json.dumps([vocabulary.kind, vocabulary.size]))
+        write_whole(made, json.dumps([vocabulary.kind, vocabulary.size, vocabulary.begin]))
     return _made_vocabulary(folder)
 
 
 def _made_vocabulary(folder: Path) -> Vocabulary:
-    kind, size = json.loads((folder / "made.json").read_text())
-    return load_vocabulary(kind, folder, size)
+    kind, size, begin = json.loads((folder / "made.json").read_text())
+    return load_vocabulary(kind, folder, size, begin)
 
 
 def _given_vocabulary(settings: PrepareSettings) -> Vocabulary | None:
@@ -241,7 +245,7 @@ def _given_vocabulary(settings: PrepareSettings) -> Vocabulary | None:
         return None
     vocabulary = given_vocabulary(Path(settings.vocabulary_from), "Prepare.vocabulary_from")
     if vocabulary.kind != settings.vocabulary:
-        known = vocabulary.kind in ("bytes", "sentencepiece")
+        known = vocabulary.kind in ("bytes", "sentencepiece", "pretrained")
         remedy = f"set this to {vocabulary.kind!r}" if known else "name another folder or model"
         raise InputError(
             f"Prepare.vocabulary_from = {settings.vocabulary_from!r} is a vocabulary of {vocabulary.kind}, but "
@@ -402,7 +406,7 @@ def _join(
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": settings.source,
-        "vocabulary": {"kind": vocabulary.kind, "size": vocabulary.size, "sha256": fingerprint(vocabulary)},
+        "vocabulary": described(vocabulary),
         "splits": splits,
         "left_out": left_out,
         "left_out_counts": dict(reasons.most_common()),

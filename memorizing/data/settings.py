@@ -16,9 +16,10 @@ class PrepareSettings:
         task: name of a seqio task, or of a mixture, whose tasks are each read once whatever its rates.
         task_modules: Python modules that register it.
         validation, test: shares of the documents held out, where the source itself has no splits.
-        vocabulary: `bytes`, or `sentencepiece` trained on the train split.
+        vocabulary: `bytes`, `sentencepiece` trained on the train split, or `pretrained`, that of an imported model.
         vocabulary_from: a prepared folder or SentencePiece model whose vocabulary, of the kind that `vocabulary` says,
-            is used instead of training one, so that several corpora share it. It must give back all text exactly.
+            is used instead of training one, so that several corpora share it. It must give back all text exactly; of a
+            `pretrained` one (RUN/vocabulary) it is said what it does not.
         vocabulary_size: of the SentencePiece vocabulary.
         vocabulary_model: how SentencePiece finds pieces.
         vocabulary_sample_bytes: about how much text it sees.
@@ -32,7 +33,7 @@ class PrepareSettings:
     task_modules: tuple[str, ...] = ()
     validation: float = 0.1
     test: float = 0.1
-    vocabulary: Literal["bytes", "sentencepiece"] = "sentencepiece"
+    vocabulary: Literal["bytes", "sentencepiece", "pretrained"] = "sentencepiece"
     vocabulary_from: str = ""
     vocabulary_size: int = 32_000
     vocabulary_model: Literal["bpe", "unigram"] = "unigram"
@@ -49,6 +50,11 @@ class PrepareSettings:
             raise InputError(
                 f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on: "
                 "their sum must be below 1"
+            )
+        if self.vocabulary == "pretrained" and not self.vocabulary_from:
+            raise InputError(
+                "Prepare.vocabulary = 'pretrained' without Prepare.vocabulary_from: name the folder `vocabulary` of a "
+                "run that `memorizing import` made"
             )
         least = {"vocabulary_size": 1, "vocabulary_sample_bytes": 1, "minimum_tokens": 1, "seed": 0, "part_bytes": 1}
         for name, value in least.items():

@@ -22,14 +22,18 @@ import numpy as np
 import tensorstore
 from jaxtyping import Int
 
-from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary
+from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, save_vocabulary
 from memorizing.errors import InputError
+from memorizing.files import write_whole
+from memorizing.shapes import BEGIN_TOKEN
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 NOTES = "notes.txt"
 ORIGIN = "origin.json"
 """Beside the manifest, which is the same wherever and whenever the raw files were put."""
+NO_DOCUMENTS = "vocabulary"
+"""The `source` of a folder that holds a vocabulary alone."""
 CHECKED_WHOLE = 1 << 28
 """Splits of up to so many tokens are read and compared with their digest before use, in a second or so; of larger ones
 each chunk has a checksum of its own, which is compared when it is read."""
@@ -68,7 +72,7 @@ class SplitCounts:
 _MANIFEST = {
     "source": str,
     "vocabulary": {"kind": str, "size": int, "sha256": str},
-    "splits": {"train": dict},
+    "splits": dict,
     "left_out": list,
     "left_out_counts": dict,
     "notes": int,
@@ -81,8 +85,9 @@ _SPLIT = {"documents": int, "tokens": int, "bytes": int, "lengths": dict, "sha25
 class TokenSplit:
     """The documents of one split as tokens. Reading is thread-safe; tokens stay on disk until asked for."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, begin: int = BEGIN_TOKEN):
+        """`begin` is the token from which a document's first one is predicted."""
+        self.folder, self.begin = folder, begin
         context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         with _damage_named(folder):
             self._tokens = _open(folder / "tokens", context)
@@ -153,20 +158,23 @@ class PreparedTokens:
                 "again"
             )
         faults = _faults(self.manifest, _MANIFEST)
+        if not faults and self.manifest["source"] != NO_DOCUMENTS:
+            faults = _faults(self.manifest, {"splits": {"train": _SPLIT}})
         for name in () if faults else self.manifest["splits"]:
             faults += _faults(self.manifest, {"splits": {name: _SPLIT}})
         if faults:
             raise InputError(f"{path} is damaged: without {', '.join(faults)}; prepare {folder} again")
         self.vocabulary_size: int = self.manifest["vocabulary"]["size"]
-        self.vocabulary = load_vocabulary(self.manifest["vocabulary"]["kind"], folder, self.vocabulary_size)
+        kind, begin = self.manifest["vocabulary"]["kind"], self.manifest["vocabulary"].get("begin", BEGIN_TOKEN)
+        self.vocabulary = load_vocabulary(kind, folder, self.vocabulary_size, begin)
         self._refuse("vocabulary", self.manifest["vocabulary"]["sha256"], fingerprint(self.vocabulary))
 
     def digests(self) -> dict[str, str]:
         """Of what the ids mean, and of the documents to train on."""
-        return {
-            "vocabulary": self.manifest["vocabulary"]["sha256"],
-            "train": self.manifest["splits"]["train"]["sha256"],
-        }
+        digests = {"vocabulary": self.manifest["vocabulary"]["sha256"]}
+        if train := self.manifest["splits"].get("train"):
+            digests["train"] = train["sha256"]
+        return digests
 
     def split(self, name: str) -> TokenSplit:
         """A split, compared with what the manifest says about it (see `CHECKED_WHOLE`).
@@ -175,8 +183,12 @@ class PreparedTokens:
             InputError: when there is no such split, or what is on disk is not what was written.
         """
         if name not in self.manifest["splits"]:
-            raise InputError(f"{self.folder} has no split {name!r}, only {', '.join(self.manifest['splits'])}")
-        split, expected = TokenSplit(self.folder / name), self.manifest["splits"][name]
+            splits = ", ".join(self.manifest["splits"])
+            only = (
+                f"only {splits}" if splits else "but a vocabulary alone: name prepared tokens (--data, Training.data)"
+            )
+            raise InputError(f"{self.folder} has no split {name!r}, {only}")
+        split, expected = TokenSplit(self.folder / name, self.vocabulary.begin), self.manifest["splits"][name]
         counts = (len(split.lengths), int(split.starts[-1]))
         if counts != (expected["documents"], expected["tokens"]):
             found = "{:,} documents with {:,} tokens".format(*counts)
@@ -250,9 +262,35 @@ def _damage_named(path: Path) -> Iterator[None]:
         ) from error
 
 
+def described(vocabulary: Vocabulary) -> dict[str, Any]:
+    """As a manifest has it."""
+    return {
+        "kind": vocabulary.kind,
+        "size": vocabulary.size,
+        "sha256": fingerprint(vocabulary),
+        "begin": vocabulary.begin,
+    }
+
+
+def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Prepared tokens of no documents: what a model is read with that was not trained here."""
+    folder.mkdir(parents=True)
+    save_vocabulary(vocabulary, folder)
+    nothing = {"splits": {}, "left_out": [], "left_out_counts": {}, "notes": 0, "settings": {}}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "source": NO_DOCUMENTS,
+        "vocabulary": described(vocabulary),
+        **nothing,
+    }
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+
+
 def fingerprint(vocabulary: Vocabulary) -> str:
     """A digest of what the ids mean."""
     content = getattr(vocabulary, "model", None) or "\n".join(getattr(vocabulary, "words", [])).encode()
+    if vocabulary.begin != BEGIN_TOKEN:
+        content += f"begin {vocabulary.begin}".encode()
     return hashlib.sha256(vocabulary.kind.encode() + content).hexdigest()
 
 

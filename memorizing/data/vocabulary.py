@@ -15,7 +15,9 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int
 
+from memorizing.data.pretrained_vocabulary import AWKWARD, PretrainedVocabulary
 from memorizing.errors import InputError
+from memorizing.shapes import BEGIN_TOKEN
 
 MODEL_FILE = "vocabulary.model"
 _SPECIAL = 3
@@ -25,28 +27,19 @@ _LONG = 1 << 14
 """Characters of a line to train on."""
 
 
-_AWKWARD = {
-    "line ends": "\n",
-    "empty lines": "\n\n",
-    "carriage returns": "\r\n",
-    "tabs": "\t",
-    "spaces": " ",
-    "double spaces": "  ",
-    "spaces at the start of a line": "\n    ",
-    "accented letters": "É",
-    "ligatures": "ﬁ",
-    "wide letters": "Ａ",
-    "Chinese characters": "日本",
-    "rare characters": "\U0001f71b",
-}
-
-
 @runtime_checkable
 class Vocabulary(Protocol):
-    """A reversible map between text and token ids below `size`."""
+    """A reversible map between text and token ids below `size`.
+
+    Attributes:
+        begin: the token from which a document's first one is predicted.
+        special: ids that stand for no text: no text has them, and none is written with them.
+    """
 
     kind: str
     size: int
+    begin: int
+    special: frozenset[int]
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]: ...
 
@@ -60,7 +53,7 @@ class Vocabulary(Protocol):
 class ByteVocabulary:
     """Each UTF-8 byte `b` is token `b + 3`."""
 
-    kind = "bytes"
+    kind, begin, special = "bytes", BEGIN_TOKEN, frozenset(range(_SPECIAL))
 
     def __init__(self, size: int = 0):
         """`size` may be above 259, which leaves room for tokens that no text has."""
@@ -82,7 +75,7 @@ class ByteVocabulary:
 class SentencePieceVocabulary:
     """A trained SentencePiece model (arXiv 1808.06226)."""
 
-    kind = "sentencepiece"
+    kind, begin, special = "sentencepiece", BEGIN_TOKEN, frozenset(range(_SPECIAL))
 
     def __init__(self, model: bytes, size: int = 0):
         """`size` may be above that of the model, which leaves room for tokens that no text has (T5's sentinels)."""
@@ -98,7 +91,7 @@ class SentencePieceVocabulary:
         SentencePiece's own defaults normalize, know no bytes, and put pieces where Ids 0, 1, 2 are here.
         """
         processor = self._processor
-        lost = [name for name, text in _AWKWARD.items() if self.decode(self.encode(f"a{text}b")) != f"a{text}b"]
+        lost = [name for name, text in AWKWARD.items() if self.decode(self.encode(text)) != text]
         for id in range(min(_SPECIAL, self._pieces)):
             if not (processor.is_control(id) or processor.is_unknown(id) or processor.is_unused(id)):
                 lost.append(f"its piece {processor.id_to_piece(id)!r}, whose id {id} is one of pad, end and unknown")
@@ -139,7 +132,7 @@ class SentencePieceVocabulary:
 class IdVocabulary:
     """Numbers without a text, as a task of one's own may have them; `decode` writes them out."""
 
-    kind = "ids"
+    kind, begin, special = "ids", BEGIN_TOKEN, frozenset()
 
     def __init__(self, size: int):
         self.size = size
@@ -157,7 +150,7 @@ class IdVocabulary:
 class WordVocabulary:
     """A list of words, for generated text: words joined by single spaces."""
 
-    kind = "words"
+    kind, begin, special = "words", BEGIN_TOKEN, frozenset(range(_SPECIAL))
 
     def __init__(self, words: list[str]):
         self.words = words
@@ -275,13 +268,13 @@ def _sample_lines(texts: Iterable[str], sample_bytes: int) -> list[str]:
 
 def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
     """Writes what `load_vocabulary` needs beside the kind."""
-    if isinstance(vocabulary, SentencePieceVocabulary):
+    if isinstance(vocabulary, SentencePieceVocabulary | PretrainedVocabulary):
         (folder / MODEL_FILE).write_bytes(vocabulary.model)
     elif isinstance(vocabulary, WordVocabulary):
         (folder / MODEL_FILE).write_text("\n".join(vocabulary.words))
 
 
-def load_vocabulary(kind: str, folder: Path, size: int = 0) -> Vocabulary:
+def load_vocabulary(kind: str, folder: Path, size: int = 0, begin: int = BEGIN_TOKEN) -> Vocabulary:
     """The vocabulary of a prepared folder.
 
     Raises:
@@ -294,6 +287,8 @@ def load_vocabulary(kind: str, folder: Path, size: int = 0) -> Vocabulary:
     try:
         if kind == "words":
             return WordVocabulary((folder / MODEL_FILE).read_text().split("\n"))
+        if kind == "pretrained":
+            return PretrainedVocabulary((folder / MODEL_FILE).read_bytes(), begin, size)
         return SentencePieceVocabulary((folder / MODEL_FILE).read_bytes(), size)
     except (OSError, RuntimeError) as error:
         raise InputError(

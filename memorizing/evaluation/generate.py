@@ -27,7 +27,7 @@ from memorizing.model.decoding import Opened, close_segment, extend, open_segmen
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
 from memorizing.parallel.mesh import constrain_tree, everywhere, made, shardings
-from memorizing.shapes import BEGIN_TOKEN, Batch
+from memorizing.shapes import Batch
 from memorizing.training.snapshots import (
     ReadText,
     Snapshot,
@@ -37,9 +37,6 @@ from memorizing.training.snapshots import (
     read_text_of,
     save_snapshot,
 )
-
-SPECIAL_TOKENS = 3
-"""Pad, end and unknown, which no text has (see data/vocabulary.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,13 +113,11 @@ class Reader:
         self.memory = dataclasses.replace(memory, report_recall=False)
         self._source, self._parameters, self._vocabulary = source, parameters, vocabulary
         self._folder, self._mesh, self._say = folder, mesh, say
-        special = 0 if vocabulary.kind == "ids" else SPECIAL_TOKENS
-        writes = special, min(vocabulary.size, source.model.vocabulary_size)
-        self._calls = _calls(source.model, self.memory, source.segment_length, *writes)
+        self._calls = _calls(source.model, self.memory, source.segment_length, vocabulary.special, vocabulary.size)
         empty = functools.partial(empty_carry, source.model, self.memory, 1, source.segment_length)
         self._carry: Carry = made(mesh, empty, functools.partial(shardings, mesh))
         # Of the segment that is not in the carry yet: at least one, so that there is always something to go on from.
-        self._inputs = [BEGIN_TOKEN]
+        self._inputs = [vocabulary.begin]
         # Once something is written behind these inputs: what the model made of them.
         self._opened: tuple[jax.Array, Any] | None = None
         self._texts: list[ReadText] = []
@@ -254,7 +249,7 @@ class Reader:
 class _Calls:
     """What a reader computes, each compiled once. A `part` is an `Opened` without its carry, which lasts longer.
 
-    Only tokens from `first_token` to `stop_token` (exclusive) are written.
+    Only tokens below `size` are written, and none that are `special`.
 
     segment(parameters, carry, inputs_BN) -> carry                      reads a whole segment
     opening(parameters, carry, inputs_BN, count) -> logits, part        reads the beginning of one
@@ -263,11 +258,11 @@ class _Calls:
     """
 
     def __init__(
-        self, model: ModelSettings, memory: MemorySettings, segment_length: int, first_token: int, stop_token: int
+        self, model: ModelSettings, memory: MemorySettings, segment_length: int, special: frozenset[int], size: int
     ):
         graph, _ = abstract_model(model, memory)
         token_V = np.arange(model.vocabulary_size)
-        allowed_V = (token_V >= first_token) & (token_V < stop_token)
+        allowed_V = (token_V < size) & ~np.isin(token_V, list(special))
 
         def segment(parameters, carry, inputs_BN):
             rows = inputs_BN.shape[0]

@@ -103,7 +103,7 @@ def inspect(
     nats_T, without_T = np.zeros(length, np.float32), np.zeros(length, np.float32)
     correct_T = np.zeros(length, bool)
     nothing = dataclasses.replace(memory, size=0)
-    for segment in read_document(model, nothing, parameters, tokens_T, segment_length):
+    for segment in read_document(model, nothing, parameters, tokens_T, segment_length, vocabulary.begin):
         without_T[segment.first : segment.first + len(segment.nats_N)] = segment.nats_N
     stop, heads = min(first + count, length), model.heads
     top = min(top, memory.retrieved)
@@ -114,7 +114,7 @@ def inspect(
     opened_LH, asked_LH = np.zeros(shape[1:3]), np.zeros(shape[1:3], int)
     top_T, used_T = np.full(length, NOWHERE, np.int64), np.zeros(length)
     distances_LHR = np.zeros((len(layers), heads, 1 + int(length).bit_length()))
-    for segment in read_document(model, memory, parameters, tokens_T, segment_length):
+    for segment in read_document(model, memory, parameters, tokens_T, segment_length, vocabulary.begin):
         own = slice(segment.first, segment.first + len(segment.nats_N))
         nats_T[own], correct_T[own] = segment.nats_N, segment.correct_N
         if not segment.layers:
@@ -254,12 +254,13 @@ def chosen_document(
     Raises:
         InputError: when there is no such thing, or no text in it.
     """
-    own = tokens.split(split)
-    names = own.names()
-    if document in names:
+    path = Path(document)
+    # An imported model may have a vocabulary alone.
+    own = tokens.split(split) if tokens.manifest["splits"] or not path.exists() else None
+    names = own.names() if own else []
+    if own and document in names:
         number = names.index(document)
         return document, own.read(number, 0, int(own.lengths[number]))
-    path = Path(document)
     if not path.exists():
         some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise InputError(

@@ -82,12 +82,13 @@ def read_document(
     parameters: Parameters,
     tokens_T: Int[np.ndarray, "T"],
     segment_length: int,
+    begin: int = BEGIN_TOKEN,
 ) -> Iterator[ReadSegment]:
     """Reads a document from its start, and yields what came of each segment; without lookups for a memory of size 0."""
     call, layers = reader(model, memory), sorted(model.memory_layers) if memory.size else []
     carry = empty_carry(model, memory, 1, segment_length)
     for first in range(0, len(tokens_T), segment_length):
-        carry, predictions, found = call(parameters, carry, segment_of(tokens_T, first, segment_length))
+        carry, predictions, found = call(parameters, carry, segment_of(tokens_T, first, segment_length, begin))
         predictions, found = jax.device_get((predictions, found))
         count = min(segment_length, len(tokens_T) - first)
         looked = {
@@ -123,12 +124,12 @@ def reader(model: ModelSettings, memory: MemorySettings) -> Call:
     return read
 
 
-def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int) -> Batch:
+def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int, begin: int = BEGIN_TOKEN) -> Batch:
     """The segment from `first` on, of one row; see `Batch`."""
     targets = np.zeros((1, segment_length), np.int32)
     inputs, mask = targets.copy(), np.zeros((1, segment_length), bool)
     own = tokens_T[first : first + segment_length]
-    before = tokens_T[first - 1 : first] if first else np.asarray([BEGIN_TOKEN])
+    before = tokens_T[first - 1 : first] if first else np.asarray([begin])
     targets[0, : len(own)], mask[0, : len(own)] = own, True
     inputs[0, : len(own)] = np.concatenate([before, own])[: len(own)]
     return Batch(inputs, targets, mask, np.asarray([first == 0]))

@@ -27,9 +27,9 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens
 from memorizing.model.gates import COMPARING, Read, Scores, compared, mixed, opened
 from memorizing.model.groups import products, weighted_sums
-from memorizing.model.layers import normal_parameter
+from memorizing.model.layers import RMSNorm, normal_parameter
 from memorizing.model.memory_attention import attend_to_memory
-from memorizing.model.positions import Part, angles, distances, rotate, rows_of
+from memorizing.model.positions import Part, angles, distances, frequencies, rotate, rows_of
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import constrain
 
@@ -84,11 +84,22 @@ class Attention(nnx.Module):
     def __init__(self, settings: ModelSettings, has_memory: bool, rngs: nnx.Rngs):
         embedding, heads, size = settings.embedding_size, settings.heads, settings.head_size
         key_heads = settings.kv_heads
-        self.rotary = settings.positions == "rope"
+        self.frequencies = frequencies(settings) if settings.positions == "rope" else None
         self.query_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
         self.key_EHD = normal_parameter(rngs, (embedding, key_heads, size), embedding)
         self.value_EHD = normal_parameter(rngs, (embedding, key_heads, size), embedding)
         self.out_HDE = normal_parameter(rngs, (heads, size, embedding), heads * size)
+        self.has_bias, self.has_out_bias = settings.attention_bias != "none", settings.attention_bias == "all"
+        if self.has_bias:
+            self.query_bias_HD, self.key_bias_HD, self.value_bias_HD = (
+                nnx.Param(jnp.zeros(weight.shape[1:], jnp.float32))
+                for weight in (self.query_EHD, self.key_EHD, self.value_EHD)
+            )
+        if self.has_out_bias:
+            self.out_bias_E = nnx.Param(jnp.zeros(embedding, jnp.float32))
+        self.norms_heads = settings.query_key_norm
+        if self.norms_heads:
+            self.query_norm, self.key_norm = (RMSNorm(size, settings.norm_epsilon) for _ in range(2))
         self.has_memory, self.shifts_keys = has_memory, has_memory and settings.key_shift
         self.normalizes, self.gate_kind = has_memory and settings.normalize_memory_layers, settings.gate
         if has_memory:
@@ -157,6 +168,14 @@ class Attention(nnx.Module):
             jnp.einsum("BNE,EHD->BHND", x_BNE, weight[...].astype(dtype))
             for weight in (self.query_EHD, self.key_EHD, self.value_EHD)
         )
+        if self.has_bias:
+            biases_HD = (self.query_bias_HD, self.key_bias_HD, self.value_bias_HD)
+            query, key, value = (
+                part + bias_HD[...].astype(dtype)[:, None, :]
+                for part, bias_HD in zip((query, key, value), biases_HD, strict=True)
+            )
+        if self.norms_heads:
+            query, key = self.query_norm(query), self.key_norm(key)
         query = constrain(query, "BHND")
         # Every token's key and value are needed by all later ones: not split over the segment.
         key, value = constrain(key, "BH_D"), constrain(value, "BH_D")
@@ -198,8 +217,10 @@ class Attention(nnx.Module):
             segment = segment._replace(keys_BHND=key, values_BHND=value)
             remembered = Remembered(segment, Tokens(*cache[:2]), noticed, gate_BHN)
             out = mixed(gate_BHN, remote.out_BHND, out)
-        out = constrain(jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype)), "BNE")
-        return out, remembered
+        out = jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype))
+        if self.has_out_bias:
+            out = out + self.out_bias_E[...].astype(dtype)
+        return constrain(out, "BNE"), remembered
 
     def _logit(self, query_BHND, local, remote):
         """Of the gate, for each head and token, as far as they differ."""
@@ -215,8 +236,8 @@ class Attention(nnx.Module):
                 return compared(kind, local.scores, remote.scores)
 
     def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached, visible_BNJ, part):
-        if self.rotary:
-            sine_Jd, cosine_Jd = angles(*keys_BHJD.shape[2:])
+        if self.frequencies is not None:
+            sine_Jd, cosine_Jd = angles(keys_BHJD.shape[2], self.frequencies)
             query_BHND = rotate(query_BHND, rows_of(sine_Jd[cached:], part), rows_of(cosine_Jd[cached:], part))
             keys_BHJD = rotate(keys_BHJD, sine_Jd, cosine_Jd)
         scores_BHNJ = products(query_BHND, keys_BHJD)

@@ -82,7 +82,7 @@ def extend(
     biases = [bias(tokens, window, part) for bias in model.biases]
     mask_BN = jnp.broadcast_to(jnp.arange(part.tokens) < part.count, inputs_BN.shape)
     banks = Banks(model.settings, model.memory, [masked(bank, mask_BN) for bank in carry.banks])
-    x_BNE = model.embedding.read(inputs_BN, jnp.dtype(model.settings.dtype))
+    x_BNE = model.read(inputs_BN, part)
     for index, layer in enumerate(model.layers):
         bias = biases[index if len(biases) > 1 else 0] if biases else None
         bank, cache = banks.read_by(1 + index), carry.caches[index]

@@ -1,5 +1,7 @@
 """How local attention knows distances: T5's bucketed relative bias, or rotary embedding (RoPE, arXiv 2104.09864).
 
+Or places, by a learned vector for each, added to the tokens that are read (GPT-2).
+
 Queries are the `N` tokens of the segment, keys the `W` tokens of the XL cache and then the segment itself, so query
 `i` and key `j` are `W + i - j` tokens apart. Retrieved memories take part in neither: their distance is not encoded.
 """
@@ -13,6 +15,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Float, Int
 
+from memorizing.model.layers import normal_parameter
+from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import constrain, row_parts
 from memorizing.shapes import Array
 
@@ -65,10 +69,34 @@ class RelativeBias(nnx.Module):
         return jnp.moveaxis(table_BUH[:, bucket_NJ], -1, 1)
 
 
-def angles(count: int, size: int) -> tuple[Float[np.ndarray, "J d"], Float[np.ndarray, "J d"]]:
-    """Sine and cosine of the angles by which the pairs of `size` features are turned, at each of `count` positions."""
-    half = size // 2
-    angle_Jd = np.arange(count)[:, None] * 10_000.0 ** (-np.arange(half) / half)
+class LearnedPositions(nnx.Module):
+    """A vector for each place in a segment."""
+
+    def __init__(self, count: int, embedding_size: int, rngs: nnx.Rngs):
+        self.table_TE = normal_parameter(rngs, (count, embedding_size), embedding_size)
+
+    def __call__(self, tokens: int, dtype: jnp.dtype, part: Part | None = None) -> Float[jax.Array, "N E"]:
+        """Of the first `tokens` places, or of those of a part."""
+        table_TE = constrain(self.table_TE[...].astype(dtype), "TE")
+        first = 0 if part is None else part.first
+        return lax.dynamic_slice_in_dim(table_TE, first, tokens)
+
+
+def frequencies(settings: ModelSettings) -> tuple[float, ...]:
+    """By how much each pair of a head's features is turned from one token to the next, in radians."""
+    half = settings.head_size // 2
+    plain_d = settings.rope_theta ** (-np.arange(half) / half)
+    turns_d = settings.rope_original_length * plain_d / (2 * np.pi)
+    low, high = settings.rope_low_frequency, settings.rope_high_frequency
+    kept_d = {"none": 1.0, "linear": 0.0, "llama3": np.clip((turns_d - low) / (high - low), 0, 1)}[
+        settings.rope_scaling
+    ]
+    return tuple((plain_d * (kept_d + (1 - kept_d) / settings.rope_factor)).tolist())
+
+
+def angles(count: int, frequencies_d: tuple[float, ...]) -> tuple[Float[np.ndarray, "J d"], Float[np.ndarray, "J d"]]:
+    """Sine and cosine of the angles by which pairs of features are turned, at each of `count` positions."""
+    angle_Jd = np.arange(count)[:, None] * np.asarray(frequencies_d)
     return np.sin(angle_Jd), np.cos(angle_Jd)
 
 

@@ -18,9 +18,24 @@ class ModelSettings:
             groups (grouped-query attention, arXiv 2305.13245), and with them a bank of the memory; None for as many.
         memory_layers: which layers read and write a memory, counted from 1 as the paper does (layer 9 of 12).
         xl_cache: whether each layer also attends to the previous segment's keys and values (`W` = `N`, else 0).
-        positions: `t5` (bucketed relative bias) or `rope` (rotary). Retrieved tokens have no position in either.
+        norm: `rms` (no mean, no bias) or `layer` (LayerNorm, with both).
+        norm_epsilon: added to the mean square, or to the variance.
+        attention_bias: of the dense layers of attention those with a bias: `none`, `qkv` (all but the last) or `all`.
+        feed_forward: `relu`, `gelu` (exact), `gelu_tanh` (its approximation), or `swiglu` (gated, arXiv 2002.05202).
+        feed_forward_bias: whether its dense layers have one.
+        query_key_norm: an RMS norm over the features of each head's queries and keys, in all layers.
+        positions: `t5` (bucketed relative bias), `rope` (rotary), `learned` (a vector for each place in a segment, so
+            that there can be no XL cache) or `none`. Retrieved tokens have no position in any of them.
+        max_positions: for `learned` how many there are; for others the most tokens that one may see locally, itself
+            included, where the model knows no more (0: any number).
         position_buckets, position_max_distance: of the `t5` bias; distances beyond the maximum share a bucket.
         position_bias_shared: one `t5` table for all layers, or one per layer.
+        rope_theta: base of the angles of `rope`.
+        rope_scaling: for texts longer than those trained on, angles are divided by `rope_factor`: `linear` all of them,
+            `llama3` those that turn less than `rope_low_frequency` times in `rope_original_length` tokens, not those
+            that turn more than `rope_high_frequency` times, and the others in part.
+        tie_embeddings: one table for tokens read and tokens predicted, or one for each.
+        embedding_scale: of the vectors of tokens read; None for `sqrt(E)`.
         banks_of: for each memory layer the layer whose bank it reads; None for its own. So (9, 9, 9) for layers
             (6, 9, 12) is one bank for all, of layer 9. A layer that nobody reads writes none.
         gate: what decides between memory and local context, see model/gates.py: `head` (a number per head), `layer`
@@ -48,10 +63,25 @@ class ModelSettings:
     key_heads: int | None = None
     memory_layers: tuple[int, ...] = (9,)
     xl_cache: bool = True
-    positions: Literal["t5", "rope"] = "t5"
+    norm: Literal["rms", "layer"] = "rms"
+    norm_epsilon: float = 1e-6
+    attention_bias: Literal["none", "qkv", "all"] = "none"
+    feed_forward: Literal["relu", "gelu", "gelu_tanh", "swiglu"] = "relu"
+    feed_forward_bias: bool = False
+    query_key_norm: bool = False
+    positions: Literal["t5", "rope", "learned", "none"] = "t5"
+    max_positions: int = 0
     position_buckets: int = 32
     position_max_distance: int = 128
     position_bias_shared: bool = True
+    rope_theta: float = 10_000.0
+    rope_scaling: Literal["none", "linear", "llama3"] = "none"
+    rope_factor: float = 1.0
+    rope_low_frequency: float = 1.0
+    rope_high_frequency: float = 4.0
+    rope_original_length: int = 8192
+    tie_embeddings: bool = True
+    embedding_scale: float | None = None
     banks_of: tuple[int, ...] | None = None
     gate: GateKind = "head"
     gate_bias: float = -2.0
@@ -105,6 +135,34 @@ class ModelSettings:
             raise InputError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
         if not 0 <= self.dropout < 1:
             raise InputError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")
+        for name in ("norm_epsilon", "rope_theta", "rope_factor", "rope_original_length"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"Model.{name} = {getattr(self, name)}: must be above 0")
+        if not 0 < self.rope_low_frequency < self.rope_high_frequency:
+            raise InputError(
+                f"Model.rope_low_frequency = {self.rope_low_frequency}: must be above 0, and below "
+                f"Model.rope_high_frequency = {self.rope_high_frequency}"
+            )
+        if self.max_positions < (self.positions == "learned"):
+            raise InputError(
+                f"Model.max_positions = {self.max_positions}: with Model.positions = 'learned' this is how many there "
+                "are, at least Batch.segment_length; with others a limit, or 0 for none"
+            )
+        if self.positions == "learned" and self.xl_cache:
+            raise InputError(
+                "Model.positions = 'learned' counts from the start of each segment, so the tokens of an XL cache would "
+                "have the wrong ones: set Model.xl_cache = False (to evaluate: --xl_cache=off), or use 't5' or 'rope'"
+            )
+
+    def check_segment_length(self, tokens: int) -> None:
+        """Refuses segments in which a token would see more than `max_positions`."""
+        seen = tokens + 1 if self.xl_cache else tokens
+        if self.max_positions and seen > self.max_positions:
+            fits = self.max_positions - self.xl_cache
+            raise InputError(
+                f"Batch.segment_length = {tokens}: with Model.xl_cache = {self.xl_cache} a token sees {seen} tokens, "
+                f"and this model knows Model.max_positions = {self.max_positions}: use at most {fits}"
+            )
 
     @property
     def kv_heads(self) -> int:

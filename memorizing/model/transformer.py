@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, clear, empty_bank, masked
@@ -22,12 +22,12 @@ from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
 from memorizing.model.banks import Banks
-from memorizing.model.layers import Embedding, FeedForward, RMSNorm
+from memorizing.model.layers import Embedding, FeedForward, make_norm
 from memorizing.model.memory_attention import RETRIEVED
-from memorizing.model.positions import RelativeBias
+from memorizing.model.positions import LearnedPositions, Part, RelativeBias
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, check_sizes, constrain_tree, make_mesh
-from memorizing.shapes import Batch
+from memorizing.shapes import Array, Batch
 
 type Parameters = dict[str, Any]
 """Parameters by name, nested like the modules: a plain pytree, which costs less per call than NNX's own state."""
@@ -56,8 +56,10 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
     """The carry before any document is read.
 
     Raises:
-        InputError: when the memory is to keep what falls out of an XL cache that there is not.
+        InputError: when the memory is to keep what falls out of an XL cache that there is not; when segments are longer
+            than the model knows positions for.
     """
+    model.check_segment_length(segment_length)
     if memory.size and memory.writes == "beyond_cache" and not model.xl_cache:
         raise InputError(
             "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: read "
@@ -106,10 +108,10 @@ class Layer(nnx.Module):
     """Pre-norm attention and feed-forward, each added to the stream."""
 
     def __init__(self, settings: ModelSettings, number: int, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(settings.embedding_size)
+        self.attention_norm = make_norm(settings)
         self.attention = Attention(settings, number in settings.memory_layers, rngs)
-        self.feed_forward_norm = RMSNorm(settings.embedding_size)
-        self.feed_forward = FeedForward(settings.embedding_size, settings.feed_forward_size, rngs)
+        self.feed_forward_norm = make_norm(settings)
+        self.feed_forward = FeedForward(settings, rngs)
 
     def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, memory, negative_rows):
         added, cache, remembered = self.attention(
@@ -134,14 +136,24 @@ class Transformer(nnx.Module):
 
     def __init__(self, settings: ModelSettings, memory: MemorySettings, rngs: nnx.Rngs):
         self.settings, self.memory = settings, memory
-        self.embedding = Embedding(settings.vocabulary_size, settings.embedding_size, rngs)
+        self.embedding = Embedding(settings, rngs)
         tables = 0 if settings.positions != "t5" else 1 if settings.position_bias_shared else settings.layers
         self.biases = nnx.List(
             RelativeBias(settings.position_buckets, settings.position_max_distance, settings.heads)
             for _ in range(tables)
         )
         self.layers = nnx.List(Layer(settings, 1 + index, rngs) for index in range(settings.layers))
-        self.final_norm = RMSNorm(settings.embedding_size)
+        self.final_norm = make_norm(settings)
+        if settings.positions == "learned":
+            self.places = LearnedPositions(settings.max_positions, settings.embedding_size, rngs)
+
+    def read(self, tokens_BN: Int[Array, "B N"], part: Part | None = None) -> Float[jax.Array, "B N E"]:
+        """What the first layer is given for the tokens of a segment, or for those of a part."""
+        dtype = jnp.dtype(self.settings.dtype)
+        x_BNE = self.embedding.read(tokens_BN, dtype)
+        if self.settings.positions == "learned":
+            x_BNE = x_BNE + self.places(tokens_BN.shape[1], dtype, part)
+        return x_BNE
 
     def __call__(
         self,
@@ -168,7 +180,7 @@ class Transformer(nnx.Module):
         tokens, window = batch.inputs_BN.shape[1], carry.caches[0].keys_BHWD.shape[2]
         biases = [bias(tokens, window) for bias in self.biases]
         shared = biases[0] if len(biases) == 1 else None  # else one for each layer, or none
-        x_BNE = self.embedding.read(batch.inputs_BN, jnp.dtype(self.settings.dtype))
+        x_BNE = self.read(batch.inputs_BN)
         caches, opened = [], {}
         for run in self._runs():
             number, graph = 1 + run[0], nnx.split(self.layers[run[0]])[0]

@@ -152,6 +152,23 @@ class Checkpoints:
         saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
+    def save_parameters(self, step: int, parameters: Parameters) -> None:
+        """Saves parameters alone, which can be evaluated and begun from, but not gone on with.
+
+        They may be on the host: no device has to hold more of them than one array.
+
+        Raises:
+            SaveFailed: see `save`.
+        """
+        written: dict[str, int] = {}
+        for path, leaf in jax.tree.leaves_with_path(parameters):
+            written |= fingerprints({jax.tree_util.keystr(path, simple=True, separator="/"): leaf})
+        saves = {
+            "parameters": ocp.args.StandardSave(parameters),
+            FINGERPRINTS: ocp.args.JsonSave({"parameters": written}),
+        }
+        self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
+
     def check(self) -> None:
         """Sees whether the save in the background goes well, without waiting for it or for other processes.
 
@@ -201,6 +218,14 @@ class Checkpoints:
             banks = made(mesh, empty, functools.partial(shardings, mesh))
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
+
+    def has_progress(self, step: int) -> bool:
+        """Whether a run can go on from what was saved at `step`: not from parameters alone.
+
+        Raises:
+            Unreadable, ReadFailed: see `restore`.
+        """
+        return self._attempt(step, lambda: "progress" in self._written(step))
 
     def memory_size(self, step: int) -> int:
         """How many slots the memory saved at `step` has; 0 if none was saved.

@@ -36,7 +36,9 @@ def executed_flops_per_token(model: ModelSettings, memory: MemorySettings, segme
 def _layers_forward(model: ModelSettings, memory: MemorySettings, segment_length: int) -> int:
     """Multiplications of a token in all layers, without the search."""
     attention_size, key_size = model.heads * model.head_size, model.kv_heads * model.head_size
-    per_layer = 2 * model.embedding_size * (attention_size + key_size + model.feed_forward_size)
+    matrices = 3 if model.feed_forward == "swiglu" else 2
+    per_layer = 2 * model.embedding_size * (attention_size + key_size)
+    per_layer += matrices * model.embedding_size * model.feed_forward_size
     window = segment_length * (2 if model.xl_cache else 1)
     products = model.layers * (per_layer + 2 * window * attention_size)
     if memory.size:

@@ -141,6 +141,11 @@ def resume(
             return step, None
         like = make.like(step)
         try:
+            if not checkpoints.has_progress(step):
+                raise InputError(
+                    "this run holds parameters alone (of `memorizing import`): begin another one from it, --from=RUN "
+                    "--workdir=NEW"
+                )
             state = checkpoints.restore(step, like, make.mesh, drop_memory)
             before = checkpoints.memory_size(step)
         except Unreadable as error:

@@ -114,8 +114,16 @@ def make_optimizer(settings: OptimizerSettings, only: Trained | None = None) -> 
     if settings.kind == "adafactor":
         chosen = optax.adafactor(rate)
     else:
-        matrices = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)  # noqa: E731
-        chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=matrices)
+        chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays)
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
     whole = optax.chain(clip, chosen)
     return whole if only is None else optax.masked(whole, only)
+
+
+def _decays(tree: Any) -> Any:
+    """Of each parameter whether weight decay pulls at it: at matrices, not at scales and biases (`query_bias_HD`)."""
+
+    def is_weight(path: tuple, leaf: jax.Array) -> bool:
+        return leaf.ndim > 1 and "_bias_" not in jax.tree_util.keystr(path[-1:], simple=True)
+
+    return jax.tree_util.tree_map_with_path(is_weight, tree)

@@ -64,11 +64,11 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
         return
     began, now = json.loads(path.read_text()), tokens.digests()
     for name in ("vocabulary", "train") if train else ("vocabulary",):
-        if now[name] != began[name]:
+        if name in began and now.get(name) != began[name]:  # an imported run began with a vocabulary alone
             raise InputError(
                 f"{tokens.folder} has another {'vocabulary' if name == 'vocabulary' else 'train split'} (digest "
-                f"{now[name][:12]}) than the run in {workdir} began with ({began[name][:12]}, {began['folder']}): name "
-                "those tokens with Training.data, or train in another --workdir"
+                f"{now.get(name, 'none')[:12]}) than the run in {workdir} began with ({began[name][:12]}, "
+                f"{began['folder']}): name those tokens with Training.data, or train in another --workdir"
             )
 
 

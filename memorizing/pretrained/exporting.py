@@ -1,0 +1,147 @@
+"""`memorizing export`: a run becomes a Hugging Face folder, as far as it is one of the architectures there.
+
+What has no place there is named and refused: gates, layers that normalize or shift keys, T5's biases and others. What
+only memory layers have can be dropped, by its name, if it is asked for; what is left then is another function.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from memorizing.config import load_trained
+from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary
+from memorizing.errors import InputError
+from memorizing.evaluation.evaluate import restore
+from memorizing.files import AnyPath
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Parameters, open_mesh
+from memorizing.parallel.mesh import MeshSettings
+from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
+from memorizing.pretrained.convert import by_path, places, to_tensor
+from memorizing.pretrained.importing import KEPT
+from memorizing.pretrained.tensors import write_tensors
+from memorizing.training.workdir import open_tokens
+
+DROPS = ("gates", "normalization", "key_shift")
+
+
+def export(
+    workdir: AnyPath,
+    out: Path,
+    drop: Collection[str] = (),
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes `out`, which must not be there yet: weights of the newest checkpoint in float32, config, tokenizer.
+
+    Raises:
+        InputError: naming what has no place there.
+    """
+    if out.exists():
+        raise InputError(f"--out={out} is there already: name a folder that is to be made")
+    it = load_trained(workdir, [], [])
+    kept = workdir / KEPT
+    architecture, config = _config(it.model, kept)
+    dropped = _dropped(it.model)
+    if missing := [name for name in dropped if name not in drop]:
+        raise InputError(
+            f"{workdir} has what a {architecture.model_type} has not: "
+            + "; ".join(f"{name} ({dropped[name]})" for name in missing)
+            + f". To leave that out: --drop={','.join(missing)}"
+        )
+    mesh = open_mesh(MeshSettings(1), it.model, MemorySettings(size=0), it.batch.segment_length, 1,
+                     devices=jax.local_devices()[:1])  # fmt: skip
+    parameters, step = restore(workdir, it.model, mesh)
+    tensors = _tensors(architecture, parameters, it.model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f"{out.name}.unfinished")
+    if unfinished.exists():  # of an export that was cut short: nothing else writes there
+        shutil.rmtree(unfinished)
+    unfinished.mkdir()
+    write_tensors(unfinished, tensors)
+    if kept.is_dir():
+        for path in kept.iterdir():
+            (unfinished / path.name).write_bytes(path.read_bytes())
+    else:
+        config |= _own_tokenizer(open_tokens(it.training.data, it.model).vocabulary, unfinished, say)
+    (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    unfinished.rename(out)
+    for name in dropped:
+        say(f"left out: {name} ({dropped[name]})")
+    say(f"{out}: a {architecture.model_type} of {len(tensors)} tensors, of step {step}, in float32")
+
+
+def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str, Any]]:
+    """The config that the model came with, or one that says the same of it.
+
+    Raises:
+        InputError: when no architecture computes what the model does, naming what keeps the nearest from it.
+    """
+    differ: dict[str, list[str]] = {}
+    original = kept / "config.json"
+    if original.is_file():
+        config = json.loads(original.read_text())
+        architecture, settings = read_config(config, str(original))
+        if not _differences(model, settings):
+            names = {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
+            return architecture, config | names
+    for architecture in ARCHITECTURES.values():
+        config = write_config(architecture, model)
+        differences = _differences(model, read_config(config, "config.json")[1])
+        if not differences:
+            return architecture, config | {"dtype": "float32"}
+        differ[architecture.model_type] = differences
+    nearest = min(differ, key=lambda name: len(differ[name]))
+    raise InputError(
+        f"no architecture of Hugging Face that is known here computes what this model does; the nearest, {nearest}, "
+        f"has another {', '.join(differ[nearest])}"
+    )
+
+
+def _differences(model: ModelSettings, settings: dict[str, Any]) -> list[str]:
+    """Settings that the architecture decides otherwise. How far a text may reach is no part of the function."""
+    same = {"key_heads": model.key_heads if model.key_heads != model.heads else None}
+    if model.embedding_scale is None:
+        same["embedding_scale"] = model.embedding_size**0.5
+    return [
+        f"Model.{name} ({value!r}, here {getattr(model, name)!r})"
+        for name, value in settings.items()
+        if value != same.get(name, getattr(model, name)) and not (name == "max_positions" and model.positions == "rope")
+    ]
+
+
+def _dropped(model: ModelSettings) -> dict[str, str]:
+    """What memory layers have besides, by the name under which it is left out."""
+    layers = ", ".join(map(str, model.memory_layers))
+    if not layers:
+        return {}
+    found = {"gates": f"and with them the memory of layers {layers}"}
+    if model.normalize_memory_layers:
+        found["normalization"] = f"of queries and keys in layers {layers}: without it they compute something else"
+    if model.key_shift:
+        found["key_shift"] = f"of keys in layers {layers}: without it they compute something else"
+    return found
+
+
+def _tensors(architecture: Architecture, parameters: Parameters, model: ModelSettings) -> dict[str, Any]:
+    leaves = by_path(parameters)
+    wanted = places(architecture, parameters)
+    covered = {path for place in wanted for path in place.parameters}
+    memory = tuple(f"layers.{number - 1}.attention." for number in model.memory_layers)
+    left = [path for path in leaves if path not in covered and not path.startswith(memory)]
+    assert not left, left  # `_config` has compared all settings that make parameters
+    return {place.tensor: to_tensor(place, jax.device_get({path: leaves[path] for path in place.parameters}))
+            for place in wanted}  # fmt: skip
+
+
+def _own_tokenizer(vocabulary: Vocabulary, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Writes a vocabulary that was made here, if it has a form there; gives what the config says of it."""
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        (out / "tokenizer.model").write_bytes(vocabulary.model)
+    else:
+        say(f"its vocabulary, of {vocabulary.kind}, has no form there: no tokenizer is written")
+    return {"bos_token_id": vocabulary.begin}

@@ -1,0 +1,211 @@
+"""`memorizing import`: a pretrained model of a Hugging Face folder becomes the folder of a run.
+
+    config.json          -> settings           config_json.py; every key is known, or refused
+    tokenizer files      -> WORKDIR/vocabulary prepared tokens of no documents (data/tokens.py)
+    *.safetensors        -> parameters         tables.py, convert.py; every tensor has a place, and every place a tensor
+                            WORKDIR/pretrained what `memorizing export` gives back as it was
+
+Memory layers get what they need besides. Queries and keys are not normalized in them, as elsewhere they would be: that
+is another function than the one that was pretrained. So with gates shut the model is just the pretrained one.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from memorizing.config import CONFIG_FILE, Experiment, load
+from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
+from memorizing.data.tokens import PreparedTokens, write_vocabulary
+from memorizing.errors import InputError
+from memorizing.files import AnyPath, write_whole
+from memorizing.model.transformer import Parameters, abstract_model, count_parameters, create_model
+from memorizing.parallel.hosts import are_many
+from memorizing.pretrained.config_json import read_config
+from memorizing.pretrained.convert import by_path, check_tensors, layer_of, places, to_parameters
+from memorizing.pretrained.tensors import Tensors
+from memorizing.training.checkpoints import Checkpoints
+from memorizing.training.workdir import record_data
+
+VOCABULARY, KEPT = "vocabulary", "pretrained"
+"""Folders of a workdir: the vocabulary, and the small files of the pretrained model."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")
+"""The first that is there is read."""
+SMALL_FILES = (
+    *TOKENIZERS, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+    "merges.txt", "generation_config.json", "chat_template.jinja", "LICENSE",
+)  # fmt: skip
+GATE_BIAS = -4.0
+"""Of new gates: nearly shut, so that the model starts out as what it was, and open enough to be learned."""
+SEGMENT_LENGTH = 512
+"""Of segments, unless the model knows fewer positions or other settings are given."""
+
+
+class Pretrained(NamedTuple):
+    """A pretrained model as one of this program: settings (and their text), vocabulary, parameters."""
+
+    architecture: str
+    experiment: Experiment
+    text: str
+    vocabulary: PretrainedVocabulary
+    parameters: Parameters
+
+
+def import_pretrained(
+    folder: Path,
+    workdir: AnyPath,
+    memory_layers: Sequence[int],
+    files: Sequence[str | Path],
+    bindings: Sequence[str],
+    say: Callable[[str], None] = print,
+) -> None:
+    """Writes `workdir`, which must not be there yet: all of it, or nothing.
+
+    Raises:
+        InputError: see `read_pretrained`; also when something is in the way.
+    """
+    _check_workdir(workdir)
+    data = f"Training.data = {str(Path(workdir).absolute() / VOCABULARY)!r}"
+    read = read_pretrained(folder, memory_layers, files, [data, *bindings])
+    work = Path(workdir).absolute().with_name(f"{Path(workdir).name}.unfinished")
+    if work.exists():  # of an import that was cut short: nothing else writes there
+        shutil.rmtree(work)
+    write_vocabulary(work / VOCABULARY, read.vocabulary)
+    (work / KEPT).mkdir()
+    for name in SMALL_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, work / KEPT / name)
+    write_whole(work / CONFIG_FILE, read.text)
+    record_data(work, PreparedTokens(work / VOCABULARY))
+    with Checkpoints(work, keep=1) as checkpoints:
+        checkpoints.save_parameters(0, read.parameters)
+    work.rename(workdir)
+    it, layers = read.experiment, ", ".join(map(str, memory_layers))
+    say(
+        f"{workdir}: {count_parameters(read.parameters):,} parameters of a {read.architecture} from {folder}; memory "
+        f"in {f'layer {layers}' if layers else 'no layer'}, segments of {it.batch.segment_length}"
+        f"{', no XL cache' * (not it.model.xl_cache)}"
+    )
+    if lost := read.vocabulary.loses():
+        say(f"its tokens do not give back every text as it was; they lose {', '.join(lost)}")
+
+
+def read_pretrained(
+    folder: Path, memory_layers: Sequence[int], files: Sequence[str | Path], bindings: Sequence[str]
+) -> Pretrained:
+    """What is in a folder, with a memory in some layers; parameters on the host, whatever devices there are.
+
+    Raises:
+        InputError: naming what is not supported, missing, too much, or of the wrong form.
+    """
+    path = folder / "config.json"
+    config = _read_json(path)
+    architecture, settings = read_config(config, str(path))
+    it, text = _experiment(settings, tuple(memory_layers), files, bindings)
+    vocabulary = _vocabulary(folder, config, it.model.vocabulary_size)
+    tensors = Tensors(folder)
+    _, like = abstract_model(it.model, it.memory)
+    shapes, wanted = by_path(like), places(architecture, like)
+    named = check_tensors(tensors, architecture, wanted)
+    leaves = _added(it, {path for place in wanted for path in place.parameters})
+    for place in wanted:
+        for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
+            leaves[path] = np.ascontiguousarray(part)
+    parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in shapes])
+    return Pretrained(architecture.model_type, it, text, vocabulary, parameters)
+
+
+def _check_workdir(workdir: AnyPath) -> None:
+    if not isinstance(workdir, Path):
+        raise InputError(f"--workdir={workdir}: import into a folder, and copy that to the bucket")
+    if are_many():
+        raise InputError("memorizing import runs in one process; its checkpoint is read by any number")
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise InputError(f"--workdir={workdir} is there already: name a folder that is to be made")
+    if workdir.exists():
+        workdir.rmdir()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): --from has to be a model's folder of Hugging Face"
+        ) from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no config of a model")
+    return found
+
+
+def _experiment(
+    settings: dict[str, Any],
+    memory_layers: tuple[int, ...],
+    files: Sequence[str | Path],
+    bindings: Sequence[str],
+) -> tuple[Experiment, str]:
+    """The settings of the run: those of files, the checkpoint's, and the bindings, which may not contradict it."""
+    own = {f"Model.{name}": value for name, value in settings.items()}
+    own["Model.memory_layers"] = memory_layers
+    if memory_layers:
+        own |= {"Model.gate_bias": GATE_BIAS, "Model.normalize_memory_layers": False}
+    else:
+        own["Memory.size"] = 0
+    learned = settings["positions"] == "learned"
+    if learned:
+        own["Model.xl_cache"] = False
+    if (fits := settings["max_positions"] - (not learned)) < SEGMENT_LENGTH:
+        own["Batch.segment_length"] = fits
+    it, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
+    for name in settings:
+        wanted, now = own[f"Model.{name}"], getattr(it.model, name)
+        if now != wanted:
+            raise InputError(f"Model.{name} = {now!r}, but the pretrained model has {wanted!r}: leave it out")
+    return it, text
+
+
+def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVocabulary:
+    path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{folder} has neither {' nor '.join(TOKENIZERS)}: fetch its tokenizer, or save it with transformers' "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    begin = next((config[name] for name in ("bos_token_id", "eos_token_id") if config.get(name) is not None), None)
+    begin = begin[0] if isinstance(begin, list) and begin else begin
+    if not isinstance(begin, int):
+        raise InputError(
+            f"{folder / 'config.json'} has no bos_token_id and no eos_token_id: documents have to begin with a token; "
+            "write the one that the model was trained with into a copy of it"
+        )
+    try:
+        vocabulary = PretrainedVocabulary(path.read_bytes(), begin)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # of the library, which has no class for them
+        raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
+    if vocabulary.size > size:
+        raise InputError(f"{path} has {vocabulary.size} tokens, but the model only {size}: they are not of one model")
+    return vocabulary
+
+
+def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
+    """Freshly made: what memory layers have besides, such as gates.
+
+    Raises:
+        InputError: when parameters outside of memory layers would be made up.
+    """
+    _, like = abstract_model(it.model, it.memory)
+    added = [path for path in by_path(like) if path not in pretrained]
+    if strange := [path for path in added if layer_of(path) not in it.model.memory_layers]:
+        raise InputError(f"the checkpoint has no {strange[0]}, which these settings need: leave out what asks for it")
+
+    def make() -> dict[str, Any]:
+        made = by_path(create_model(it.model, it.memory, it.training.seed)[1])
+        return {path: made[path] for path in added}
+
+    return dict(jax.device_get(jax.jit(make)()))

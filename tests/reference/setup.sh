@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Makes the environment of what imported models are compared with, PyTorch and transformers (the group `reference` of
+# pyproject.toml), or reuses it, and prints the path of its interpreter:
+#
+#   REFERENCE="$(bash tests/reference/setup.sh)" bash launch/test.sh tests/test_pretrained.py
+#
+# It lies in .reference of this clone and has Python 3.11 to 3.13 (PYTHON=/path/to/python3 names one). With torch's CPU
+# wheels it takes 1 GB; where pip knows of none, its CUDA ones, several more.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+case "${1:-}" in -h | --help) sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
+
+fail() {
+    printf '[setup reference] error: %s\n' "$*" >&2
+    exit 1
+}
+
+suitable() { # a working interpreter, not just a name: version managers leave shims that fail
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
+}
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 \
+        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 /usr/local/bin/python3.1[1-3] /usr/bin/python3.1[1-3]; do
+        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 && suitable "$candidate" && {
+            command -v "$candidate"
+            return
+        }
+    done
+    return 1
+}
+
+group='import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["reference"], sep="\n")'
+python=$(find_python) || fail "needs Python 3.11 to 3.13: install one, or name it with PYTHON=/path/to/python3"
+mapfile -t wanted < <("$python" -c "$group")
+if [ "$(cat .reference/installed 2>/dev/null || true)" != "${wanted[*]}" ] || ! .reference/bin/python -c '' 2>/dev/null; then
+    rm -rf .reference
+    "$python" -m venv .reference || fail "$python could not make .reference in $PWD; is the disk full or read-only?"
+    .reference/bin/python -m pip install -q --disable-pip-version-check "${wanted[@]}" >&2 ||
+        fail "could not install ${wanted[*]}: is a Python package index reachable, and is there room?"
+    printf '%s' "${wanted[*]}" >.reference/installed
+fi
+printf '%s\n' "$PWD/.reference/bin/python"
