@@ -183,6 +183,8 @@ def test_other_files_are_refused(tmp_path):
     folder = write_folder(tmp_path / "folder")
     with pytest.raises(InputError, match=r"Model\.layers = 3, but the pretrained model has 2"):
         read(folder, "Model.layers = 3")
+    with pytest.raises(InputError, match="name them by --memory_layers"):
+        read(folder, "Model.memory_layers = (1,)")
     (folder / "tokenizer.json").rename(folder / "kept")
     with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         read(folder)

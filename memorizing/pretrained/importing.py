@@ -161,6 +161,11 @@ def _experiment(
     if (fits := settings["max_positions"] - (not learned)) < SEGMENT_LENGTH:
         own["Batch.segment_length"] = fits
     it, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
+    if it.model.memory_layers != memory_layers:  # which decide more than themselves
+        raise InputError(
+            f"Model.memory_layers = {it.model.memory_layers}: name them by --memory_layers, so that all that goes with "
+            "them is set"
+        )
     for name in settings:
         wanted, now = own[f"Model.{name}"], getattr(it.model, name)
         if now != wanted:
