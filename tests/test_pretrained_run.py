@@ -18,7 +18,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, apply_model, create_model, empty_carry, gates
+from memorizing.model.transformer import abstract_model, apply_model, by_path, create_model, empty_carry, gates
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.pretrained.exporting import export
 from memorizing.pretrained.importing import import_pretrained
@@ -125,13 +125,21 @@ def test_a_file_is_looked_into(place):
     assert "".join(json.loads(line).get("text", "") for line in lines).count("the") > 10 or len(lines) > 50
 
 
-def test_a_run_of_parameters_alone_is_not_gone_on_with(place, capsys):
+def test_a_run_of_parameters_alone_is_not_gone_on_with_but_another_begins_with_them(place, capsys):
     assert main(["prepare", f"--raw={place / 'raw'}", f"--out={place / 'data'}",
                  f"--gin_param=Prepare.vocabulary_from = '{place / 'run/vocabulary'}'",
                  "--gin_param=Prepare.vocabulary = 'pretrained'"]) == 0  # fmt: skip
     given = [f"--gin_file={place / 'run/config.gin'}", f"--gin_param=Training.data = '{place / 'data'}'"]
     assert main(["train", f"--workdir={place / 'run'}", *given]) == 2
     assert "holds parameters alone" in capsys.readouterr().err
+    given += [f"--gin_param={binding}" for binding in (
+        f"Training.from_run = '{place / 'run'}'", "Training.steps = 8", "Training.checkpoint_every = 8",
+        "Batch.segments_per_call = 4", "Optimizer.trained = ('memory_layers',)", "Optimizer.warmup_steps = 1",
+    )]  # fmt: skip
+    assert main(["train", f"--workdir={place / 'tuned'}", *given]) == 0
+    before, after = (by_path(parameters_of(place / name)) for name in ("run", "tuned"))
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert moved and all(path.startswith("layers/1/") for path in moved)
 
 
 def test_export_then_import_is_the_identity(place, tmp_path, capsys):

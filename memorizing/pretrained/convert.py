@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from memorizing.errors import InputError
-from memorizing.model.transformer import Parameters
+from memorizing.model.transformer import Parameters, by_path
 from memorizing.pretrained.config_json import Architecture
 from memorizing.pretrained.tables import BUFFERS, CONV1D, LINEAR, TABLE, VECTOR, Row
 from memorizing.pretrained.tensors import Tensors
@@ -27,14 +26,6 @@ class Place(NamedTuple):
     shape: tuple[int, ...]
     parameters: tuple[str, ...]
     layout: str
-
-
-def by_path(parameters: Parameters) -> dict[str, Any]:
-    """Parameters by names such as `layers.0.attention.query_EHD`."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)
-    }
 
 
 def places(architecture: Architecture, like: Parameters) -> list[Place]:
@@ -131,5 +122,5 @@ def to_tensor(place: Place, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
 
 def layer_of(path: str) -> int | None:
     """The number of the layer, from 1, that a parameter is part of."""
-    found = re.match(r"layers\.(\d+)\.", path)
+    found = re.match(r"layers/(\d+)/", path)
     return int(found[1]) + 1 if found else None

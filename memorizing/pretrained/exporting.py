@@ -19,10 +19,10 @@ from memorizing.evaluation.evaluate import restore
 from memorizing.files import AnyPath
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters, open_mesh
+from memorizing.model.transformer import Parameters, by_path, open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
-from memorizing.pretrained.convert import by_path, places, to_tensor
+from memorizing.pretrained.convert import places, to_tensor
 from memorizing.pretrained.importing import KEPT
 from memorizing.pretrained.tensors import write_tensors
 from memorizing.training.workdir import open_tokens
@@ -131,7 +131,7 @@ def _tensors(architecture: Architecture, parameters: Parameters, model: ModelSet
     leaves = by_path(parameters)
     wanted = places(architecture, parameters)
     covered = {path for place in wanted for path in place.parameters}
-    memory = tuple(f"layers.{number - 1}.attention." for number in model.memory_layers)
+    memory = tuple(f"layers/{number - 1}/attention/" for number in model.memory_layers)
     left = [path for path in leaves if path not in covered and not path.startswith(memory)]
     assert not left, left  # `_config` has compared all settings that make parameters
     return {place.tensor: to_tensor(place, jax.device_get({path: leaves[path] for path in place.parameters}))

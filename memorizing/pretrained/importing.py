@@ -23,10 +23,10 @@ from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.tokens import PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, write_whole
-from memorizing.model.transformer import Parameters, abstract_model, count_parameters, create_model
+from memorizing.model.transformer import Parameters, abstract_model, by_path, count_parameters, create_model
 from memorizing.parallel.hosts import are_many
 from memorizing.pretrained.config_json import read_config
-from memorizing.pretrained.convert import by_path, check_tensors, layer_of, places, to_parameters
+from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
 from memorizing.training.checkpoints import Checkpoints
 from memorizing.training.workdir import record_data

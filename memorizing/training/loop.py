@@ -143,8 +143,8 @@ def resume(
         try:
             if not checkpoints.has_progress(step):
                 raise InputError(
-                    "this run holds parameters alone (of `memorizing import`): begin another one from it, --from=RUN "
-                    "--workdir=NEW"
+                    "this run holds parameters alone (of `memorizing import`): begin another one with them, "
+                    "--gin_param \"Training.from_run = 'RUN'\" --workdir=NEW"
                 )
             state = checkpoints.restore(step, like, make.mesh, drop_memory)
             before = checkpoints.memory_size(step)
