@@ -19,6 +19,7 @@ FLOORS = [
     {"benchmarks"},
     {"config"},
     {"api", "sweep", "pretrained"},
+    {"commands"},
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}
