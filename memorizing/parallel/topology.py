@@ -61,8 +61,12 @@ def platform_compiled_for() -> str:
 
 
 def training_options() -> dict[str, bool] | None:
-    """What the compiler of a train step is told on these devices; None for nothing."""
-    return _onednn() if platform_compiled_for() == "cpu" else None
+    """What the compiler of a train step is told on these devices; None for nothing.
+
+    Also for nothing where JAX keeps compiled programs (`JAX_COMPILATION_CACHE_DIR`): it cannot write those of oneDNN.
+    """
+    is_kept = bool(jax.config.jax_compilation_cache_dir)
+    return _onednn() if platform_compiled_for() == "cpu" and not is_kept else None
 
 
 @functools.cache
