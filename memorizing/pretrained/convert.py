@@ -16,7 +16,7 @@ from memorizing.pretrained.config_json import Architecture
 from memorizing.pretrained.tables import BUFFERS, CONV1D, LINEAR, TABLE, VECTOR, Row
 from memorizing.pretrained.tensors import Tensors
 
-HEAD, TIED = "lm_head.weight", "embedding.table_VE"
+HEAD, TIED = "lm_head.weight", "embedding/table_VE"
 
 
 class Place(NamedTuple):
