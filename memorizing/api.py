@@ -32,8 +32,7 @@ def open_reader(
     """
     workdir = run_folder("--workdir", str(workdir))
     it = load_trained(workdir, gin_files, gin_params)
-    if memory_size is not None:
-        it = it.with_memory_size(memory_size)
+    it = it.with_memory_size(it.memory.size if memory_size is None else memory_size)
     try:
         tokens = open_tokens(it.training.data, it.model)
     except InputError as error:

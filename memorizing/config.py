@@ -74,14 +74,18 @@ class Experiment:
         return {name: getattr(self, name) for name in names}
 
     def with_memory_size(self, size: int) -> "Experiment":
-        """The same with another `Memory.size` (see `at_memory_size`), checked against all other settings."""
-        return dataclasses.replace(self, memory=at_memory_size(self.memory, size))
+        """As a trained model is read with another `Memory.size` (see `at_memory_size`), checked against all settings.
+
+        Each document then begins with an empty memory, and a memory that grew in training has this size throughout.
+        """
+        memory = dataclasses.replace(at_memory_size(self.memory, size), clear_at_documents=True)
+        return dataclasses.replace(self, memory=memory, training=dataclasses.replace(self.training, memory_growth=()))
 
     def __post_init__(self):
         segment, call = self.batch.segment_length, self.batch.segments_per_call
         check_memory_size(self.memory.size, segment)
         self._check_writing()
-        self.model.check_segment_length(segment)
+        self.model.check_segment_length(segment, self.memory.size > 0 and self.memory.writes == "beyond_cache")
         if self.memory.size and not self.model.memory_layers:
             raise ConfigError(
                 f"Memory.size = {self.memory.size}, but Model.memory_layers = () has no layer to use it: name a "

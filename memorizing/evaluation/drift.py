@@ -78,7 +78,7 @@ def drift(
         each = [compare(*banks) for banks in zip(state.carry.banks, again, strict=True)]
     found = {
         layer: Drift(*map(np.asarray, both))
-        for layer, both in zip(model.memory_layers, jax.device_get(each), strict=True)
+        for layer, both in zip(model.bank_layers, jax.device_get(each), strict=True)
     }
     say(f"step {step}: cosine of the keys in memory with those that the parameters would compute now")
     for layer, its in found.items():

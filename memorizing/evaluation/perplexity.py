@@ -33,6 +33,8 @@ from memorizing.training.snapshots import begin_documents
 class EvaluationSettings:
     """How documents are evaluated; no figure depends on `rows` or `segments_per_call` beyond float rounding.
 
+    But for a memory whose `Memory.eviction` is `reservoir`: what that draws depends on the row and on its documents.
+
     Attributes:
         data: folder of prepared tokens; empty for that of training.
         split: of it.

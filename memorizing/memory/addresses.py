@@ -63,6 +63,15 @@ def no_addresses(rows: int, settings: MemorySettings) -> Addresses | None:
     )
 
 
+def emptied_addresses(like: Addresses) -> Addresses:
+    """Addresses of these shapes before anything is read."""
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    return nothing._replace(
+        positions_BM=jnp.full(like.positions_BM.shape, NOTHING, jnp.int32),
+        coming_B=jnp.full(like.coming_B.shape, jnp.iinfo(jnp.int32).max, jnp.int32),
+    )
+
+
 def cleared(addresses: Addresses, rows_B: Bool[Array, "B"]) -> Addresses:
     """The rows where `rows_B` is True begin anew."""
     none_B = jnp.zeros_like(addresses.read_B)

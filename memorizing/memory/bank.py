@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.addresses import Addresses, cleared, no_addresses, refilled
+from memorizing.memory.addresses import Addresses, cleared, emptied_addresses, no_addresses, refilled
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search import NO_INDEX, Index, Keys, Search, make_search
 from memorizing.memory.settings import MemorySettings
@@ -96,10 +96,20 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
     )
 
 
+def emptied(like: Bank) -> Bank:
+    """A bank of these shapes in which no slot is valid."""
+    bank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
+    if bank.recall is not None:
+        bank = bank._replace(recall=no_recall(*bank.keys_BHMD.shape[:2]))
+    if bank.addresses is not None:
+        bank = bank._replace(addresses=emptied_addresses(bank.addresses))
+    return bank
+
+
 def no_recall(rows: int, heads: int) -> Recall:
     """Before anything is counted; until a mask is known, all queries are of tokens."""
-    nothing_BH = jnp.zeros((rows, heads), jnp.int32)
-    return Recall(*(nothing_BH,) * 4, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
+    counts = (jnp.zeros((rows, heads), jnp.int32) for _ in range(4))  # an array each, since each may be donated
+    return Recall(*counts, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
 
 
 def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:

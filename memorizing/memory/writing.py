@@ -17,7 +17,7 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.addresses import NOTHING, Addresses
-from memorizing.memory.bank import Bank, append, place, valid
+from memorizing.memory.bank import Bank, append, place
 from memorizing.memory.duplicates import novel
 from memorizing.memory.eviction import fair_start, taken_slots
 from memorizing.memory.search import Search
@@ -62,7 +62,7 @@ def write(bank: Bank, segment: Tokens, cached: Tokens, memory: MemorySettings, s
     positions_BN = first_B[:, None] + jnp.arange(tokens)
     offered_BN = (jnp.arange(tokens) < count_B[:, None]) & (positions_BN % every == 0)
     if memory.duplicate_score is not None:
-        offered_BN = novel(keys_BHND, offered_BN, bank.keys, valid(bank), memory.duplicate_score)
+        offered_BN = novel(keys_BHND, offered_BN, bank.keys, addresses.held_BM, memory.duplicate_score)
     slots_BN = taken_slots(addresses, offered_BN, memory)
     addresses = _noted(addresses, slots_BN, positions_BN)._replace(
         read_B=addresses.read_B + coming_B,

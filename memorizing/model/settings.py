@@ -154,11 +154,11 @@ class ModelSettings:
                 "have the wrong ones: set Model.xl_cache = False (to evaluate: --xl_cache=off), or use 't5' or 'rope'"
             )
 
-    def check_segment_length(self, tokens: int) -> None:
-        """Refuses segments in which a token would see more than `max_positions`."""
-        seen = tokens + 1 if self.xl_cache else tokens
+    def check_segment_length(self, tokens: int, sees_all: bool = False) -> None:
+        """Refuses segments in which a token would see more than `max_positions`; with `sees_all`, all of the cache."""
+        seen = tokens + (tokens if sees_all else 1) * self.xl_cache
         if self.max_positions and seen > self.max_positions:
-            fits = self.max_positions - self.xl_cache
+            fits = self.max_positions // 2 if sees_all and self.xl_cache else self.max_positions - self.xl_cache
             raise InputError(
                 f"Batch.segment_length = {tokens}: with Model.xl_cache = {self.xl_cache} a token sees {seen} tokens, "
                 f"and this model knows Model.max_positions = {self.max_positions}: use at most {fits}"

@@ -59,7 +59,7 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
         InputError: when the memory is to keep what falls out of an XL cache that there is not; when segments are longer
             than the model knows positions for.
     """
-    model.check_segment_length(segment_length)
+    model.check_segment_length(segment_length, memory.size > 0 and memory.writes == "beyond_cache")
     if memory.size and memory.writes == "beyond_cache" and not model.xl_cache:
         raise InputError(
             "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: read "

@@ -214,8 +214,7 @@ class Checkpoints:
             found = zip(restored["memory"], banks, strict=True)
             banks = tuple(resized(restored_form(each, like, self._index_kind), like, mesh) for each, like in found)
         elif banks:
-            empty = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), banks)  # noqa: E731
-            banks = made(mesh, empty, functools.partial(shardings, mesh))
+            banks = made(mesh, lambda: tuple(map(emptied, banks)), functools.partial(shardings, mesh))
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
 

@@ -95,7 +95,7 @@ def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: 
     for pattern in settings.trained:
         patterns = [pattern]
         if pattern in ("gates", "memory_layers"):
-            each = "attention/gate_*" if pattern == "gates" else "*"
+            each = "attention/gate*" if pattern == "gates" else "*"
             patterns = [f"layers/{number - 1}/{each}" for number in memory_layers]
         found = {path for path in by_path(parameters) for each in patterns if fnmatch.fnmatchcase(path, each)}
         if not found:
