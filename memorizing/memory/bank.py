@@ -108,8 +108,8 @@ def emptied(like: Bank) -> Bank:
 
 def no_recall(rows: int, heads: int) -> Recall:
     """Before anything is counted; until a mask is known, all queries are of tokens."""
-    counts = (jnp.zeros((rows, heads), jnp.int32) for _ in range(4))  # an array each, since each may be donated
-    return Recall(*counts, jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
+    nothing = lambda: jnp.zeros((rows, heads), jnp.int32)  # noqa: E731  (an array each, since each may be donated)
+    return Recall(nothing(), nothing(), nothing(), nothing(), jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
 
 
 def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:

@@ -25,6 +25,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
 from memorizing.files import AnyPath
+from memorizing.memory.bank import emptied
 from memorizing.model.transformer import Parameters, by_path
 from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
 from memorizing.parallel.mesh import made, placed, shardings
