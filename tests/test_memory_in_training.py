@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from memorizing.cli import main
 from memorizing.data.tokens import PreparedTokens
@@ -53,6 +54,7 @@ def place(tmp_path_factory):
     yield folder
     for name, value in zip(names, before, strict=True):
         jax.config.update(name, value)
+    compilation_cache.reset_cache()  # else JAX goes on writing to it, whatever the settings say
 
 
 def train(place: Path, name: str, *bindings: str, steps: int = 8, status: int = 0) -> Path:

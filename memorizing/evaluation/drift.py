@@ -24,6 +24,7 @@ from memorizing.errors import InputError
 from memorizing.files import write_whole
 from memorizing.memory.bank import Bank, readable, size
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.attention import l2_normalize
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, apply_model, empty_carry
 from memorizing.parallel.mesh import assemble, constrain_tree, local_rows, made, shardings
@@ -122,8 +123,7 @@ def compared(stored: Bank, again: Bank, tokens: int) -> tuple[Float[jax.Array, "
     """The mean cosine of keys of the same age, and how many there are: of tokens that both banks hold."""
 
     def by_age(bank: Bank) -> Float[jax.Array, "B H M D"]:
-        newest_first = jnp.flip(jnp.roll(bank.keys.plain().astype(jnp.float32), -bank.cursor, axis=2), axis=2)
-        return newest_first / jnp.maximum(jnp.linalg.norm(newest_first, axis=-1, keepdims=True), 1e-30)
+        return l2_normalize(jnp.flip(jnp.roll(bank.keys.plain().astype(jnp.float32), -bank.cursor, axis=2), axis=2))
 
     slots = stored.keys_BHMD.shape[2]
     held_BM = jnp.arange(slots) < jnp.minimum(readable(stored), readable(again))[:, None]

@@ -7,7 +7,6 @@ Where to read on: `lookups.py` (how it is read), `pages/inspect.js` (the page).
 
 import base64
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from memorizing.files import AnyPath, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, gates
+from memorizing.training.snapshots import read_text_of
 
 CONTEXT = 12
 """Tokens on each side of a retrieved one that are shown with it."""
@@ -283,7 +283,7 @@ def page_name(document: str, name: str, tokens_T: Int[np.ndarray, "T"], memory_s
     """What its page is called, if nobody says; files that have a name in common are told apart by what is in them."""
     parts = [re.sub(r"[^\w.-]+", "_", name)]
     if Path(document).exists():
-        parts.append(hashlib.sha256(tokens_T.astype("<i4").tobytes()).hexdigest()[:8])
+        parts.append(read_text_of(tokens_T, name).sha256[:8])
     return "-".join([*parts, "memory", f"{memory_size}.html"])
 
 

@@ -6,6 +6,7 @@ those that come to its own slots: nothing of the bank travels. Who decides where
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -28,15 +29,7 @@ class Stored(NamedTuple):
 
 def write_run(held: Stored, new: Stored, cursor: Int[jax.Array, ""]) -> Stored:
     """Writes `new` into the slots from `cursor` on, the same ones in all rows; it may not reach beyond the last."""
-    write = _write_run
-    if (mesh := current_mesh()) is not None:
-        write = jax.shard_map(
-            functools.partial(_write_run, axis="memory"),
-            mesh=mesh,
-            in_specs=(specs(held), jax.tree.map(lambda _: spec("BH"), new), spec("")),
-            out_specs=specs(held),
-        )
-    return write(held, new, cursor)
+    return _on_each_device(_write_run, held, new, cursor, "")
 
 
 def write_at(held: Stored, new: Stored, slots_BN: Int[jax.Array, "B N"]) -> Stored:
@@ -44,15 +37,19 @@ def write_at(held: Stored, new: Stored, slots_BN: Int[jax.Array, "B N"]) -> Stor
 
     No two tokens of a row may have the same slot.
     """
-    write = _write_at
+    return _on_each_device(_write_at, held, new, slots_BN, "B")
+
+
+def _on_each_device(write: Callable[..., Stored], held: Stored, new: Stored, where: jax.Array, letters: str) -> Stored:
+    """Lets each device write into its own slots; `letters` say how `where` is spread over devices."""
     if (mesh := current_mesh()) is not None:
         write = jax.shard_map(
-            functools.partial(_write_at, axis="memory"),
+            functools.partial(write, axis="memory"),
             mesh=mesh,
-            in_specs=(specs(held), jax.tree.map(lambda _: spec("BH"), new), spec("B")),
+            in_specs=(specs(held), jax.tree.map(lambda _: spec("BH"), new), spec(letters)),
             out_specs=specs(held),
         )
-    return write(held, new, slots_BN)
+    return write(held, new, where)
 
 
 def _write_run(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = None) -> Stored:

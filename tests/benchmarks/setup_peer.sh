@@ -17,22 +17,8 @@ fail() {
     exit 1
 }
 
-suitable() { # a working interpreter, not just a name: version managers leave shims that fail
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
-}
-
-find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 /usr/local/bin/python3.1[1-3] /usr/bin/python3.1[1-3] \
-        /opt/*/bin/python3 "$HOME"/.local/share/uv/python/*/bin/python3 "$HOME"/{miniconda3,miniforge3,anaconda3}/bin/python3; do
-        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 && suitable "$candidate" && {
-            command -v "$candidate"
-            return
-        }
-    done
-    return 1
-}
+# shellcheck source=tests/find_python.sh
+source tests/find_python.sh
 
 peer=${PEER:-.peer}
 wanted=(torch==2.13.0 'faiss-cpu>=1.12' 'einops>=0.8' 'einops-exts==0.0.4' 'numpy>=2' filelock joblib)

@@ -16,21 +16,8 @@ fail() {
     exit 1
 }
 
-suitable() { # a working interpreter, not just a name: version managers leave shims that fail
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1
-}
-
-find_python() {
-    local candidate
-    for candidate in "${PYTHON:-}" python3.11 python3.12 python3.13 python3 \
-        "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python3 /usr/local/bin/python3.1[1-3] /usr/bin/python3.1[1-3]; do
-        [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1 && suitable "$candidate" && {
-            command -v "$candidate"
-            return
-        }
-    done
-    return 1
-}
+# shellcheck source=tests/find_python.sh
+source tests/find_python.sh
 
 group='import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["reference"], sep="\n")'
 python=$(find_python) || fail "needs Python 3.11 to 3.13: install one, or name it with PYTHON=/path/to/python3"
