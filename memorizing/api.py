@@ -11,6 +11,7 @@ from memorizing.evaluation.generate import Reader
 from memorizing.files import AnyPath, run_folder
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
+from memorizing.training.from_run import trained_with
 from memorizing.training.snapshots import Source, parameters_digest
 from memorizing.training.workdir import check_data, open_tokens
 
@@ -45,5 +46,6 @@ def open_reader(
     segment, devices = it.batch.segment_length, jax.local_devices()[: it.mesh.model]
     mesh = open_mesh(MeshSettings(1, it.mesh.model), it.model, it.memory, segment, 1, devices=devices)
     parameters, step = restore(workdir, it.model, mesh)
-    source = Source(it.model, segment, tokens.digests()["vocabulary"], parameters_digest(parameters), step)
+    digests = tokens.digests()["vocabulary"], parameters_digest(parameters)
+    source = Source(it.model, segment, *digests, step, trained_with(workdir))
     return Reader(source, it.memory, parameters, tokens.vocabulary, it.folder, mesh, say)

@@ -70,14 +70,18 @@ def evaluate(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
+    from memorizing.training.from_run import trained_with
     from memorizing.training.signals import die_at_sigterm
-    from memorizing.training.snapshots import Source, parameters_digest, prebuilt_banks
+    from memorizing.training.snapshots import Source, check_not_empty, parameters_digest, prebuilt_banks
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
     die_at_sigterm()
     it = load_trained(workdir, options.gin_file, options.gin_param)
     memories = [it.with_memory_size(size).memory for size in options.memory_size or [it.memory.size]]
+    if not options.memory:
+        for memory in memories:
+            check_not_empty(memory, f"name it with --memory={it.training.prebuilt_memory or 'DIR'}")
     segment, rows = it.batch.segment_length, it.evaluation.rows
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
 
@@ -87,7 +91,7 @@ def evaluate(options: argparse.Namespace) -> None:
     name, prebuilt = options.name, [()] * len(memories)
     if options.memory:
         vocabulary = corpora[0].tokens.digests()["vocabulary"]
-        source = Source(it.model, segment, vocabulary, parameters_digest(parameters), step)
+        source = Source(it.model, segment, vocabulary, parameters_digest(parameters), step, trained_with(workdir))
         prebuilt = [
             prebuilt_banks(options.memory, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)
@@ -110,6 +114,7 @@ def inspect(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
+    from memorizing.training.snapshots import check_not_empty
     from memorizing.training.workdir import readable_tokens
 
     workdir = run_folder("--workdir", options.workdir)
@@ -121,6 +126,7 @@ def inspect(options: argparse.Namespace) -> None:
             f"--workdir={workdir} has no memory to look into (Memory.size = {memory.size}, Model.memory_layers = "
             f"{it.model.memory_layers}): name a run that has, or --memory_size"
         )
+    check_not_empty(memory, "this page is about what a document finds of itself, so name another run")
     tokens = readable_tokens(workdir, it.evaluation.data or it.training.data, it.model)
     name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
     inspect.check_range(options.first, options.tokens, options.top, len(encoded))
@@ -229,7 +235,7 @@ def _reader(options: argparse.Namespace, out: Path | None = None):
     if options.memory:
         reader.load(options.memory)
         say(f"{options.memory}: {reader.tokens:,} tokens were read")
-    if out is not None and out.exists():
+    if out is not None:
         reader.check_save(out, options.document)
     for path in options.document:
         reader.read_files(path)

@@ -33,6 +33,7 @@ from memorizing.training.snapshots import (
     Snapshot,
     Source,
     check_again,
+    check_not_empty,
     load_snapshot,
     read_text_of,
     save_snapshot,
@@ -133,7 +134,13 @@ class Reader:
         return int(self._carry.banks[0].length_B[0]) if self._carry.banks else 0
 
     def read(self, text: str, name: str = "text") -> int:
-        """Reads a text behind all that was read before; gives its number of tokens. Snapshots note its `name`."""
+        """Reads a text behind all that was read before; gives its number of tokens. Snapshots note its `name`.
+
+        Raises:
+            InputError: when a memory that is only read (`Memory.writes = 'never'`) was not loaded before.
+        """
+        if not self.remembered:
+            check_not_empty(self.memory, "load one first (--memory=DIR, reader.load)")
         tokens = encoded_text(self._vocabulary, text, name)
         self._note(tokens, name)
         self._inputs += tokens.tolist()
@@ -228,8 +235,11 @@ class Reader:
         """Refuses to save in `folder` what is read already and then these files, before they are read for nothing.
 
         Raises:
-            InputError: when a snapshot of other texts, or of another model, is there.
+            InputError: when a snapshot of other texts, or of another model, is there; when nothing is ever written.
         """
+        check_not_empty(self.memory, "there would be nothing to keep; memorize with the run that this one began from")
+        if not Path(folder).exists():
+            return
         documents = [each for path in paths for each in read_path("--document", Path(path), self._folder)]
         texts = [(each.id, each.text) for each in documents if not isinstance(each, Problem)]
         encoded = [read_text_of(encoded_text(self._vocabulary, text, name), name) for name, text in texts]

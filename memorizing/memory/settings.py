@@ -31,7 +31,8 @@ class MemorySettings:
         gpu_kernel: what compiles `pallas` for NVIDIA GPUs; `mosaic` is for keys of 16 bits on Hopper, others then take
             `triton`.
         proposer: a small copy of the keys in which `search` only proposes neighbours, while the keys themselves decide:
-            `int8`, `float8`, or a `projection` to fewer features; None to search among the keys.
+            `int8`, `float8`, a `projection` to fewer features, or the `learned` features of a model that has them
+            (`Model.index_size`); None to search among the keys.
         proposals: how many are proposed for each query, if not more neighbours are wanted.
         projection_size: features of a projected copy.
         candidates: slots that `lsh` and `ivf` look at for each query.
@@ -70,7 +71,7 @@ class MemorySettings:
     block_size: int = 8192
     recall_target: float = 0.95
     gpu_kernel: Literal["triton", "mosaic"] = "triton"
-    proposer: Literal[EightBits, "projection"] | None = None
+    proposer: Literal[EightBits, "projection", "learned"] | None = None
     proposals: int = 128
     projection_size: int = 32
     candidates: int = 2048
@@ -132,6 +133,12 @@ class MemorySettings:
             raise InputError(
                 f"Memory.proposer = {self.proposer!r} with Memory.key_dtype = {self.key_dtype!r}: the copy would be no "
                 "smaller than the keys; propose by a 'projection', or set Memory.proposer = None"
+            )
+        if self.proposer == "learned" and self.search in ("ivf", "lsh", "faiss"):
+            raise InputError(
+                f"Memory.proposer = 'learned' with Memory.search = {self.search!r}, which keeps an index of its own, "
+                "while learned features are made anew at each reading: set Memory.search = 'auto', or propose by a "
+                "'projection'"
             )
         if self.search in ("ivf", "lsh") and self.candidates < self.size:  # else all slots are looked at
             self._check_candidates()

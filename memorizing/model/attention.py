@@ -28,6 +28,7 @@ from memorizing.memory.writing import Tokens
 from memorizing.model.gates import COMPARING, Read, Scores, compared, mixed, opened
 from memorizing.model.groups import products, weighted_sums
 from memorizing.model.layers import RMSNorm, normal_parameter
+from memorizing.model.learned_index import LearnedIndex, first_index
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.positions import Part, angles, distances, frequencies, rotate, rows_of
 from memorizing.model.settings import ModelSettings
@@ -102,7 +103,11 @@ class Attention(nnx.Module):
             self.query_norm, self.key_norm = (RMSNorm(size, settings.norm_epsilon) for _ in range(2))
         self.has_memory, self.shifts_keys = has_memory, has_memory and settings.key_shift
         self.normalizes, self.gate_kind = has_memory and settings.normalize_memory_layers, settings.gate
+        self.has_index = has_memory and settings.index_size > 0
         if has_memory:
+            if self.has_index:
+                first = first_index(key_heads, size, settings.index_size)
+                self.index_query_HDP, self.index_key_HDP = (nnx.Param(part) for part in first)
             if settings.key_shift:
                 # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
                 shifted_H = jnp.arange(key_heads, dtype=jnp.float32) % 2
@@ -205,7 +210,13 @@ class Attention(nnx.Module):
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
             remote, found_BHN, noticed = attend_to_memory(
-                query, bank, search, memory.retrieved, write_every=memory.write_every, negative_rows=negative_rows
+                query,
+                bank,
+                search,
+                memory.retrieved,
+                index=LearnedIndex(self.index_query_HDP[...], self.index_key_HDP[...]) if self.has_index else None,
+                write_every=memory.write_every,
+                negative_rows=negative_rows,
             )
             if self.gate_kind not in COMPARING:
                 remote = remote._replace(scores=None)

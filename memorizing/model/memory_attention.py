@@ -27,15 +27,12 @@ from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
 from memorizing.model.gates import Read, Scores, together
 from memorizing.model.groups import by_key_head, by_query_head
+from memorizing.model.learned_index import LearnedIndex, sampled, taught
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
 RETRIEVED = "retrieved"
 """The name of what is kept for the backward pass even where activations are computed again (`Model.remat`): by then the
 memory has been written to, so to search it again would take a copy of all of it."""
-
-
-SAMPLED = 8
-"""Tokens of each segment and row whose queries' neighbours are counted, where recall is reported."""
 
 
 def attend_to_memory(
@@ -44,6 +41,7 @@ def attend_to_memory(
     search: Search,
     neighbours: int,
     *,
+    index: LearnedIndex | None = None,
     write_every: int = 1,
     negative_rows: int = 0,
 ) -> tuple[Read, Bool[jax.Array, "B H N"], Noticed]:
@@ -55,9 +53,14 @@ def attend_to_memory(
 
     Notices what the bank keeps account of, in the row's own memory: what sampled queries found, and how much attention
     each slot received; not of queries of padding, see `memory.bank.masked`.
+
+    A layer's `index` is for the search to use, and learns from what is read.
     """
     bank = lax.stop_gradient(bank)
-    group = query_BHND.shape[1] // bank.keys_BHMD.shape[1]
+    group, keys = query_BHND.shape[1] // bank.keys_BHMD.shape[1], bank.keys
+    if index is not None:
+        learned = keys.index.learned | lax.stop_gradient(index)._asdict()
+        keys = keys._replace(index=keys.index._replace(learned=learned))
     account = _account(bank, write_every)
 
     def attend(query_BHND: jax.Array, account: Account) -> tuple[Read, jax.Array, Noticed]:
@@ -68,15 +71,20 @@ def attend_to_memory(
                 functools.partial(attend, axis="memory"),
                 mesh=mesh,
                 # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-                in_specs=(spec("BH_D"), specs(bank.keys), spec("BHMD"), spec("BM"), specs(account)),
+                in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(account)),
                 out_specs=(spec("BHND"), spec("BHN"), spec("BHN"), specs(Noticed(account.recall, used_BM))),
                 check_vma=False,  # searches start their scans from constants, which are the same on all devices
             )
-        *read, noticed = attend(by_key_head(query_BHND, group), bank.keys, bank.values_BHMD, valid(bank), account)
+        *read, noticed = attend(by_key_head(query_BHND, group), keys, bank.values_BHMD, valid(bank), account)
         out_BHND, scores, found_BHN = jax.tree.map(lambda part: by_query_head(part, group), read)
         return Read(out_BHND, scores), found_BHN, noticed
 
     read, found_BHN, noticed = attend(query_BHND, account)
+    if index is not None:
+        rows, _, tokens, _ = query_BHND.shape
+        asked_BHND = lax.stop_gradient(by_key_head(query_BHND[:, :, sampled(tokens)], group))
+        out_BHND = taught(read.out_BHND, index, asked_BHND, bank.keys, valid(bank), float(rows * tokens))
+        read = read._replace(out_BHND=out_BHND)
     if negative_rows:
         # Queries travel to the memories, not memories to the queries; what is read comes back.
         others = [
@@ -139,16 +147,16 @@ def _attend(
     counted = None
     if account.recall is not None and account.ago_BM is not None:
         tokens = query_BHND.shape[2] // group
-        places = jnp.arange(min(SAMPLED, tokens)) * tokens // min(SAMPLED, tokens)
+        places = sampled(tokens)
         is_token_BQ = jnp.repeat(places < account.recall.tokens_B[:, None], group, axis=1)
         places = (places[:, None] * group + jnp.arange(group)).ravel()  # all queries of the sampled tokens
         wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
         is_token_BHQK = is_token_BQ[:, None, :, None]
-        sampled, wanted = (  # padding wants and finds nothing
+        sought, wanted = (  # padding wants and finds nothing
             each._replace(scores_BHNK=jnp.where(is_token_BHQK, each.scores_BHNK, -jnp.inf))
             for each in (Neighbours(*(part[:, :, places] for part in found)), wanted)
         )
-        counted = count(sampled, wanted, _segments_ago(sampled, account.ago_BM, tokens, first, axis))
+        counted = count(sought, wanted, _segments_ago(sought, account.ago_BM, tokens, first, axis))
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)

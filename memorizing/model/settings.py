@@ -44,6 +44,8 @@ class ModelSettings:
         normalize_memory_layers: whether queries and keys of memory layers are normalized, which keeps stale keys
             comparable; else they are scaled by `1 / sqrt(D)`, as in other layers.
         query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
+        index_size: features per head of an index of the memory that is learned beside the model, for
+            `Memory.proposer = 'learned'`; 0 for none. It changes nothing in how all else is trained.
         key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
             head and feature. Not in the paper: the smeared keys of arXiv 2209.11895, with which a small model learns
             within minutes to continue what it finds again.
@@ -87,6 +89,7 @@ class ModelSettings:
     gate_bias: float = -2.0
     normalize_memory_layers: bool = True
     query_scale: float | None = None
+    index_size: int = 0
     key_shift: bool = False
     dropout: float = 0.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -97,6 +100,11 @@ class ModelSettings:
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.index_size <= self.head_size:
+            raise InputError(
+                f"Model.index_size = {self.index_size}: must be 0 (no index) or at most Model.head_size = "
+                f"{self.head_size}; a quarter of that is a good start"
+            )
         if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):
             fitting = [str(number) for number in range(1, self.heads + 1) if self.heads % number == 0]
             raise InputError(

@@ -23,6 +23,7 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, Cache, empty_cache
 from memorizing.model.banks import Banks
 from memorizing.model.layers import Embedding, FeedForward, make_norm
+from memorizing.model.learned_index import GRADIENT
 from memorizing.model.memory_attention import RETRIEVED
 from memorizing.model.positions import LearnedPositions, Part, RelativeBias
 from memorizing.model.settings import ModelSettings
@@ -56,14 +57,19 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
     """The carry before any document is read.
 
     Raises:
-        InputError: when the memory is to keep what falls out of an XL cache that there is not; when segments are longer
-            than the model knows positions for.
+        InputError: when the memory is to keep what falls out of an XL cache that there is not, or to be searched by an
+            index that the model has not; when segments are longer than the model knows positions for.
     """
     model.check_segment_length(segment_length, memory.size > 0 and memory.writes == "beyond_cache")
     if memory.size and memory.writes == "beyond_cache" and not model.xl_cache:
         raise InputError(
             "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: read "
             "with an XL cache, or set Memory.writes = 'segment'"
+        )
+    if memory.size and memory.proposer == "learned" and not model.index_size:
+        raise InputError(
+            "Memory.proposer = 'learned', but the model has no index: train one with Model.index_size = "
+            f"{max(model.head_size // 4, 1)} (beside the model, or later: configs/variants/learned_index.gin)"
         )
     dtype = jnp.dtype(model.dtype)
     window = segment_length if model.xl_cache else 0
@@ -192,7 +198,7 @@ class Transformer(nnx.Module):
                 return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory, negative_rows)
 
             if self.settings.remat:
-                apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED))
+                apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED, GRADIENT))
             each = [
                 (self._parameters(index), biases[index] if len(biases) > 1 else None, carry.caches[index], index)
                 for index in run

@@ -115,6 +115,11 @@ def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
         write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
 
 
+def trained_with(workdir: AnyPath) -> str | None:
+    """A digest of the snapshot with which documents began as the run was trained; None for none."""
+    return recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
+
+
 def recorded_beginning(workdir: AnyPath) -> Beginning:
     """What `record_beginning` wrote."""
     return Beginning(**json.loads((workdir / FROM_FILE).read_text()))

@@ -177,6 +177,12 @@ def _prebuilt(
     """
     if not training.prebuilt_memory or not memory.size:
         return lambda slots: ()
+    if memory.writes == "never" and not memory.clear_at_documents and training.memory_growth:
+        raise InputError(
+            f"Training.memory_growth = {training.memory_growth} with Memory.writes = 'never' and "
+            "Memory.clear_at_documents = False: rows get the prebuilt memory once, so that it would stay as small as "
+            "it began: set Training.memory_growth = ()"
+        )
     folder, began = Path(training.prebuilt_memory), recorded_beginning(workdir)
     if snapshot_digest(folder) != began.memory:
         raise InputError(
@@ -273,6 +279,8 @@ class _Reporter:
         self._rate, self._steps_per_update = learning_rate(optimizer), 1
         if training.update == "call":
             self._steps_per_update = batch.segments_per_call
+        # Keys of a snapshot are of no update; and across documents, segments are padded, so that tokens tell none.
+        self._has_ages = memory.clear_at_documents and not training.prebuilt_memory
         self._schedule = memory_schedule(memory, training)
         self._flops_of = functools.cache(
             lambda slots: training_flops_per_token(model, dataclasses.replace(memory, size=slots), batch.segment_length)
@@ -311,7 +319,8 @@ class _Reporter:
         }
         values |= of_gates(metrics)
         values |= {f"recall/layer_{layer}": float(it) for layer, it in metrics.recall.items() if np.isfinite(it)}
-        values |= {f"age/layer_{layer}": float(it) for layer, it in metrics.ages.items() if np.isfinite(it)}
+        if self._has_ages:
+            values |= {f"age/layer_{layer}": float(it) for layer, it in metrics.ages.items() if np.isfinite(it)}
         if self._writer is None:
             return
         self._writer.write(step, values)

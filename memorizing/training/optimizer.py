@@ -12,8 +12,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from memorizing.errors import InputError
+from memorizing.model.learned_index import is_of_index
 from memorizing.model.transformer import Parameters, by_path
 
 
@@ -30,9 +32,10 @@ class OptimizerSettings:
         clip_norm: gradients with a larger global norm are scaled down to it; 0 for never.
         weight_decay: of AdamW, on matrices only.
         beta1, beta2: of AdamW.
-        trained: which parameters are trained; () for all. `gates` means those of the memory layers' gates,
-            `memory_layers` all in these layers, and anything else is a pattern of paths, as they are in checkpoints:
-            `layers/8/attention/*` (layers count from 0 there, so this is layer 9), `*/scale_E`.
+        trained: which parameters are trained; () for all. `gates` means those of the memory layers' gates, `index`
+            those of their learned indices, `memory_layers` all in these layers, and anything else is a pattern of
+            paths, as they are in checkpoints: `layers/8/attention/*` (layers count from 0 there, so this is layer 9),
+            `*/scale_E`.
     """
 
     kind: Literal["adafactor", "adamw"] = "adafactor"
@@ -83,6 +86,10 @@ type Trained = dict[str, Any]
 """Nested like the parameters: whether each is trained."""
 
 
+NAMED = {"gates": "attention/gate*", "index": "attention/index_*", "memory_layers": "*"}
+"""Parts of each memory layer that `Optimizer.trained` may name, as patterns of paths within it."""
+
+
 def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]) -> Trained | None:
     """Which of the parameters are trained; None for all. Only their names count, so these may be shapes.
 
@@ -94,15 +101,15 @@ def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: 
     chosen: set[str] = set()
     for pattern in settings.trained:
         patterns = [pattern]
-        if pattern in ("gates", "memory_layers"):
-            each = "attention/gate*" if pattern == "gates" else "*"
-            patterns = [f"layers/{number - 1}/{each}" for number in memory_layers]
+        if pattern in NAMED:
+            patterns = [f"layers/{number - 1}/{NAMED[pattern]}" for number in memory_layers]
         found = {path for path in by_path(parameters) for each in patterns if fnmatch.fnmatchcase(path, each)}
         if not found:
             some = ", ".join(list(by_path(parameters))[:3])
             raise InputError(
                 f"Optimizer.trained = {settings.trained}: {pattern!r} matches no parameter. Paths are such as {some}; "
-                "`gates` and `memory_layers` need Model.memory_layers"
+                "`gates`, `index` and `memory_layers` need Model.memory_layers, `gates` also a Model.gate that learns "
+                "('head', 'layer' or 'token'), `index` Model.index_size"
             )
         chosen |= found
     return jax.tree.unflatten(jax.tree.structure(parameters), [path in chosen for path in by_path(parameters)])
@@ -115,9 +122,25 @@ def make_optimizer(settings: OptimizerSettings, only: Trained | None = None) -> 
         chosen = optax.adafactor(rate)
     else:
         chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays)
-    clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm else optax.identity()
+    clip = _clip(settings.clip_norm) if settings.clip_norm else optax.identity()
     whole = optax.chain(clip, chosen)
     return whole if only is None else optax.masked(whole, only)
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` by the norm of the model's gradient."""
+
+    def clipped(gradient: Any, parameters: Any) -> Any:
+        own = model_norm(gradient)
+        return jax.tree.map(lambda leaf: jnp.where(own < norm, leaf, leaf / own.astype(leaf.dtype) * norm), gradient)
+
+    return optax.stateless(clipped)
+
+
+def model_norm(gradient: Parameters) -> Float[jax.Array, ""]:
+    """Of the gradient of the model's loss: without that of a learned index, which has a loss of its own."""
+    kept = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not is_of_index(path)]
+    return optax.tree.norm(kept)
 
 
 def _decays(tree: Any) -> Any:

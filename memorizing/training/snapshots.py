@@ -40,7 +40,7 @@ MANIFEST = "manifest.json"
 PARTS = "made_by", "memory", "texts", "unfinished_segment", "fingerprints"
 """Of a manifest, that are read."""
 ARRAYS = "arrays"
-_NO_MATTER = ("dtype", "dropout", "remat", "scan_layers")
+_NO_MATTER = ("dtype", "dropout", "remat", "scan_layers", "index_size")
 """Settings of a model that do not change what its memory means."""
 
 
@@ -74,6 +74,8 @@ class Source(NamedTuple):
         vocabulary: a digest of what the ids mean.
         parameters: a digest of them.
         step: of the checkpoint that they come from.
+        trained_with: a digest of the snapshot that the model was trained to read, if it was: of the parameters that its
+            training began with, and so of older ones than these.
     """
 
     model: ModelSettings
@@ -81,12 +83,14 @@ class Source(NamedTuple):
     vocabulary: str
     parameters: str
     step: int
+    trained_with: str | None = None
 
     def described(self) -> dict[str, Any]:
         """As a manifest has it."""
         settings = dataclasses.asdict(self.model).items()
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings}
-        return {**self._asdict(), "model": plain}
+        own = {name: value for name, value in self._asdict().items() if name != "trained_with"}
+        return own | {"model": plain}
 
 
 def parameters_digest(parameters: Parameters) -> str:
@@ -100,7 +104,24 @@ def snapshot_digest(folder: Path) -> str:
     Raises:
         InputError: when there is none.
     """
-    return hashlib.sha256(json.dumps(_manifest(folder), sort_keys=True).encode()).hexdigest()
+    return _digest(_manifest(folder))
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def check_not_empty(memory: MemorySettings, way_out: str) -> None:
+    """Refuses to read with a memory in which nothing is and nothing will be.
+
+    Raises:
+        InputError: telling the `way_out`.
+    """
+    if memory.size and memory.writes == "never":
+        raise InputError(
+            "Memory.writes = 'never', so nothing that is read gets into the memory, and without a snapshot nothing is "
+            f"there to be looked up: {way_out}, or set --gin_param \"Memory.writes = 'segment'\""
+        )
 
 
 def check_folder(option: str, folder: Path) -> None:
@@ -280,7 +301,8 @@ def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory
     differ = [f"{name} = {was!r} (here {now!r})" for name, (was, now) in settings.items() if was != now]
     if not differ and theirs["vocabulary"] != ours["vocabulary"]:
         differ = [f"a vocabulary of digest {theirs['vocabulary'][:12]} (here {ours['vocabulary'][:12]})"]
-    if not differ and theirs["parameters"] != ours["parameters"]:
+    is_own = theirs["parameters"] == ours["parameters"] or _digest(manifest) == source.trained_with
+    if not differ and not is_own:
         differ = [
             f"other parameters, of step {theirs['step']}, digest {theirs['parameters'][:12]} (here step "
             f"{ours['step']}, {ours['parameters'][:12]})"

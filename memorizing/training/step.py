@@ -24,7 +24,7 @@ from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, eve
 from memorizing.shapes import Array, Batch
 from memorizing.training.loss import score
 from memorizing.training.memory_dropout import unlimited
-from memorizing.training.optimizer import Trained
+from memorizing.training.optimizer import Trained, model_norm
 
 
 class TrainState(NamedTuple):
@@ -150,7 +150,7 @@ def make_train_call(
         gradient = jax.tree.map(lambda leaf: leaf / jnp.maximum(tokens, 1), gradient)
         changes, optimizer_state = optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = moved(state.parameters, changes)
-        return _in_place(state._replace(parameters=parameters, optimizer=optimizer_state)), optax.tree.norm(gradient)
+        return _in_place(state._replace(parameters=parameters, optimizer=optimizer_state)), model_norm(gradient)
 
     def read(state: TrainState, batch: Batch, prebuilt: Banks) -> tuple[TrainState, Parameters, SegmentMetrics]:
         carry, batch = begin(state.carry, batch, state.step, prebuilt)

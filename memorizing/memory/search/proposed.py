@@ -2,11 +2,13 @@
 
     copy        int8, float8    a quarter or half of the bytes to read      score . scale
                 projection      P of D features: (R q) . (R k), with R a fixed P x D matrix of orthonormal rows
+                learned         P of D features: (Wq q) . (Wk k), as the model's index has learned them
     inner       any search over the copy: its best `candidates` slots
     decision    their keys gathered, scored in full; the K best by score, then slot
 
 A neighbour is lost only if `candidates` others look better in the copy. What `inner` keeps itself, it keeps of the
-copy, under names that begin with `inner_`.
+copy, under names that begin with `inner_`. A learned copy is made as the memory is read (`model/learned_index.py`), of
+parameters that come with the keys, so that nothing of it is kept.
 """
 
 import dataclasses
@@ -15,12 +17,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from memorizing.memory.quantize import DTYPES, EightBits, dequantize, quantize
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import best_candidates, by_queries
-from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbours, Search
 
 INNER = "inner_"
 
@@ -38,12 +40,14 @@ class Proposed(Search):
     """
 
     inner: Search = dataclasses.field(default_factory=Blocked)
-    kind: Literal[EightBits, "projection"] = "int8"
+    kind: Literal[EightBits, "projection", "learned"] = "int8"
     candidates: int = 128
     projection_size: int = 32
     seed: int = 0
 
     def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
+        if self.kind == "learned":
+            return NO_INDEX
         size = min(self.projection_size, head_size) if self.kind == "projection" else head_size
         inner = self.inner.empty_index(rows, heads, slots, size)
         dtype = DTYPES.get(self.kind, jnp.bfloat16)
@@ -53,6 +57,8 @@ class Proposed(Search):
         return Index(own | named(inner.slots), named(inner.learned))
 
     def entries(self, keys_BHND, learned):
+        if self.kind == "learned":
+            return {}, learned
         if self.kind == "projection":
             vectors, scales = self._projected(keys_BHND).astype(jnp.bfloat16), None
             own, copy = {"copy_BHMP": vectors}, vectors
@@ -63,11 +69,8 @@ class Proposed(Search):
         return own | named(entries), named(learned)
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
-        entries, learned = keys.index
-        copy = Keys(entries["copy_BHMP"], entries.get("copy_scales_BHM"), Index(inners(entries), inners(learned)))
         candidates = min(max(self.candidates, neighbours), valid_BM.shape[1])
-        seen_BHNP = self._projected(queries_BHND) if self.kind == "projection" else queries_BHND
-        proposals = self.inner(seen_BHNP, copy, valid_BM, candidates)
+        proposals = self.inner(*self._copies(queries_BHND, keys), valid_BM, candidates)
 
         def decide(parts):
             queries_BHND, (scores_BHNC, slots_BHNC) = parts
@@ -76,10 +79,31 @@ class Proposed(Search):
 
         return by_queries(decide, (queries_BHND, proposals), candidates * queries_BHND.shape[-1])
 
+    def _copies(self, queries_BHND: jax.Array, keys: Keys) -> tuple[jax.Array, Keys]:
+        """What `inner` is given, of queries and of keys."""
+        entries, learned = keys.index
+        if self.kind == "learned":
+            plain_BHMD = keys.plain()
+            queries_BHNP = in_features(queries_BHND, learned["index_query_HDP"], plain_BHMD.dtype)
+            return queries_BHNP, Keys(in_features(plain_BHMD, learned["index_key_HDP"], plain_BHMD.dtype))
+        copy = Keys(entries["copy_BHMP"], entries.get("copy_scales_BHM"), Index(inners(entries), inners(learned)))
+        return self._projected(queries_BHND) if self.kind == "projection" else queries_BHND, copy
+
     def _projected(self, vectors_BHND: Float[jax.Array, "B H N D"]) -> Float[jax.Array, "B H N P"]:
-        size = vectors_BHND.shape[-1]
-        rows = np.linalg.qr(np.random.default_rng(self.seed).normal(size=(size, size)))[0][: self.projection_size]
-        return jnp.einsum("BHND,PD->BHNP", vectors_BHND.astype(jnp.float32), rows.astype(np.float32))
+        rows_PD = orthonormal(vectors_BHND.shape[-1], self.projection_size, self.seed)
+        return jnp.einsum("BHND,PD->BHNP", vectors_BHND.astype(jnp.float32), rows_PD)
+
+
+def orthonormal(features: int, size: int, seed: int = 0) -> Float[np.ndarray, "P D"]:
+    """`size` random directions, orthogonal and of length 1; as many as there are `features` where that is less."""
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(features, features)))[0][:size].astype(np.float32)
+
+
+def in_features(
+    vectors_BHND: Float[jax.Array, "B H N D"], weight_HDP: Float[Array, "H D P"], dtype: jnp.dtype
+) -> Float[jax.Array, "B H N P"]:
+    """Vectors in the features of a learned index."""
+    return jnp.einsum("BHND,HDP->BHNP", vectors_BHND.astype(dtype), weight_HDP.astype(dtype))
 
 
 def named(inner: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -1,0 +1,295 @@
+"""What each way to use a memory does to perplexity, to the recall task and to the time of a step: a page of results.
+
+    python tests/benchmarks/variants.py --out=DIR [--seeds 3] [--jobs 2]      trains and evaluates what is not there yet
+    python tests/benchmarks/variants.py --out=DIR --time                      times the steps too, on an idle machine
+
+Every run of a task reads the same tokens in the same order with the same recipe; runs of one seed begin with the same
+parameters, but for those that only a variant has.
+
+    text      configs/quickstart.gin on Python's standard library: 1,200 steps, the memory (2,048) on after a third
+    recall    configs/recall.gin: a memory of 1,024, half of a document
+
+Ends with VARIANTS.md, variants.json and variants.png beside this file, of all variants that every seed has.
+"""
+
+import argparse
+import json
+import os
+import queue
+import statistics
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+
+
+class Variant(NamedTuple):
+    """What is set beside the task's own settings, and what a reader is told of it.
+
+    Attributes:
+        what: in a few words.
+        file: of configs/variants, without its ending; None for the plain recipe.
+        bindings: beside it, for this scale.
+        tasks: for which it means something.
+    """
+
+    what: str
+    file: str | None = None
+    bindings: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ("text", "recall")
+
+    @property
+    def settings(self) -> list[str]:
+        """As given to a command, behind the task's own."""
+        files = [f"--gin_file=configs/variants/{self.file}.gin"] if self.file else []
+        return files + [f"--gin_param={binding}" for binding in self.bindings]
+
+
+TEXT = ("text",)
+VARIANTS = {
+    "none": Variant("no memory", None, ("MEMORY_SIZE = 0",)),
+    "base": Variant("the recipe: a gate per head, the newest tokens kept"),
+    "half": Variant("half the memory (text)", None, ("MEMORY_SIZE = 1024",), TEXT),
+    "whole": Variant("a memory of the whole document (recall)", None, ("MEMORY_SIZE = 2048",), ("recall",)),
+    "gate_layer": Variant("one gate per layer", "gate_layer"),
+    "gate_token": Variant("a gate per token", "gate_token"),
+    "gate_score": Variant("no learned gate: best scores compared", "gate_score"),
+    "gate_joint": Variant("no gate: one softmax", "gate_joint"),
+    "every_layer": Variant("a memory in every layer (1 and 2)", None, ("Model.memory_layers = (1, 2)",), TEXT),
+    "shared_bank": Variant(
+        "the same two layers, one bank", None, ("Model.memory_layers = (1, 2)", "Model.banks_of = (2, 2)"), TEXT
+    ),
+    "unnormalized": Variant("queries and keys not normalized", "unnormalized"),
+    "no_key_shift": Variant("keys that do not know their predecessors", None, ("Model.key_shift = False",)),
+    "grouped_query": Variant("two query heads share a key head", "grouped_query", ("Model.key_heads = 2",)),
+    "dense": Variant("all of 1,024 slots attended to", "dense"),
+    "reservoir": Variant("keeps a fair sample", "reservoir"),
+    "least_used": Variant("forgets what is used least", "least_used"),
+    "stops_when_full": Variant("keeps the beginning", "stops_when_full"),
+    "young": Variant("nothing older than 512 tokens", "young", ("Memory.maximum_age = 512",)),
+    "sparse": Variant("every second token, no near-duplicates", "sparse"),
+    "beyond_cache": Variant("only what the XL cache does not hold", "beyond_cache", (), TEXT),
+    "across_documents": Variant("the memory outlasts documents", "across_documents", (), TEXT),
+    "contrastive": Variant("three other rows' memories as negatives", "contrastive"),
+    "memory_dropout": Variant("a quarter of the rows reads a part only", "memory_dropout"),
+    "memory_growth": Variant(
+        "a memory of 512 from the start, whole after two thirds",
+        "memory_growth",
+        ("SMALL_MEMORY = 512", "GROWS_AT = 800"),
+        TEXT,
+    ),
+    "learned_index": Variant(
+        "8 learned features of 32 propose 64", "learned_index", ("Model.index_size = 8", "Memory.proposals = 64")
+    ),
+    "projection": Variant(
+        "8 random features of 32 propose 64",
+        None,
+        ("Memory.proposer = 'projection'", "Memory.projection_size = 8", "Memory.proposals = 64"),
+    ),
+}
+
+TASKS = {
+    "text": (
+        "quickstart",
+        ("NUM_STEPS = 1200", "CHECKPOINT_EVERY = 1200", "Training.memory_from_step = 400", "MEMORY_SIZE = 2048",
+         "Prepare.validation = 0.1", "Prepare.test = 0.1"),
+    ),
+    "recall": ("recall", ("NUM_STEPS = 800", "CHECKPOINT_EVERY = 800", "MEMORY_SIZE = 1024")),
+}  # fmt: skip
+
+
+def settings_of(task: str, out: Path) -> list[str]:
+    config, bindings = TASKS[task]
+    return [
+        f"--gin_file=configs/{config}.gin",
+        *(f"--gin_param={binding}" for binding in (*bindings, f"DATA = '{out / task / 'data'}'")),
+    ]
+
+
+def memorizing(*arguments: str, cores: set[int] | None = None, log: Path | None = None) -> None:
+    """Runs a command to its end, on these cores; what it prints goes to `log`."""
+    command = [sys.executable, "-m", "memorizing.cli", *arguments]
+    if cores is not None:
+        command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+    environment = os.environ | {"JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu")}
+    if log is None:
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+        return
+    with log.open("a") as stream:
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+
+
+def run(out: Path, task: str, name: str, seed: int, cores: set[int]) -> None:
+    """Trains and evaluates one run, if that is not done."""
+    workdir = out / task / f"{name}-{seed}"
+    if evaluation(workdir) is not None:
+        return
+    log = out / task / f"{name}-{seed}.log"
+    given = [*settings_of(task, out), f"--gin_param=SEED = {seed}", *VARIANTS[name].settings]
+    memorizing("train", *given, f"--workdir={workdir}", cores=cores, log=log)
+    memorizing("evaluate", f"--workdir={workdir}", cores=cores, log=log)
+
+
+def evaluation(workdir: Path) -> dict[str, Any] | None:
+    """What was found of the test documents at the run's own memory."""
+    files = list((workdir / "evaluations").glob("test-memory-*.json"))
+    return json.loads(files[0].read_text()) if files else None
+
+
+def train_all(out: Path, seeds: int, jobs: int) -> list[str]:
+    """Trains everything, a seed of all variants after another; names what failed."""
+    for task, source in (("text", sysconfig.get_paths()["stdlib"]), ("recall", "")):
+        if not (out / task / "data" / "manifest.json").exists():
+            raw = [f"--raw={source}"] if source else []
+            memorizing("prepare", *settings_of(task, out), *raw, f"--out={out / task / 'data'}")
+    wanted: queue.Queue[tuple[str, str, int]] = queue.Queue()
+    for seed in range(seeds):
+        for name, variant in VARIANTS.items():
+            for task in variant.tasks:
+                wanted.put((task, name, seed))
+    failed: list[str] = []
+    cores = sorted(os.sched_getaffinity(0))
+
+    def work(number: int) -> None:
+        while True:
+            try:
+                task, name, seed = wanted.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                run(out, task, name, seed, set(cores[number :: min(jobs, len(cores))]))
+            except subprocess.CalledProcessError:
+                failed.append(f"{out / task}/{name}-{seed}.log")
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(jobs)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return failed
+
+
+def step_times(out: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a step of the text task with a full memory, for each variant in turn: a list of rounds."""
+    from memorizing.benchmarks.step import Stepping
+    from memorizing.benchmarks.timing import in_turn
+    from memorizing.config import load
+
+    steppings = {}
+    for name, variant in VARIANTS.items():
+        if "text" not in variant.tasks:
+            continue
+        given = [*settings_of("text", out), *variant.settings]
+        files = [it.removeprefix("--gin_file=") for it in given if it.startswith("--gin_file=")]
+        bindings = [it.removeprefix("--gin_param=") for it in given if it.startswith("--gin_param=")]
+        it, _ = load(files, [*bindings, "Training.memory_from_step = 0", "Training.memory_growth = ()"])
+        steppings[name] = Stepping(it.model, it.memory, it.batch, it.optimizer, it.training)
+        print(f"compiled: {name}", flush=True)
+    times = in_turn({name: stepping.measure for name, stepping in steppings.items()}, rounds)
+    return {name: list(timing.seconds) for name, timing in times.items()}
+
+
+def figures(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
+    """Of each variant, by seed: perplexity of the text, and the share of far questions answered."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, variant in VARIANTS.items():
+        for task in variant.tasks:
+            each = [evaluation(out / task / f"{name}-{seed}") for seed in range(seeds)]
+            told = [it for it in each if it is not None]
+            if len(told) == seeds:
+                values = [it["perplexity"] if task == "text" else it["answers"]["far"]["exact"] for it in told]
+                found.setdefault(name, {})[task] = values
+    return found
+
+
+def with_error(values: Sequence[float], form: str) -> str:
+    """Mean and standard deviation over seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
+
+
+def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]], seeds: int, commit: str) -> str:
+    """The table, and how to read it."""
+    base = found["base"]
+    lines = [
+        "| | what | perplexity | against the recipe | far questions answered | a step |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, own in found.items():
+        variant = VARIANTS[name]
+        cells = ["–"] * 4
+        if "text" in own:
+            cells[0] = with_error(own["text"], ".2f")
+            if name != "base":
+                ratios = [100 * (one / other - 1) for one, other in zip(own["text"], base["text"], strict=True)]
+                cells[1] = with_error(ratios, "+.1f").replace("± +", "± ") + " %"
+        if "recall" in own:
+            cells[2] = with_error([100 * share for share in own["recall"]], ".1f") + " %"
+        if name in times:
+            pairs = zip(times[name], times["none"], strict=True)
+            cells[3] = f"{statistics.median(one / other for one, other in pairs):.2f}"
+        label = f"[{name}](../../configs/variants/{variant.file}.gin)" if variant.file else name
+        lines.append(f"| {label} | {variant.what} | " + " | ".join(cells) + " |")
+    template = (HERE / "variants_page.md").read_text()
+    return template.format(table="\n".join(lines), seeds=seeds, commit=commit)
+
+
+def draw(found: dict[str, dict[str, list[float]]], file: Path) -> None:
+    """Both tasks, a dot and a standard deviation for each variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 7.5), layout="constrained")
+    titles = {"text": "perplexity of held-out packages (less is better)", "recall": "far questions answered, %"}
+    for axis, (task, title) in zip(axes, titles.items(), strict=True):
+        names = [name for name in found if task in found[name]][::-1]
+        scale = 100 if task == "recall" else 1
+        for place, name in enumerate(names):
+            values = [scale * value for value in found[name][task]]
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            colour = {"none": "#b3431e", "base": "#1f6f50"}.get(name, "#3b5b92")
+            axis.errorbar(statistics.mean(values), place, xerr=deviation, fmt="o", color=colour, capsize=3)
+        if "base" in names:
+            centre = statistics.mean(scale * value for value in found["base"][task])
+            axis.axvline(centre, color="#1f6f50", linewidth=0.8, linestyle=":")
+        axis.set_yticks(range(len(names)), names)
+        axis.set_title(title, fontsize=11)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with its share of the cores")
+    parser.add_argument("--time", action="store_true", help="time the steps too; nothing else may run")
+    parser.add_argument("--rounds", type=int, default=6, help="of timing, in which all variants take turns")
+    options = parser.parse_args()
+    out = options.out.absolute()
+    failed = train_all(out, options.seeds, options.jobs)
+    times_file = out / "times.json"
+    if options.time:
+        times_file.write_text(json.dumps(step_times(out, options.rounds)))
+    times = json.loads(times_file.read_text()) if times_file.exists() else {}
+    found = figures(out, options.seeds)
+    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    kept = {"seeds": options.seeds, "commit": commit, "figures": found, "step_seconds": times}
+    (HERE / "variants.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (HERE / "VARIANTS.md").write_text(page(found, times, options.seeds, commit))
+    draw(found, HERE / "variants.png")
+    if failed:
+        raise SystemExit("failed, see " + ", ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
