@@ -1,7 +1,7 @@
 """What each way to use a memory does to perplexity, to the recall task and to the time of a step: a page of results.
 
     python tests/benchmarks/variants.py --raw=FOLDER --out=DIR [--seeds 3] [--jobs 2]    trains what is not there yet
-    python tests/benchmarks/variants.py --raw=FOLDER --out=DIR --time                    times steps too: run nothing else
+    python tests/benchmarks/variants.py --raw=FOLDER --out=DIR --time                    times steps too: all else idle
 
 Every run of a task reads the same tokens in the same order with the same recipe; runs of one seed begin with the same
 parameters, but for those that only a variant has.
