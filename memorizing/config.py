@@ -349,7 +349,7 @@ _FOLDERS = ("Training.from_run", "Training.prebuilt_memory")
 
 MAY_BE_NEW = {
     *("Model.memory_layers", "Model.gate_bias", "Model.query_scale", "Model.key_shift", "Model.xl_cache"),
-    *("Model.gate", "Model.banks_of", "Model.normalize_memory_layers"),
+    *("Model.gate", "Model.banks_of", "Model.normalize_memory_layers", "Model.index_size"),
     *("Model.dropout", "Model.dtype", "Model.remat", "Model.scan_layers"),
 }
 """Settings of a model that may be others than those of the run whose parameters it begins with: a memory's, and such as
