@@ -138,6 +138,13 @@ def test_steps_by_memory_size_and_the_peer_in_turn(tmp_path, capsys, monkeypatch
     assert sum(line.startswith("stand-in") for line in printed.splitlines()) == 2
 
 
+def test_a_step_with_a_learned_index_tells_what_that_finds(tmp_path, capsys):
+    bindings = ("Model.index_size = 2", "Memory.proposer = 'learned'", "Memory.proposals = 4")
+    given = [f"--gin_param={binding}" for binding in bindings]
+    figures, _ = bench([*STEP, *given, "--memory_size=64"], tmp_path, capsys)
+    assert figures["rows"][0]["kind"] == "Proposed" and 0.05 < figures["rows"][0]["recall"] < 0.9
+
+
 def test_all_take_turns_and_the_order_turns():
     order = []
     taken = in_turn({name: lambda name=name: float(order.append(name) or len(order)) for name in "ab"}, rounds=3)

@@ -20,7 +20,7 @@ from memorizing.benchmarks import report
 from memorizing.benchmarks.peer import Peer
 from memorizing.benchmarks.report import mebibytes, number
 from memorizing.benchmarks.timing import Timing, bytes_in_use, in_turn, peak_bytes, program_bytes, stopwatch
-from memorizing.benchmarks.trained import memory_queries
+from memorizing.benchmarks.trained import memory_lookups
 from memorizing.benchmarks.vectors import Vectors, recall
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
@@ -197,13 +197,11 @@ class Stepping:
         """Of the search on the model's own queries, the mean of the memory layers."""
         graph, _ = abstract_model(dataclasses.replace(self._model, remat=False, dropout=0.0), self._memory)
         segment = jax.tree.map(lambda leaf: leaf[0], self._chunk)
-        search, neighbours, carry = make_search(self._memory), self._memory.retrieved, self._state.carry
-        queries = memory_queries(graph, self._state.parameters, segment, carry, search)
-        shares = []
+        carry, shares = self._state.carry, []
+        lookups = memory_lookups(graph, self._state.parameters, segment, carry, make_search(self._memory))
         banks = dict(zip(self._model.bank_layers, carry.banks, strict=True))
-        for queries_BHND, owner in zip(queries, self._model.read_from.values(), strict=True):
+        for (queries_BHND, found), owner in zip(lookups, self._model.read_from.values(), strict=True):
             bank = banks[owner]
-            found = jax.jit(search, static_argnums=3)(queries_BHND, bank.keys, valid(bank), neighbours)
             keys_BHMD = bank.keys.plain()
             vectors = Vectors(queries_BHND.astype(keys_BHMD.dtype), keys_BHMD, valid(bank), "model")
             shares.append(recall(found, vectors))

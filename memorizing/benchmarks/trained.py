@@ -27,7 +27,7 @@ from memorizing.evaluation.lookups import Listening
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
-from memorizing.memory.search import Search, make_search
+from memorizing.memory.search import Neighbours, Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
@@ -36,19 +36,19 @@ from memorizing.shapes import Batch
 from memorizing.training.workdir import readable_tokens
 
 
-def memory_queries(
+def memory_lookups(
     graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, search: Search
-) -> tuple[Float[jax.Array, "B H N D"], ...]:
-    """What each memory layer asks its memory for, lowest first, by key heads (see model/groups.py).
+) -> tuple[tuple[Float[jax.Array, "B H N D"], Neighbours], ...]:
+    """What each memory layer asks its memory for, and finds, lowest first, by key heads (see model/groups.py).
 
     The graph is that of a model without `remat`.
     """
 
     @jax.jit
-    def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[jax.Array, ...]:
+    def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[tuple[jax.Array, Neighbours], ...]:
         listening = Listening(inner=search, heard=[])
         apply_model(graph, parameters, batch, carry, search=listening)
-        return tuple(queries for queries, _ in listening.heard)
+        return tuple(listening.heard)
 
     return ask(parameters, batch, carry)
 
@@ -104,7 +104,7 @@ def trained_vectors(
     carry = empty_carry(model, memory, shape.B, segment_length)
     for segment in range(segments):
         carry = read(parameters, carry, batch_of(segment))
-    queries = memory_queries(graph, parameters, batch_of(segments), carry, search)[0]
+    queries, _ = memory_lookups(graph, parameters, batch_of(segments), carry, search)[0]
     bank = carry.banks[model.bank_layers.index(model.read_from[model.memory_layers[0]])]
     return Vectors(queries.astype(dtype), bank.keys.plain().astype(dtype), valid(bank), origin)
 
