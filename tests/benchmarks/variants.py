@@ -141,15 +141,15 @@ def evaluation(workdir: Path) -> dict[str, Any] | None:
     return json.loads(files[0].read_text()) if files else None
 
 
-def train_all(raw: Path, out: Path, seeds: int, jobs: int) -> list[str]:
-    """Trains everything, a seed of all variants after another; names what failed."""
+def train_all(raw: Path, out: Path, names: Sequence[str], seeds: int, jobs: int) -> list[str]:
+    """Trains everything, a seed of these variants after another; names what failed."""
     for task, source in (("text", [f"--raw={raw}"]), ("recall", [])):
         if not (out / task / "data" / "manifest.json").exists():
             memorizing("prepare", *settings_of(task, out), *source, f"--out={out / task / 'data'}")
     wanted: queue.Queue[tuple[str, str, int]] = queue.Queue()
     for seed in range(seeds):
-        for name, variant in VARIANTS.items():
-            for task in variant.tasks:
+        for name in names:
+            for task in VARIANTS[name].tasks:
                 wanted.put((task, name, seed))
     failed: list[str] = []
     cores = sorted(os.sched_getaffinity(0))
@@ -270,12 +270,13 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True, help="text: each file or sub-folder a document")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--variants", type=lambda names: names.split(","), default=list(VARIANTS), help="only these")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with its share of the cores")
     parser.add_argument("--time", action="store_true", help="time the steps too; nothing else may run")
     parser.add_argument("--rounds", type=int, default=6, help="of timing, in which all variants take turns")
     options = parser.parse_args()
     out = options.out.absolute()
-    failed = train_all(options.raw.absolute(), out, options.seeds, options.jobs)
+    failed = train_all(options.raw.absolute(), out, options.variants, options.seeds, options.jobs)
     times_file = out / "times.json"
     if options.time:
         times_file.write_text(json.dumps(step_times(out, options.rounds)))
