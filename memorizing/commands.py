@@ -82,6 +82,10 @@ def evaluate(options: argparse.Namespace) -> None:
     if not options.memory:
         for memory in memories:
             check_not_empty(memory, f"name it with --memory={it.training.prebuilt_memory or 'DIR'}")
+        if it.training.prebuilt_memory and hosts.is_first():
+            print(
+                f"documents begin with an empty memory; in training with {it.training.prebuilt_memory} (--memory=DIR)"
+            )
     segment, rows = it.batch.segment_length, it.evaluation.rows
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
 
@@ -170,7 +174,7 @@ def drift(options: argparse.Namespace) -> None:
     mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
     make = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
     with Checkpoints(workdir, index_kind=make.index_kind()) as checkpoints:
-        drift(checkpoints, make, it.model, it.memory, it.batch, tokens.split("train"), options.json)
+        drift(checkpoints, make, it.model, it.memory, it.batch, it.training, tokens.split("train"), options.json)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -226,13 +230,16 @@ def memorize(options: argparse.Namespace) -> None:
 def _reader(options: argparse.Namespace, out: Path | None = None):
     """A reader that has read what the options name, to be saved in `out`; it tells of that on the standard error."""
     from memorizing.api import open_reader
+    from memorizing.training.snapshots import check_not_empty
 
     for path in options.document:
         if not path.exists():  # before a model is loaded for nothing
             raise InputError(f"--document={path}: no such file or folder")
     say = functools.partial(print, file=sys.stderr, flush=True)
     reader = open_reader(options.workdir, options.memory_size, options.gin_file, options.gin_param, say)
-    if options.memory:
+    if not options.memory:
+        check_not_empty(reader.memory, "" if out else "name the snapshot to begin from with --memory=DIR")
+    else:
         reader.load(options.memory)
         say(f"{options.memory}: {reader.tokens:,} tokens were read")
     if out is not None:

@@ -131,6 +131,13 @@ class Experiment:
                 "grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
                 "clear_at_documents)"
             )
+        is_given_once = self.memory.writes == "never" and not self.memory.clear_at_documents
+        if is_given_once and len(self.training.memory_growth) > 1:
+            raise ConfigError(
+                f"Training.memory_growth = {self.training.memory_growth} with Memory.writes = 'never' and "
+                "Memory.clear_at_documents = False: rows get the prebuilt memory once, so that it would stay as small "
+                "as it began: set Training.memory_growth = ()"
+            )
         for first, slots in self.training.memory_growth if self.memory.size else ():
             try:
                 small = dataclasses.replace(self.memory, size=slots)
@@ -392,6 +399,7 @@ def open_workdir(
                 "--gin_file=configs/quickstart.gin"
             )
         experiment, text = load(files or [stored], bindings)
+        _check_is_of_use(experiment)
         if experiment.training.from_run:
             _check_from_run(experiment)
     else:
@@ -405,6 +413,24 @@ def open_workdir(
                 )
             say(f"{name} = {now!r} from here on; the run began with {before!r}")
     return experiment, _with_absolute_data(text, experiment)
+
+
+def _check_is_of_use(it: Experiment) -> None:
+    """Refuses to train what would come to nothing.
+
+    Raises:
+        ConfigError: for a memory that stays empty, or parts of memory layers that are trained without a memory.
+    """
+    if it.memory.size and it.memory.writes == "never" and not it.training.prebuilt_memory:
+        raise ConfigError(
+            "Memory.writes = 'never' and no Training.prebuilt_memory: the memory would stay empty. Name a snapshot "
+            "(configs/variants/frozen_memory.gin), or set Memory.writes = 'segment'"
+        )
+    if not it.memory.size and it.optimizer.trained and {*it.optimizer.trained} <= {"gates", "index"}:
+        raise ConfigError(
+            f"Optimizer.trained = {it.optimizer.trained} with Memory.size = 0: these parameters do nothing without a "
+            "memory, so nothing would be trained; set Memory.size"
+        )
 
 
 def _check_from_run(it: Experiment) -> None:

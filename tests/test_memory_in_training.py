@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from memorizing.api import open_reader
 from memorizing.cli import main
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
@@ -241,6 +242,10 @@ def test_a_run_that_only_reads_is_evaluated_with_the_snapshot_that_it_was_traine
     place, frozen_run, snapshot, tmp_path, capsys
 ):
     run, text = f"--workdir={frozen_run}", f"--document={place / 'text.txt'}"
+    with pytest.raises(InputError, match="cannot be kept as one snapshot"):
+        reader = open_reader(frozen_run, gin_params=["Memory.writes = 'segment'"])
+        reader.load(snapshot)
+        reader.save(tmp_path / "mixed")
     assert main(["evaluate", run]) == 2
     assert f"nothing is there to be looked up: name it with --memory={snapshot}" in capsys.readouterr().err
     for command, *more in (["inspect"], ["memorize", f"--out={tmp_path / 'out'}"], ["generate", "--tokens=2"]):
@@ -251,6 +256,23 @@ def test_a_run_that_only_reads_is_evaluated_with_the_snapshot_that_it_was_traine
     figures = json.loads((frozen_run / "evaluations" / "test-memory-64-from-snapshot.json").read_text())
     assert figures["prebuilt_tokens"] == 64 and figures["gain"]["nats_per_token"] != 0
     assert main(["generate", run, text, f"--memory={snapshot}", "--tokens=2"]) == 0
+
+
+def test_what_would_come_to_nothing_is_refused_before_training(place, retrofitted, capsys):
+    train(place, "empty", "Memory.writes = 'never'", status=2)
+    assert "the memory would stay empty. Name a snapshot" in capsys.readouterr().err
+    train(place, "nothing", "MEMORY_SIZE = 0", "Optimizer.trained = ('gates',)", status=2)
+    assert "so nothing would be trained; set Memory.size" in capsys.readouterr().err
+    assert not (place / "empty").exists() and not (place / "nothing").exists()
+
+
+def test_a_snapshot_of_a_model_fits_it_with_an_index_too(place, snapshot, retrofitted):
+    own = (f"Training.from_run = '{retrofitted}'", "Model.key_shift = True", "Model.index_size = 2")
+    run = train(place, "index-and-snapshot", *own, f"Training.prebuilt_memory = '{snapshot}'",
+                "Optimizer.trained = ('index',)")  # fmt: skip
+    reader = open_reader(run)
+    reader.load(snapshot)
+    assert reader.remembered == 64 and reader.read("one two three " * 10)
 
 
 def test_a_memory_that_is_given_once_and_never_written_does_not_grow(place, beginning, capsys):

@@ -30,6 +30,7 @@ from memorizing.model.transformer import Carry, Parameters, apply_model, empty_c
 from memorizing.parallel.mesh import assemble, constrain_tree, local_rows, made, shardings
 from memorizing.shapes import Batch
 from memorizing.training.checkpoints import Checkpoints
+from memorizing.training.settings import TrainingSettings
 from memorizing.training.state import StateMaker
 
 
@@ -51,6 +52,7 @@ def drift(
     model: ModelSettings,
     memory: MemorySettings,
     batch: BatchSettings,
+    training: TrainingSettings,
     split: TokenSplit,
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
@@ -71,6 +73,7 @@ def drift(
             "which token lies in which slot is known of memories that are written as rings: not with Memory.writes = "
             f"{memory.writes!r}, Memory.eviction = {memory.eviction!r} and what else has slots of its own"
         )
+    _check_reread(model, training)
     state = checkpoints.restore(step, make.like(step), make.mesh)
     memory = dataclasses.replace(memory, size=size(state.carry.banks), report_recall=False)
     again = reread(state.parameters, make, model, memory, batch, split, step)
@@ -90,6 +93,22 @@ def drift(
         }
         write_whole(json_file, json.dumps({"step": step, "layers": told}, indent=1) + "\n")
     return found
+
+
+def _check_reread(model: ModelSettings, training: TrainingSettings) -> None:
+    """Keys of a layer above a memory layer depend on what that one read, so it has to read the same again."""
+    options = {
+        "prebuilt_memory": training.prebuilt_memory,
+        "negative_rows": training.negative_rows,
+        "memory_dropout": training.memory_dropout,
+    }
+    used = [f"Training.{name} = {value!r}" for name, value in options.items() if value]
+    if used and max(model.bank_layers) > min(model.memory_layers):
+        raise InputError(
+            f"keys of layer {max(model.bank_layers)} depend on what layer {min(model.memory_layers)} read, which in "
+            f"training was not all that was in its memory ({', '.join(used)}): drift is known of the lowest memory "
+            "layer alone, so of runs with such settings only where no bank lies above it"
+        )
 
 
 def reread(

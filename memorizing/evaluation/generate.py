@@ -34,6 +34,7 @@ from memorizing.training.snapshots import (
     Source,
     check_again,
     check_not_empty,
+    is_older,
     load_snapshot,
     read_text_of,
     save_snapshot,
@@ -122,6 +123,7 @@ class Reader:
         # Once something is written behind these inputs: what the model made of them.
         self._opened: tuple[jax.Array, Any] | None = None
         self._texts: list[ReadText] = []
+        self._is_older = False
 
     @property
     def tokens(self) -> int:
@@ -226,8 +228,9 @@ class Reader:
         """Keeps all that was read and written as a snapshot; False if just that is there already.
 
         Raises:
-            InputError: when something else is there.
+            InputError: when something else is there, or some of it is of other parameters than the model has now.
         """
+        self._check_saved()
         snapshot = Snapshot(self._carry, self._inputs, self._texts)
         return save_snapshot(Path(folder), snapshot, self._source, self.memory)
 
@@ -237,7 +240,7 @@ class Reader:
         Raises:
             InputError: when a snapshot of other texts, or of another model, is there; when nothing is ever written.
         """
-        check_not_empty(self.memory, "there would be nothing to keep; memorize with the run that this one began from")
+        self._check_saved()
         if not Path(folder).exists():
             return
         documents = [each for path in paths for each in read_path("--document", Path(path), self._folder)]
@@ -246,6 +249,14 @@ class Reader:
         texts = [*self._texts, *(text for text in encoded if text.tokens)]
         check_again(Path(folder), texts, self._source, self.memory)
 
+    def _check_saved(self) -> None:
+        check_not_empty(self.memory)
+        if self._is_older:
+            raise InputError(
+                "what was loaded is of the parameters that this run's training began with, and what is read now of "
+                "those that it has: the two cannot be kept as one snapshot. Read the texts anew, without loading it"
+            )
+
     def load(self, folder: str | Path) -> None:
         """Takes a snapshot in place of what was read until now.
 
@@ -253,7 +264,7 @@ class Reader:
             InputError: when there is none, another model made it, or it is damaged.
         """
         self._carry, self._inputs, self._texts = load_snapshot(Path(folder), self._source, self.memory, self._mesh)
-        self._opened = None
+        self._opened, self._is_older = None, is_older(Path(folder), self._source)
 
 
 class _Calls:

@@ -33,6 +33,7 @@ from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.positions import Part, angles, distances, frequencies, rotate, rows_of
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import constrain
+from memorizing.shapes import Array
 
 
 class Cache(NamedTuple):
@@ -132,12 +133,13 @@ class Attention(nnx.Module):
         search: Search,
         memory: MemorySettings,
         negative_rows: int = 0,
+        mask_BN: Bool[Array, "B N"] | None = None,
     ) -> tuple[Float[jax.Array, "B N E"], Cache, Remembered | None]:
         """Reads a whole segment; also gives the cache behind it, and what is for the memory, where there is a bank."""
         before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(x_BNE.dtype), 0)
         query, segment = self._project(x_BNE, before_BHD)
         out, remembered = self._attend(
-            query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, negative_rows=negative_rows
+            query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, None, negative_rows, mask_BN
         )
         return out, close(remembered.segment if remembered else segment, cache), remembered
 
@@ -196,7 +198,9 @@ class Attention(nnx.Module):
             query = query * query.shape[-1] ** -0.5
         return query, Segment(key, value, last_key_BHD)
 
-    def _attend(self, query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part=None, negative_rows=0):
+    def _attend(
+        self, query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part=None, negative_rows=0, mask_BN=None
+    ):
         """What the queries read, here and in memory; and what is to be remembered of the segment, once that is read."""
         dtype, remembered = query.dtype, None
         keys_BHJD, values_BHJD = (
@@ -215,6 +219,7 @@ class Attention(nnx.Module):
                 search,
                 memory.retrieved,
                 index=LearnedIndex(self.index_query_HDP[...], self.index_key_HDP[...]) if self.has_index else None,
+                mask_BN=mask_BN,
                 write_every=memory.write_every,
                 negative_rows=negative_rows,
             )

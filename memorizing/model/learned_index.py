@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
@@ -41,7 +42,7 @@ def first_index(heads: int, head_size: int, size: int) -> LearnedIndex:
 
 def is_of_index(path: tuple) -> bool:
     """Whether a parameter (by its path of keys) belongs to an index, whose gradient is none of the model's loss."""
-    return jax.tree_util.keystr(path[-1:], simple=True).startswith("index_")
+    return jax.tree_util.keystr(path[-1:], simple=True) in LearnedIndex._fields
 
 
 def sampled(tokens: int) -> Int[jax.Array, "S"]:
@@ -51,21 +52,23 @@ def sampled(tokens: int) -> Int[jax.Array, "S"]:
 
 
 def index_loss(
-    index: LearnedIndex, query_BHND: Float[Array, "B H N D"], keys: Keys, valid_BM: Bool[Array, "B M"]
+    index: LearnedIndex,
+    query_BHND: Float[Array, "B H N D"],
+    keys: Keys,
+    valid_BM: Bool[Array, "B M"],
+    asks_BN: Bool[Array, "B N"],
 ) -> Float[Array, ""]:
-    """The mean cross-entropy in nats over the queries of rows that have something in their memory; 0 if none has."""
-    plain_BHMD, nothing = keys.plain(), -1e30
-    valid_B11M = valid_BM[:, None, None, :]
-    share_BHNM = jax.nn.softmax(jnp.where(valid_B11M, inner_products(query_BHND, plain_BHMD), nothing), axis=-1)
-    query_BHNP, key_BHMP = (
-        in_features(part, weight_HDP, plain_BHMD.dtype)
-        for part, weight_HDP in ((query_BHND, index.index_query_HDP), (plain_BHMD, index.index_key_HDP))
-    )
-    logits_BHNM = jnp.where(valid_B11M, inner_products(query_BHNP, key_BHMP), nothing)
-    nats_BHN = -(share_BHNM * jax.nn.log_softmax(logits_BHNM, axis=-1)).sum(-1)
-    asks_B = valid_BM.any(-1)
-    queries = asks_B.sum() * nats_BHN[0].size
-    return jnp.where(asks_B[:, None, None], nats_BHN, 0.0).sum() / jnp.maximum(queries, 1)
+    """The mean cross-entropy in nats over queries that ask, in rows that have something in their memory; 0 for none."""
+    valid_B11M, nothing = valid_BM[:, None, None, :], -1e30
+    scores_BHNM = inner_products(query_BHND, keys.vectors_BHMD, keys.scales_BHM)
+    share_BHNM = jax.nn.softmax(jnp.where(valid_B11M, scores_BHNM, nothing), axis=-1)
+    query_BHNP = in_features(Keys(query_BHND), index.index_query_HDP)
+    logits_BHNM = inner_products(query_BHNP, in_features(keys, index.index_key_HDP))
+    nats_BHNM = jax.nn.log_softmax(jnp.where(valid_B11M, logits_BHNM, nothing), axis=-1)
+    nats_BHN = -(share_BHNM * nats_BHNM).sum(-1)
+    asks_BN = asks_BN & valid_BM.any(-1, keepdims=True)
+    queries = asks_BN.sum() * nats_BHN.shape[1]
+    return jnp.where(asks_BN[:, None], nats_BHN, 0.0).sum() / jnp.maximum(queries, 1)
 
 
 @jax.custom_vjp
@@ -75,6 +78,7 @@ def taught[Out](
     query_BHND: Float[Array, "B H N D"],
     keys: Keys,
     valid_BM: Bool[Array, "B M"],
+    asks_BN: Bool[Array, "B N"],
     weight: Float[Array, ""],
 ) -> Out:
     """`out` as it is; where gradients are taken, `index` gets that of `weight` times its loss, whatever follows.
@@ -84,13 +88,15 @@ def taught[Out](
     return out
 
 
-def _read(out, index, query_BHND, keys, valid_BM, weight):
-    gradient = jax.grad(lambda index: weight * index_loss(index, query_BHND, keys, valid_BM))(index)
-    return out, checkpoint_name(gradient, GRADIENT)
+def _teach(out, index, query_BHND, keys, valid_BM, asks_BN, weight):
+    gradient = jax.grad(lambda index: weight * index_loss(index, query_BHND, keys, valid_BM, asks_BN))(index)
+    gradient = checkpoint_name(gradient, GRADIENT)
+    # Before `out` is used, and so before the segment is written: else the compiler would copy the memory to be safe.
+    return lax.optimization_barrier((out, gradient))
 
 
 def _learn(gradient, of_out):
-    return of_out, gradient, None, None, None, None
+    return of_out, gradient, None, None, None, None, None
 
 
-taught.defvjp(_read, _learn)
+taught.defvjp(_teach, _learn)

@@ -42,6 +42,7 @@ def attend_to_memory(
     neighbours: int,
     *,
     index: LearnedIndex | None = None,
+    mask_BN: Bool[jax.Array, "B N"] | None = None,
     write_every: int = 1,
     negative_rows: int = 0,
 ) -> tuple[Read, Bool[jax.Array, "B H N"], Noticed]:
@@ -54,7 +55,8 @@ def attend_to_memory(
     Notices what the bank keeps account of, in the row's own memory: what sampled queries found, and how much attention
     each slot received; not of queries of padding, see `memory.bank.masked`.
 
-    A layer's `index` is for the search to use, and learns from what is read.
+    A layer's `index` is for the search to use, and learns from what is read, if `mask_BN` tells which tokens are none
+    of padding.
     """
     bank = lax.stop_gradient(bank)
     group, keys = query_BHND.shape[1] // bank.keys_BHMD.shape[1], bank.keys
@@ -80,11 +82,12 @@ def attend_to_memory(
         return Read(out_BHND, scores), found_BHN, noticed
 
     read, found_BHN, noticed = attend(query_BHND, account)
-    if index is not None:
-        rows, _, tokens, _ = query_BHND.shape
-        asked_BHND = lax.stop_gradient(by_key_head(query_BHND[:, :, sampled(tokens)], group))
-        out_BHND = taught(read.out_BHND, index, asked_BHND, bank.keys, valid(bank), float(rows * tokens))
-        read = read._replace(out_BHND=out_BHND)
+    if index is not None and mask_BN is not None:
+        places = sampled(query_BHND.shape[2])
+        asked_BHND = lax.stop_gradient(by_key_head(query_BHND[:, :, places], group))
+        asks_BN = jnp.repeat(mask_BN[:, places], group, axis=1)
+        weight = mask_BN.sum().astype(jnp.float32)  # as much as all tokens: the gradient is divided by their number
+        read = read._replace(out_BHND=taught(read.out_BHND, index, asked_BHND, bank.keys, valid(bank), asks_BN, weight))
     if negative_rows:
         # Queries travel to the memories, not memories to the queries; what is read comes back.
         others = [

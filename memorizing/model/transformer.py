@@ -119,9 +119,9 @@ class Layer(nnx.Module):
         self.feed_forward_norm = make_norm(settings)
         self.feed_forward = FeedForward(settings, rngs)
 
-    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, memory, negative_rows):
+    def __call__(self, x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, memory, negative_rows, mask_BN):
         added, cache, remembered = self.attention(
-            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, memory, negative_rows
+            self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, search, memory, negative_rows, mask_BN
         )
         return self._added(x_BNE, added, drop), cache, remembered
 
@@ -195,7 +195,8 @@ class Transformer(nnx.Module):
                 # So that gradients are summed over devices into the parts that each one keeps, not whole on all.
                 module = nnx.merge(graph, constrain_tree(parameters, PARAMETER_RULES))
                 drop = _dropout(self.settings.dropout, dropout_rng, index)
-                return module(x_BNE, bias_PHNJ, cache, cached_B, bank, drop, search, self.memory, negative_rows)
+                fixed = (cached_B, bank, drop, search, self.memory, negative_rows, batch.mask_BN)
+                return module(x_BNE, bias_PHNJ, cache, *fixed)
 
             if self.settings.remat:
                 apply = jax.checkpoint(apply, policy=jax.checkpoint_policies.save_only_these_names(RETRIEVED, GRADIENT))

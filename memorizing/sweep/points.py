@@ -136,7 +136,11 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
         if not steps_on_disk(workdir / CHECKPOINTS):
             raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
     given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
-    data, name = _data(point, asked, it, reads_data), "" if trains else _evaluation_name(point, asked.out)
+    # A run that only reads its memory has nothing to look up without the snapshot that it was trained with.
+    is_frozen = it.memory.size > 0 and it.memory.writes == "never" and bool(it.training.prebuilt_memory)
+    snapshot = it.training.prebuilt_memory if is_frozen else ""
+    own_name = f"from-{Path(snapshot).name}" if snapshot else ""
+    data, name = _data(point, asked, it, reads_data), own_name if trains else _evaluation_name(point, asked.out)
     planned = [
         corpus | reading | {"name": name}
         for corpus in _corpora(data, asked, it, workdir, reads_data)
@@ -148,6 +152,7 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
         f"--gin_param=Evaluation.{name} = {value!r}" for name, value in dataclasses.asdict(it.evaluation).items()
     ]
     evaluate += readers if trains else [*given, f"--name={name}"]
+    evaluate += [f"--memory={snapshot}"] if snapshot else []
     train = ["train", *given, f"--workdir={workdir}"] if trains else []
     steps = it.training.steps if trains else None
     return it, Plan(point, folder, workdir, steps, text, planned, train, evaluate)

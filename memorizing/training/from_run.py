@@ -95,8 +95,8 @@ def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, 
     found = [f"{how} {', '.join(paths)}" for how, paths in faults.items() if paths]
     if found:
         raise InputError(
-            f"{where}: it {'; '.join(found)}. Use the Model settings of that run; only Model.memory_layers, and what "
-            "these add, may be new"
+            f"{where}: it {'; '.join(found)}. Use the Model settings of that run; only Model.memory_layers and "
+            "Model.index_size, and what these add, may be new"
         )
     return [path for path in wanted if path not in there]
 

@@ -177,12 +177,6 @@ def _prebuilt(
     """
     if not training.prebuilt_memory or not memory.size:
         return lambda slots: ()
-    if memory.writes == "never" and not memory.clear_at_documents and training.memory_growth:
-        raise InputError(
-            f"Training.memory_growth = {training.memory_growth} with Memory.writes = 'never' and "
-            "Memory.clear_at_documents = False: rows get the prebuilt memory once, so that it would stay as small as "
-            "it began: set Training.memory_growth = ()"
-        )
     folder, began = Path(training.prebuilt_memory), recorded_beginning(workdir)
     if snapshot_digest(folder) != began.memory:
         raise InputError(

@@ -28,6 +28,7 @@ from memorizing.files import write_whole, writing
 from memorizing.memory.bank import Bank, as_ring, refill
 from memorizing.memory.search import NO_INDEX, make_search
 from memorizing.memory.settings import WRITING, MemorySettings
+from memorizing.model.learned_index import is_of_index
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, empty_carry
 from memorizing.parallel.mesh import RULES, MeshSettings, made, make_mesh, placed, shardings
@@ -94,8 +95,9 @@ class Source(NamedTuple):
 
 
 def parameters_digest(parameters: Parameters) -> str:
-    """The same for the same parameters, however they are split over devices."""
-    return hashlib.sha256(json.dumps(fingerprints(parameters), sort_keys=True).encode()).hexdigest()
+    """The same for the same parameters, however they are split over devices; of an index, which makes no key, none."""
+    makers = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_of_index(path) else leaf, parameters)
+    return hashlib.sha256(json.dumps(fingerprints(makers), sort_keys=True).encode()).hexdigest()
 
 
 def snapshot_digest(folder: Path) -> str:
@@ -111,16 +113,16 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def check_not_empty(memory: MemorySettings, way_out: str) -> None:
+def check_not_empty(memory: MemorySettings, way_out: str = "") -> None:
     """Refuses to read with a memory in which nothing is and nothing will be.
 
     Raises:
-        InputError: telling the `way_out`.
+        InputError: telling the `way_out`, beside that of other settings.
     """
     if memory.size and memory.writes == "never":
         raise InputError(
             "Memory.writes = 'never', so nothing that is read gets into the memory, and without a snapshot nothing is "
-            f"there to be looked up: {way_out}, or set --gin_param \"Memory.writes = 'segment'\""
+            f"there to be looked up: {way_out}{', or ' * bool(way_out)}set --gin_param \"Memory.writes = 'segment'\""
         )
 
 
@@ -236,6 +238,11 @@ def prebuilt_banks(folder: Path, source: Source, memory: MemorySettings, mesh: M
         )
     rules = {letter: axis for letter, axis in RULES.items() if letter != "B"}
     return jax.device_put(jax.device_get(banks), shardings(mesh, banks, rules))
+
+
+def is_older(folder: Path, source: Source) -> bool:
+    """Whether a snapshot that may be loaded was made by the parameters that the model's training began with."""
+    return _manifest(folder)["made_by"]["parameters"] != source.parameters
 
 
 def begin_documents(

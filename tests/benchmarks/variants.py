@@ -4,7 +4,7 @@
     python tests/benchmarks/variants.py --raw=FOLDER --out=DIR --time                    times steps too: all else idle
 
 Every run of a task reads the same tokens in the same order with the same recipe; runs of one seed begin with the same
-parameters, but for those that only a variant has.
+parameters, but where a variant has others. The task's settings and a variant's `bindings` win over its file.
 
     text      configs/quickstart.gin on the entries of FOLDER: 1,200 steps, the memory (2,048) on after a third
     recall    configs/recall.gin: 600 steps, a memory of 1,024, half of a document
@@ -67,11 +67,11 @@ VARIANTS = {
     "unnormalized": Variant("queries and keys not normalized", "unnormalized"),
     "no_key_shift": Variant("keys that do not know their predecessors", None, ("Model.key_shift = False",)),
     "grouped_query": Variant("two query heads share a key head", "grouped_query", ("Model.key_heads = 2",)),
-    "dense": Variant("all of 1,024 slots attended to", "dense"),
+    "dense": Variant("all of 1,024 slots attended to", "dense", ("MEMORY_SIZE = 1024",)),
     "reservoir": Variant("keeps a fair sample", "reservoir"),
-    "least_used": Variant("forgets what is used least", "least_used"),
+    "least_used": Variant("forgets what is used least, keeps 16 first tokens", "least_used"),
     "stops_when_full": Variant("keeps the beginning", "stops_when_full"),
-    "young": Variant("nothing older than 512 tokens", "young", ("Memory.maximum_age = 512",)),
+    "young": Variant("nothing older than 512 tokens, nor unlike", "young", ("Memory.maximum_age = 512",)),
     "sparse": Variant("every second token, no near-duplicates", "sparse"),
     "beyond_cache": Variant("only what the XL cache does not hold", "beyond_cache", (), TEXT),
     "across_documents": Variant("the memory outlasts documents", "across_documents", (), TEXT),
@@ -80,7 +80,7 @@ VARIANTS = {
     "memory_growth": Variant(
         "a memory of 512 from the start, whole after two thirds",
         "memory_growth",
-        ("SMALL_MEMORY = 512", "GROWS_AT = 800"),
+        ("SMALL_MEMORY = 512", "GROWS_AT = 800", "Training.memory_from_step = 0"),
         TEXT,
     ),
     "learned_index": Variant(

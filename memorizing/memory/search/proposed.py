@@ -7,8 +7,9 @@
     decision    their keys gathered, scored in full; the K best by score, then slot
 
 A neighbour is lost only if `candidates` others look better in the copy. What `inner` keeps itself, it keeps of the
-copy, under names that begin with `inner_`. A learned copy is made as the memory is read (`model/learned_index.py`), of
-parameters that come with the keys, so that nothing of it is kept.
+copy, under names that begin with `inner_`. A learned copy is made as the memory is read (`model/learned_index.py`), by
+parameters that come with the keys, so that nothing of it is kept; where few ask, that would cost more than it saves,
+and `inner` searches the keys.
 """
 
 import dataclasses
@@ -69,6 +70,11 @@ class Proposed(Search):
         return own | named(entries), named(learned)
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+        if self.kind == "learned":
+            tokens, (size, features) = queries_BHND.shape[2], keys.index.learned["index_key_HDP"].shape[1:]
+            if tokens * (size - features) <= size * features:  # features cost more arithmetic than all scores
+                search = dataclasses.replace(self.inner, minimum_score=self.minimum_score)
+                return search(queries_BHND, keys._replace(index=NO_INDEX), valid_BM, neighbours)
         candidates = min(max(self.candidates, neighbours), valid_BM.shape[1])
         proposals = self.inner(*self._copies(queries_BHND, keys), valid_BM, candidates)
 
@@ -83,9 +89,8 @@ class Proposed(Search):
         """What `inner` is given, of queries and of keys."""
         entries, learned = keys.index
         if self.kind == "learned":
-            plain_BHMD = keys.plain()
-            queries_BHNP = in_features(queries_BHND, learned["index_query_HDP"], plain_BHMD.dtype)
-            return queries_BHNP, Keys(in_features(plain_BHMD, learned["index_key_HDP"], plain_BHMD.dtype))
+            queries_BHNP = in_features(Keys(queries_BHND), learned["index_query_HDP"])
+            return queries_BHNP, Keys(in_features(keys, learned["index_key_HDP"]).astype(jnp.bfloat16))
         copy = Keys(entries["copy_BHMP"], entries.get("copy_scales_BHM"), Index(inners(entries), inners(learned)))
         return self._projected(queries_BHND) if self.kind == "projection" else queries_BHND, copy
 
@@ -99,11 +104,13 @@ def orthonormal(features: int, size: int, seed: int = 0) -> Float[np.ndarray, "P
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(features, features)))[0][:size].astype(np.float32)
 
 
-def in_features(
-    vectors_BHND: Float[jax.Array, "B H N D"], weight_HDP: Float[Array, "H D P"], dtype: jnp.dtype
-) -> Float[jax.Array, "B H N P"]:
-    """Vectors in the features of a learned index."""
-    return jnp.einsum("BHND,HDP->BHNP", vectors_BHND.astype(dtype), weight_HDP.astype(dtype))
+def in_features(keys: Keys, weight_HDP: Float[Array, "H D P"]) -> Float[jax.Array, "B H M P"]:
+    """Vectors in the features of a learned index, in the dtype of the vectors (in 8 bits: in bfloat16)."""
+    vectors_BHMD, dtype = keys.vectors_BHMD, jnp.bfloat16 if keys.scales_BHM is not None else keys.vectors_BHMD.dtype
+    # A weight for each row, since a product that shares it between them begins with a copy of all vectors, transposed.
+    weight_BHDP = jnp.broadcast_to(weight_HDP.astype(dtype), (len(vectors_BHMD), *weight_HDP.shape))
+    features_BHMP = jnp.einsum("BHMD,BHDP->BHMP", vectors_BHMD.astype(dtype), weight_BHDP)
+    return features_BHMP if keys.scales_BHM is None else features_BHMP * keys.scales_BHM[..., None].astype(dtype)
 
 
 def named(inner: dict[str, jax.Array]) -> dict[str, jax.Array]:
