@@ -10,7 +10,8 @@ from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.contract import Keys, Search
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.memory_attention import SAMPLED, attend_to_memory
+from memorizing.model.learned_index import SAMPLED
+from memorizing.model.memory_attention import attend_to_memory
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 
 ROWS, HEADS, TOKENS, SIZE, SLOTS, NEIGHBOURS = 2, 2, 16, 8, 1024, 48
