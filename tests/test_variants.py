@@ -54,7 +54,7 @@ def test_a_page_has_a_line_for_each_variant_that_all_seeds_have():
         "dense": {"text": [8.8, 9.9]},
     }
     times = {"none": [1.0, 2.0, 3.0], "base": [1.5, 3.0, 4.0]}
-    lines = variants.page(found, times, 2, "v1").splitlines()
+    lines = variants.page(found, times, 2).splitlines()
     none, base, dense = (line for line in lines if line.startswith(("| none", "| base", "| [dense]")))
     assert none.split(" | ")[2:] == ["11.00 ± 1.41", "+29.2 ± 5.9 %", "2.0 ± 1.4 %", "1.00 |"]
     assert base.split(" | ")[2:] == ["8.50 ± 0.71", "–", "85.0 ± 7.1 %", "1.50 |"]

@@ -9,7 +9,8 @@ parameters, but where a variant has others. The task's settings and a variant's 
     text      configs/quickstart.gin on the entries of FOLDER: 1,200 steps, the memory (2,048) on after a third
     recall    configs/recall.gin: 600 steps, a memory of 1,024, half of a document
 
-Ends with VARIANTS.md, variants.json and variants.png beside this file, of all variants that every seed has.
+Every result goes to variants.json beside this file, and what is there is not run again (remove it to begin anew). Ends
+with VARIANTS.md and variants.png, of all variants that every seed has.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
+RECORD = HERE / "variants.json"
+_recording = threading.Lock()
 
 
 class Variant(NamedTuple):
@@ -124,21 +127,34 @@ def memorizing(*arguments: str, cores: set[int] | None = None, log: Path | None 
         subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=stream, stderr=subprocess.STDOUT)
 
 
+def recorded() -> dict[str, Any]:
+    """`runs`: of each, by task, variant and seed, what was found and by which version; `step_seconds`: by variant."""
+    return json.loads(RECORD.read_text()) if RECORD.exists() else {"runs": {}, "step_seconds": {}}
+
+
+def record(part: str, found: dict[str, Any]) -> None:
+    with _recording:
+        kept = recorded()
+        kept[part] = dict(sorted((kept[part] | found).items()))
+        RECORD.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def version() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def run(out: Path, task: str, name: str, seed: int, cores: set[int]) -> None:
-    """Trains and evaluates one run, if that is not done."""
-    workdir = out / task / f"{name}-{seed}"
-    if evaluation(workdir) is not None:
-        return
-    log = out / task / f"{name}-{seed}.log"
+    """Trains and evaluates one run."""
+    workdir, log = out / task / f"{name}-{seed}", out / task / f"{name}-{seed}.log"
     given = [*settings_of(task, out), f"--gin_param=SEED = {seed}", *VARIANTS[name].settings]
-    memorizing("train", *given, f"--workdir={workdir}", cores=cores, log=log)
-    memorizing("evaluate", f"--workdir={workdir}", cores=cores, log=log)
-
-
-def evaluation(workdir: Path) -> dict[str, Any] | None:
-    """What was found of the test documents at the run's own memory."""
-    files = list((workdir / "evaluations").glob("test-memory-*.json"))
-    return json.loads(files[0].read_text()) if files else None
+    if not list((workdir / "evaluations").glob("test-memory-*.json")):
+        memorizing("train", *given, f"--workdir={workdir}", cores=cores, log=log)
+        memorizing("evaluate", f"--workdir={workdir}", cores=cores, log=log)
+    (file,) = (workdir / "evaluations").glob("test-memory-*.json")
+    figures = json.loads(file.read_text())
+    value = figures["perplexity"] if task == "text" else figures["answers"]["far"]["exact"]
+    record("runs", {f"{task}/{name}-{seed}": {"value": value, "version": version()}})
 
 
 def train_all(raw: Path, out: Path, names: Sequence[str], seeds: int, jobs: int) -> list[str]:
@@ -150,7 +166,8 @@ def train_all(raw: Path, out: Path, names: Sequence[str], seeds: int, jobs: int)
     for seed in range(seeds):
         for name in names:
             for task in VARIANTS[name].tasks:
-                wanted.put((task, name, seed))
+                if f"{task}/{name}-{seed}" not in recorded()["runs"]:
+                    wanted.put((task, name, seed))
     failed: list[str] = []
     cores = sorted(os.sched_getaffinity(0))
 
@@ -193,16 +210,15 @@ def step_times(out: Path, rounds: int) -> dict[str, list[float]]:
     return {name: list(timing.seconds) for name, timing in times.items()}
 
 
-def figures(out: Path, seeds: int) -> dict[str, dict[str, list[float]]]:
+def figures(seeds: int) -> dict[str, dict[str, list[float]]]:
     """Of each variant, by seed: perplexity of the text, and the share of far questions answered."""
     found: dict[str, dict[str, list[float]]] = {}
+    runs = recorded()["runs"]
     for name, variant in VARIANTS.items():
         for task in variant.tasks:
-            each = [evaluation(out / task / f"{name}-{seed}") for seed in range(seeds)]
-            told = [it for it in each if it is not None]
-            if len(told) == seeds:
-                values = [it["perplexity"] if task == "text" else it["answers"]["far"]["exact"] for it in told]
-                found.setdefault(name, {})[task] = values
+            names = [f"{task}/{name}-{seed}" for seed in range(seeds)]
+            if all(each in runs for each in names):
+                found.setdefault(name, {})[task] = [runs[each]["value"] for each in names]
     return found
 
 
@@ -212,7 +228,7 @@ def with_error(values: Sequence[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
 
 
-def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]], seeds: int, commit: str) -> str:
+def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]], seeds: int) -> str:
     """The table, and how to read it."""
     base = found["base"]
     lines = [
@@ -235,7 +251,7 @@ def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]]
         label = f"[{name}](../../configs/variants/{variant.file}.gin)" if variant.file else name
         lines.append(f"| {label} | {variant.what} | " + " | ".join(cells) + " |")
     template = (HERE / "variants_page.md").read_text()
-    return template.format(table="\n".join(lines), seeds=seeds, commit=commit)
+    return template.format(table="\n".join(lines), seeds=seeds)
 
 
 def draw(found: dict[str, dict[str, list[float]]], file: Path) -> None:
@@ -277,16 +293,12 @@ def main() -> None:
     options = parser.parse_args()
     out = options.out.absolute()
     failed = train_all(options.raw.absolute(), out, options.variants, options.seeds, options.jobs)
-    times_file = out / "times.json"
     if options.time:
-        times_file.write_text(json.dumps(step_times(out, options.rounds)))
-    times = json.loads(times_file.read_text()) if times_file.exists() else {}
-    found = figures(out, options.seeds)
-    commit = subprocess.run(["git", "describe", "--always"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    kept = {"seeds": options.seeds, "commit": commit, "figures": found, "step_seconds": times}
-    (HERE / "variants.json").write_text(json.dumps(kept, indent=1) + "\n")
-    (HERE / "VARIANTS.md").write_text(page(found, times, options.seeds, commit))
-    draw(found, HERE / "variants.png")
+        record("step_seconds", step_times(out, options.rounds))
+    found = figures(options.seeds)
+    if "base" in found:
+        (HERE / "VARIANTS.md").write_text(page(found, recorded()["step_seconds"], options.seeds))
+        draw(found, HERE / "variants.png")
     if failed:
         raise SystemExit("failed, see " + ", ".join(failed))
 
