@@ -29,6 +29,7 @@ from memorizing.model.gates import Read, Scores, together
 from memorizing.model.groups import by_key_head, by_query_head
 from memorizing.model.learned_index import LearnedIndex, sampled, taught
 from memorizing.parallel.mesh import current_mesh, spec, specs
+from memorizing.shapes import Array
 
 RETRIEVED = "retrieved"
 """The name of what is kept for the backward pass even where activations are computed again (`Model.remat`): by then the
@@ -42,7 +43,7 @@ def attend_to_memory(
     neighbours: int,
     *,
     index: LearnedIndex | None = None,
-    mask_BN: Bool[jax.Array, "B N"] | None = None,
+    mask_BN: Bool[Array, "B N"] | None = None,
     write_every: int = 1,
     negative_rows: int = 0,
 ) -> tuple[Read, Bool[jax.Array, "B H N"], Noticed]:
@@ -86,7 +87,7 @@ def attend_to_memory(
         places = sampled(query_BHND.shape[2])
         asked_BHND = lax.stop_gradient(by_key_head(query_BHND[:, :, places], group))
         asks_BN = jnp.repeat(mask_BN[:, places], group, axis=1)
-        weight = mask_BN.sum().astype(jnp.float32)  # as much as all tokens: the gradient is divided by their number
+        weight = jnp.sum(mask_BN, dtype=jnp.float32)  # as much as all tokens: the gradient is divided by their number
         read = read._replace(out_BHND=taught(read.out_BHND, index, asked_BHND, bank.keys, valid(bank), asks_BN, weight))
     if negative_rows:
         # Queries travel to the memories, not memories to the queries; what is read comes back.
