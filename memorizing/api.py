@@ -11,8 +11,7 @@ from memorizing.evaluation.generate import Reader
 from memorizing.files import AnyPath, run_folder
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
-from memorizing.training.from_run import trained_with
-from memorizing.training.snapshots import Source, parameters_digest
+from memorizing.training.from_run import source_of
 from memorizing.training.workdir import check_data, open_tokens
 
 
@@ -46,6 +45,5 @@ def open_reader(
     segment, devices = it.batch.segment_length, jax.local_devices()[: it.mesh.model]
     mesh = open_mesh(MeshSettings(1, it.mesh.model), it.model, it.memory, segment, 1, devices=devices)
     parameters, step = restore(workdir, it.model, mesh)
-    digests = tokens.digests()["vocabulary"], parameters_digest(parameters)
-    source = Source(it.model, segment, *digests, step, trained_with(workdir))
+    source = source_of(workdir, it.model, segment, tokens, parameters, step)
     return Reader(source, it.memory, parameters, tokens.vocabulary, it.folder, mesh, say)

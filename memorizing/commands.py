@@ -70,9 +70,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
-    from memorizing.training.from_run import trained_with
+    from memorizing.training.from_run import source_of
     from memorizing.training.signals import die_at_sigterm
-    from memorizing.training.snapshots import Source, check_not_empty, parameters_digest, prebuilt_banks
+    from memorizing.training.snapshots import check_not_empty, prebuilt_banks
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -94,8 +94,7 @@ def evaluate(options: argparse.Namespace) -> None:
     parameters, step = restore(workdir, it.model, meshes[0])
     name, prebuilt = options.name, [()] * len(memories)
     if options.memory:
-        vocabulary = corpora[0].tokens.digests()["vocabulary"]
-        source = Source(it.model, segment, vocabulary, parameters_digest(parameters), step, trained_with(workdir))
+        source = source_of(workdir, it.model, segment, corpora[0].tokens, parameters, step)
         prebuilt = [
             prebuilt_banks(options.memory, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)

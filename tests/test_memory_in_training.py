@@ -258,6 +258,18 @@ def test_a_run_that_only_reads_is_evaluated_with_the_snapshot_that_it_was_traine
     assert main(["generate", run, text, f"--memory={snapshot}", "--tokens=2"]) == 0
 
 
+def test_a_sweep_of_runs_that_only_read_evaluates_them_with_their_snapshot(place, beginning, snapshot):
+    own = [each for each in beginning if each not in DROPS]
+    settings = (f"DATA = '{place / 'data'}'", "NUM_STEPS = 4", "CHECKPOINT_EVERY = 4", *own, "Memory.writes = 'never'")
+    given = [f"--gin_param={binding}" for binding in settings]
+    out = place / "sweep"
+    over = ["--over", "Optimizer.learning_rate=0.01"]
+    assert main(["sweep", f"--gin_file={place / 'settings.gin'}", *given, *over, f"--out={out}"]) == 0
+    (file,) = out.glob("points/*/evaluations/*.json")
+    assert json.loads(file.read_text())["prebuilt_tokens"] == 64
+    assert (out / "table.csv").exists()
+
+
 def test_what_would_come_to_nothing_is_refused_before_training(place, retrofitted, capsys):
     train(place, "empty", "Memory.writes = 'never'", status=2)
     assert "the memory would stay empty. Name a snapshot" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memorizing.config import differences, load
+from memorizing.config import differences
 
 FILE = Path(__file__).parent / "benchmarks" / "variants.py"
 SPEC = importlib.util.spec_from_file_location("variants", FILE)
@@ -16,23 +16,13 @@ ELSEWHERE = {  # other tokens than the study's, see variants_page.md; or at this
 }  # fmt: skip
 
 
-def experiment(task: str, name: str, monkeypatch):
-    monkeypatch.chdir(variants.ROOT)
-    given = [*variants.settings_of(task, Path("out")), *variants.VARIANTS[name].settings]
-    files, bindings = (
-        [each.removeprefix(f"--{kind}=") for each in given if each.startswith(f"--{kind}=")]
-        for kind in ("gin_file", "gin_param")
-    )
-    return load(files, bindings)[0]
-
-
 @pytest.mark.parametrize("task", variants.TASKS)
-def test_each_variant_is_the_recipe_but_for_what_it_is_about(task, monkeypatch):
-    base = experiment(task, "base", monkeypatch)
+def test_each_variant_is_the_recipe_but_for_what_it_is_about(task):
+    base = variants.experiment(Path("out"), task, "base")
     for name, variant in variants.VARIANTS.items():
         if task not in variant.tasks or name == "base":
             continue
-        own = experiment(task, name, monkeypatch)
+        own = variants.experiment(Path("out"), task, name)
         changed = {setting for setting, *_ in differences(own, base)}
         assert changed and all(each.startswith(("Model.", "Memory.", "Training.")) for each in changed), (name, changed)
         assert own.training.steps == base.training.steps and own.batch == base.batch

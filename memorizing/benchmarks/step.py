@@ -84,7 +84,6 @@ def bench_step(
     result = report.opened("step", arguments)
     parts = {"model": model, "memory": memories[0], "batch": batch, "optimizer": optimizer, "training": training}
     result |= {"rounds": rounds, "settings": {name: dataclasses.asdict(part) for name, part in parts.items()}}
-    training = dataclasses.replace(training, memory_from_step=0, memory_growth=())
     with contextlib.ExitStack() as ends:
         peer = None
         if against is not None:
@@ -164,6 +163,7 @@ class Stepping:
         training: TrainingSettings,
     ):
         self._model, self._memory = model, memory
+        training = dataclasses.replace(training, memory_from_step=0, memory_growth=())  # full from the first step on
         device = jax.devices()[0]
         held = bytes_in_use(device)
         mesh = open_mesh(MeshSettings(), model, memory, batch.segment_length, batch.rows, devices=[device])

@@ -137,8 +137,7 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
             raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
     given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
     # A run that only reads its memory has nothing to look up without the snapshot that it was trained with.
-    is_frozen = it.memory.size > 0 and it.memory.writes == "never" and bool(it.training.prebuilt_memory)
-    snapshot = it.training.prebuilt_memory if is_frozen else ""
+    snapshot = it.training.prebuilt_memory if it.memory.size and it.memory.writes == "never" else ""
     own_name = f"from-{Path(snapshot).name}" if snapshot else ""
     data, name = _data(point, asked, it, reads_data), own_name if trains else _evaluation_name(point, asked.out)
     planned = [
@@ -151,7 +150,8 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
     readers = [
         f"--gin_param=Evaluation.{name} = {value!r}" for name, value in dataclasses.asdict(it.evaluation).items()
     ]
-    evaluate += readers if trains else [*given, f"--name={name}"]
+    evaluate += readers if trains else given
+    evaluate += [f"--name={name}"] if name else []
     evaluate += [f"--memory={snapshot}"] if snapshot else []
     train = ["train", *given, f"--workdir={workdir}"] if trains else []
     steps = it.training.steps if trains else None

@@ -25,7 +25,7 @@ from memorizing.model.transformer import Parameters, abstract_model, by_path
 from memorizing.parallel.hosts import is_first
 from memorizing.training.checkpoints import Checkpoints
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.snapshots import parameters_digest, snapshot_digest
+from memorizing.training.snapshots import Source, parameters_digest, snapshot_digest
 from memorizing.training.workdir import check_data
 
 FROM_FILE = "from.json"
@@ -115,9 +115,19 @@ def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
         write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
 
 
-def trained_with(workdir: AnyPath) -> str | None:
-    """A digest of the snapshot with which documents began as the run was trained; None for none."""
-    return recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
+def source_of(
+    workdir: AnyPath,
+    model: ModelSettings,
+    segment_length: int,
+    tokens: PreparedTokens,
+    parameters: Parameters,
+    step: int,
+) -> Source:
+    """What a run's checkpoint makes snapshots as, and may load them as."""
+    trained_with = recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
+    return Source(
+        model, segment_length, tokens.digests()["vocabulary"], parameters_digest(parameters), step, trained_with
+    )
 
 
 def recorded_beginning(workdir: AnyPath) -> Beginning:

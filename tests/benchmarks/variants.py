@@ -190,20 +190,25 @@ def train_all(raw: Path, out: Path, names: Sequence[str], seeds: int, jobs: int)
     return failed
 
 
+def experiment(out: Path, task: str, name: str) -> Any:
+    """The settings of a variant's runs, as `memorizing train` reads them."""
+    from memorizing.config import load
+
+    given = [*settings_of(task, out), *VARIANTS[name].settings]
+    files = [ROOT / it.removeprefix("--gin_file=") for it in given if it.startswith("--gin_file=")]
+    return load(files, [it.removeprefix("--gin_param=") for it in given if it.startswith("--gin_param=")])[0]
+
+
 def step_times(out: Path, rounds: int) -> dict[str, list[float]]:
     """Seconds of a step of the text task with a full memory, for each variant in turn: a list of rounds."""
     from memorizing.benchmarks.step import Stepping
     from memorizing.benchmarks.timing import in_turn
-    from memorizing.config import load
 
     steppings = {}
     for name, variant in VARIANTS.items():
         if "text" not in variant.tasks:
             continue
-        given = [*settings_of("text", out), *variant.settings]
-        files = [it.removeprefix("--gin_file=") for it in given if it.startswith("--gin_file=")]
-        bindings = [it.removeprefix("--gin_param=") for it in given if it.startswith("--gin_param=")]
-        it, _ = load(files, [*bindings, "Training.memory_from_step = 0", "Training.memory_growth = ()"])
+        it = experiment(out, "text", name)
         steppings[name] = Stepping(it.model, it.memory, it.batch, it.optimizer, it.training)
         print(f"compiled: {name}", flush=True)
     times = in_turn({name: stepping.measure for name, stepping in steppings.items()}, rounds)
