@@ -230,7 +230,7 @@ def _build(name: str, values: dict[str, Any]) -> Any:
         if wants_float and isinstance(value, int) and not isinstance(value, bool):
             value = values[field.name] = float(value)
         if isinstance(value, list):
-            value = values[field.name] = tuple(value)
+            value = values[field.name] = tuple(tuple(each) if isinstance(each, list) else each for each in value)
         is_bool = isinstance(value, bool) and wanted is not bool
         if is_bool or not is_bearable(value, wanted):  # type: ignore[arg-type]
             raise ConfigError(f"{name}.{field.name} = {value!r}: must be {_describe(wanted)}")
@@ -252,6 +252,8 @@ def _describe(wanted: Any) -> str:
         return f"{_describe(get_args(wanted)[0])} or None"
     if tuple[int, int] in get_args(wanted):
         return "pairs of whole numbers such as ((0, 512), (1000, 8192))"
+    if tuple[str, int | float] in get_args(wanted):
+        return "pairs of a name and a number such as (('gates', 16.0),)"
     return f"a tuple such as {'(3,)' if int in get_args(wanted) else repr(('.txt',))}"
 
 

@@ -87,6 +87,10 @@ REFUSED = {
         ["memory_growth = ((0, 100), (800, 8192))", "100 is not a multiple of Batch.segment_length"],
     ),
     "a growth of no numbers": ("Training.memory_growth = 512", ["pairs of whole numbers such as ((0, 512)"]),
+    "a factor without its part": (
+        "Optimizer.rate_factors = (16.0,)",
+        ["pairs of a name and a number such as (('gates', 16.0),)"],
+    ),
     "a snapshot of no run": ("Training.prebuilt_memory = 'some'", ["begin with these, by Training.from_run"]),
     "a share beyond all": ("Training.memory_dropout = 1.5", ["Training.memory_dropout = 1.5", "from 0 to 1"]),
     "a switch in the middle of a call": ("Training.memory_from_step = 3", ["memory_from_step = 3", "0 or 8"]),

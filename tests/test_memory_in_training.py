@@ -128,6 +128,7 @@ REFUSED = {
         ("Optimizer.trained = ('gates', 'layers/2/*')",),
         "'layers/2/*' matches no parameter",
     ),
+    "a factor of nothing": (("Optimizer.rate_factors = (('index', 2.0),)",), "'index' matches no parameter"),
     "no such step": (("Training.from_step = 3",), "has checkpoints of steps 4, 8"),
     "a snapshot of nothing": (("Training.prebuilt_memory = 'nowhere'",), "nowhere holds no memory snapshot"),
 }

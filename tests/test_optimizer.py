@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import create_model
-from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from memorizing.model.transformer import abstract_model, by_path, create_model
+from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer, rate_factors, trained
 
 
 @pytest.mark.parametrize("warmup", [1, 10, 1000])
@@ -78,6 +79,55 @@ def test_gains_and_gates_do_not_decay():
         np.testing.assert_array_equal(still, 0.0)
     for shrinking in (attention["query_EHD"], attention["out_HDE"], *jax.tree.leaves(shares["embedding"])):
         np.testing.assert_allclose(shrinking, -0.05, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("only", [(), ("memory_layers",)])
+def test_updates_of_parts_are_larger_by_their_factors(kind, only):
+    """Second updates, of a model of two layers: those of gates 16 times, of one matrix half, all others as without."""
+    model = ModelSettings(
+        vocabulary_size=11, layers=2, embedding_size=4, heads=2, head_size=2, feed_forward_size=8, memory_layers=(2,),
+        dtype="float32",
+    )  # fmt: skip
+    parameters = create_model(model, MemorySettings(size=8, neighbours=4), seed=0)[1]
+    gradient = jax.tree.map(
+        lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape), parameters
+    )
+
+    def changes(*factors: tuple[str, float]) -> dict[str, np.ndarray]:
+        settings = OptimizerSettings(
+            kind=kind, schedule="constant", warmup_steps=0, trained=only, rate_factors=factors, weight_decay=0.1
+        )
+        moves = trained(settings, parameters, model.memory_layers)
+        optimizer = make_optimizer(settings, moves, rate_factors(settings, parameters, model.memory_layers))
+        state = optimizer.init(parameters)
+        for _ in range(2):
+            found, state = optimizer.update(gradient, state, parameters)
+        return {path: np.asarray(leaf) for path, leaf in by_path(found).items()}
+
+    plain = changes()
+    found = changes(("memory_layers", 3.0), ("memory_layers", 1.0), ("gates", 16.0), ("*/1/feed_forward/in_EF", 0.5))
+    expected = {"layers/1/attention/gate_H": 16.0, "layers/1/feed_forward/in_EF": 0.5}
+    for path, change in plain.items():
+        np.testing.assert_allclose(found[path], change * expected.get(path, 1.0), rtol=1e-6, err_msg=path)
+        assert np.abs(change).max() > 0, path
+
+
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        ((("gates", 0.0),), "0.0 for 'gates' must be above 0 and finite"),
+        ((("gates", 16.0), ("layers/7/*", 2.0)), r"Optimizer.rate_factors = .*'layers/7/\*' matches no parameter"),
+    ],
+)
+def test_factors_that_say_nothing_are_refused(factors, words):
+    model = ModelSettings(vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, memory_layers=(1,))
+    with pytest.raises(InputError, match=words):
+        rate_factors(
+            OptimizerSettings(rate_factors=factors),
+            abstract_model(model, MemorySettings(size=8, neighbours=4))[1],
+            (1,),
+        )
 
 
 def test_adafactor_moves_a_parameter_by_the_rate_times_its_own_size():

@@ -6,7 +6,9 @@ are.
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -36,6 +38,8 @@ class OptimizerSettings:
             those of their learned indices, `memory_layers` all in these layers, and anything else is a pattern of
             paths, as they are in checkpoints: `layers/8/attention/*` (layers count from 0 there, so this is layer 9),
             `*/scale_E`.
+        rate_factors: parts, named as in `trained`, whose updates are this much larger than the rate says:
+            `(('gates', 16.0),)`. Of several that name a parameter the last counts.
     """
 
     kind: Literal["adafactor", "adamw"] = "adafactor"
@@ -48,10 +52,17 @@ class OptimizerSettings:
     beta1: float = 0.9
     beta2: float = 0.98
     trained: tuple[str, ...] = ()
+    rate_factors: tuple[tuple[str, int | float], ...] = ()
 
     def __post_init__(self):
         if self.learning_rate <= 0:
             raise InputError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
+        for part, factor in self.rate_factors:
+            if not 0 < factor < math.inf:
+                raise InputError(
+                    f"Optimizer.rate_factors: {factor} for {part!r} must be above 0 and finite; to leave a part as it "
+                    "is, name the others in Optimizer.trained"
+                )
         for name in ("warmup_steps", "clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"Optimizer.{name} = {getattr(self, name)}: must be 0 or more")
@@ -87,7 +98,7 @@ type Trained = dict[str, Any]
 
 
 NAMED = {"gates": "attention/gate*", "index": "attention/index_*", "memory_layers": "*"}
-"""Parts of each memory layer that `Optimizer.trained` may name, as patterns of paths within it."""
+"""Parts of each memory layer that a setting may name, as patterns of paths within it."""
 
 
 def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]) -> Trained | None:
@@ -98,33 +109,64 @@ def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: 
     """
     if not settings.trained:
         return None
-    chosen: set[str] = set()
-    for pattern in settings.trained:
-        patterns = [pattern]
-        if pattern in NAMED:
-            patterns = [f"layers/{number - 1}/{NAMED[pattern]}" for number in memory_layers]
-        found = {path for path in by_path(parameters) for each in patterns if fnmatch.fnmatchcase(path, each)}
-        if not found:
-            some = ", ".join(list(by_path(parameters))[:3])
-            raise InputError(
-                f"Optimizer.trained = {settings.trained}: {pattern!r} matches no parameter. Paths are such as {some}; "
-                "`gates`, `index` and `memory_layers` need Model.memory_layers, `gates` also a Model.gate that learns "
-                "('head', 'layer' or 'token'), `index` Model.index_size"
-            )
-        chosen |= found
+    given = f"Optimizer.trained = {settings.trained}"
+    chosen = {path for part in settings.trained for path in _paths(part, parameters, memory_layers, given)}
     return jax.tree.unflatten(jax.tree.structure(parameters), [path in chosen for path in by_path(parameters)])
 
 
-def make_optimizer(settings: OptimizerSettings, only: Trained | None = None) -> optax.GradientTransformation:
-    """Clipping, then the optimizer with its schedule; of `only` the parameters that are trained, if not of all."""
+def rate_factors(settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]) -> dict[str, float]:
+    """By what the updates of a parameter are multiplied, by its path; of those that are left as they are, nothing.
+
+    Raises:
+        InputError: for a pattern that no parameter matches.
+    """
+    given = f"Optimizer.rate_factors = {settings.rate_factors}"
+    return {
+        path: factor
+        for part, factor in settings.rate_factors
+        for path in _paths(part, parameters, memory_layers, given)
+    }
+
+
+def _paths(part: str, parameters: Parameters, memory_layers: Sequence[int], given: str) -> set[str]:
+    """Of the parameters that a setting names."""
+    patterns = [part]
+    if part in NAMED:
+        patterns = [f"layers/{number - 1}/{NAMED[part]}" for number in memory_layers]
+    found = {path for path in by_path(parameters) for pattern in patterns if fnmatch.fnmatchcase(path, pattern)}
+    if not found:
+        some = ", ".join(list(by_path(parameters))[:3])
+        raise InputError(
+            f"{given}: {part!r} matches no parameter. Paths are such as {some}; `gates`, `index` and `memory_layers` "
+            "need Model.memory_layers, `gates` also a Model.gate that learns ('head', 'layer' or 'token'), `index` "
+            "Model.index_size"
+        )
+    return found
+
+
+def make_optimizer(
+    settings: OptimizerSettings, only: Trained | None = None, factors: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
+    """Clipping, then the optimizer with its schedule; of `only` the parameters that are trained, if not of all.
+
+    `factors` are `rate_factors`: they multiply what is added to a parameter, weight decay included.
+    """
     rate = learning_rate(settings)
     if settings.kind == "adafactor":
         chosen = optax.adafactor(rate)
     else:
         chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays)
     clip = _clip(settings.clip_norm) if settings.clip_norm else optax.identity()
-    whole = optax.chain(clip, chosen)
+    scale = optax.stateless(functools.partial(_scaled, factors)) if factors else optax.identity()
+    whole = optax.chain(clip, chosen, scale)
     return whole if only is None else optax.masked(whole, only)
+
+
+def _scaled(factors: Mapping[str, float], updates: Any, parameters: Any) -> Any:
+    def scaled(path: tuple, update: jax.Array) -> jax.Array:
+        return update * factors.get(jax.tree_util.keystr(path, simple=True, separator="/"), 1.0)
+
+    return jax.tree.map_with_path(scaled, updates)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

@@ -21,7 +21,7 @@ from memorizing.parallel.mesh import check_sizes, made, placed, shardings
 from memorizing.parallel.topology import training_options
 from memorizing.shapes import Batch
 from memorizing.training.memory_dropout import limit_memory
-from memorizing.training.optimizer import OptimizerSettings, make_optimizer, trained
+from memorizing.training.optimizer import OptimizerSettings, make_optimizer, rate_factors, trained
 from memorizing.training.saved_banks import indexed, resized
 from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
@@ -46,7 +46,9 @@ class StateMaker:
             check_sizes(mesh, {"M": ("a size of the memory, by Training.memory_growth or Memory.size", slots)})
         self.graph, parameters = abstract_model(model, memory)
         self.only = trained(optimizer, parameters, model.memory_layers)
-        self.transformation = make_optimizer(optimizer, self.only)
+        self.transformation = make_optimizer(
+            optimizer, self.only, rate_factors(optimizer, parameters, model.memory_layers)
+        )
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
         self._carry = lambda slots: empty_carry(
             model, dataclasses.replace(memory, size=slots), batch.rows, batch.segment_length
