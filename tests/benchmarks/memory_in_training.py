@@ -39,7 +39,8 @@ def nats(workdir: Path, *sizes: int) -> list[float]:
     """The loss of a token of the test documents with each of these memories."""
     files = [workdir / "evaluations" / f"test-memory-{size}.json" for size in sizes]
     if not all(file.exists() for file in files):
-        memorizing("evaluate", f"--workdir={workdir}", f"--memory_size={','.join(map(str, sizes))}")
+        memory_sizes = f"--memory_size={','.join(map(str, sizes))}"
+        memorizing("evaluate", f"--workdir={workdir}", memory_sizes, "--gin_param=Evaluation.rows = 4")
     return [math.log(json.loads(file.read_text())["perplexity"]) for file in files]
 
 

@@ -101,7 +101,8 @@ TASKS = {
     "text": (
         "quickstart",
         ("NUM_STEPS = 1200", "CHECKPOINT_EVERY = 1200", "Training.memory_from_step = 400", "MEMORY_SIZE = 2048",
-         "Folder.document = 'file'", "Prepare.validation = 0.05", "Prepare.test = 0.08", "Batch.seed = 0"),
+         "Folder.document = 'file'", "Prepare.validation = 0.05", "Prepare.test = 0.08", "Batch.seed = 0",
+         "Evaluation.rows = 4"),
     ),
     "recall": ("recall", ("NUM_STEPS = 600", "CHECKPOINT_EVERY = 600", "MEMORY_SIZE = 1024", "Batch.seed = 0")),
 }  # fmt: skip
