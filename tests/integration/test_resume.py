@@ -46,9 +46,10 @@ Prepare.vocabulary = 'bytes'
 
 
 def memorizing(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
-    """Starts the command with environment variables beside those of this process."""
+    """Starts the command with environment variables beside those of this process, and flags beside its flags."""
     command = [sys.executable, "-m", "memorizing.cli", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    flags = " ".join([os.environ["XLA_FLAGS"], variables.pop("XLA_FLAGS", "")])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **variables}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment
     )
