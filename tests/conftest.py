@@ -4,8 +4,10 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # of the processes that tests start, too
 # Programs of tests are compiled more often than they run: at XLA's own level, 3, that takes three times as long.
-level = "--xla_backend_optimization_level=1" if os.environ["JAX_PLATFORMS"] == "cpu" else ""
-os.environ["XLA_FLAGS"] = f"{level} {os.environ.get('XLA_FLAGS', '')}".strip()
+os.environ["XLA_FLAGS"] = " ".join(
+    ["--xla_backend_optimization_level=1"] * (os.environ["JAX_PLATFORMS"] == "cpu")
+    + os.environ.get("XLA_FLAGS", "").split()
+)
 
 import jax
 

@@ -29,7 +29,7 @@ def test_each_variant_is_the_recipe_but_for_what_it_is_about(task):
         if name == "dense":
             assert own.memory.size == 1024 and own.memory.search == "dense"
         if name == "memory_growth":
-            assert own.training.memory_growth == ((0, 512), (800, 2048))
+            assert own.training.memory_growth == ((0, 512), (400, 2048))
 
 
 def test_every_file_is_in_the_study():

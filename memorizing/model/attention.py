@@ -110,9 +110,15 @@ class Attention(nnx.Module):
                 first = first_index(key_heads, size, settings.index_size)
                 self.index_query_HDP, self.index_key_HDP = (nnx.Param(part) for part in first)
             if settings.key_shift:
-                # Half of the heads start out seeing each key's predecessor, half do not; all may learn otherwise.
-                shifted_H = jnp.arange(key_heads, dtype=jnp.float32) % 2
-                self.shift_HD = nnx.Param(jnp.tile(shifted_H[:, None], size))
+                # Half of the heads start out seeing each key's predecessor and asking as keys are made, so that before
+                # anything is learned they find what followed a token the last time. All may learn otherwise.
+                shifted_H = jnp.arange(key_heads) % 2
+                self.shift_HD = nnx.Param(jnp.tile(shifted_H.astype(jnp.float32)[:, None], size))
+                self.query_EHD[...] = jnp.where(
+                    jnp.repeat(shifted_H, settings.group)[:, None],
+                    jnp.repeat(self.key_EHD[...], settings.group, axis=1),
+                    self.query_EHD[...],
+                )
             if self.normalizes:
                 scale = size**0.5 if settings.query_scale is None else settings.query_scale
                 self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))

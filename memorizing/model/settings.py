@@ -47,8 +47,9 @@ class ModelSettings:
         index_size: features per head of an index of the memory that is learned beside the model, for
             `Memory.proposer = 'learned'`; 0 for none. It changes nothing in how all else is trained.
         key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
-            head and feature. Not in the paper: the smeared keys of arXiv 2209.11895, with which a small model learns
-            within minutes to continue what it finds again.
+            head and feature, at first 1 in every second head, whose queries are at first made as keys are. Not in the
+            paper: the smeared keys of arXiv 2209.11895, with which a small model learns within minutes to continue what
+            it finds again.
         dropout: rate on what each sub-layer adds, in training.
         dtype: of activations; parameters, norms, softmax and loss are float32.
         scan_layers: compile layers that follow each other without a memory as one, repeated: programs of deep models

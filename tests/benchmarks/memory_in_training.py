@@ -3,8 +3,8 @@
     python tests/benchmarks/memory_in_training.py --out=OUT/text [--seeds 3]
 
 OUT is that of variants.py, whose tokens these runs read (OUT/text/data), and whose `none` and `base` are what they are
-compared with. Each run has 1,200 steps of the quickstart's recipe (the memory is switched on after a third);
-fine-tuning has 60 steps, 5% of them, and begins with other documents. Its settings were chosen by the validation
+compared with. Each run has 600 steps of the quickstart's recipe (the memory is switched on after a third);
+fine-tuning has 30 steps, 5% of them, and begins with other documents. Its settings were chosen by the validation
 documents of seed 0; what is printed is of the test documents. Ends with two tables; repeated, it goes on with what is
 not there yet.
 """
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, TUNED, SIZE, DROPOUT_SIZE = 1200, 60, 2048, 512
+STEPS, TUNED, SIZE, DROPOUT_SIZE = 600, 30, 2048, 512
 SIZES = (0, 128, 256, 512, 1024, 2048)
 """To evaluate the run with memory dropout at: up to four times its own."""
 
@@ -55,7 +55,7 @@ def whole(data: Path, out: Path, name: str, seed: int, size: int, *bindings: str
 def tuned(data: Path, out: Path, name: str, seed: int, size: int) -> Path:
     """The run without a memory, fine-tuned with one of `size`."""
     settings = {
-        "NUM_STEPS": TUNED, "CHECKPOINT_EVERY": TUNED, "Batch.segments_per_call": 4, "Training.memory_from_step": 0,
+        "NUM_STEPS": TUNED, "CHECKPOINT_EVERY": TUNED, "Batch.segments_per_call": 5, "Training.memory_from_step": 0,
         "SEED": seed, "Batch.seed": 100 + seed, "MEMORY_SIZE": size, "Training.from_run": str(out / f"none-{seed}"),
         "Optimizer.trained": ("memory_layers",), "Optimizer.rate_factors": (("gates", 16.0),),
         "Optimizer.learning_rate": 0.002, "Optimizer.schedule": "linear", "Optimizer.warmup_steps": 5,
