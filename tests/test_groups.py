@@ -147,3 +147,22 @@ def test_lookups_are_told_by_query_head():
         assert one.places_HNK.shape[0] == HEADS
         np.testing.assert_array_equal(one.places_HNK, other.places_HNK)
         np.testing.assert_allclose(one.weights_HNK, other.weights_HNK, rtol=1e-3, atol=1e-5)
+
+
+def test_before_anything_is_learned_shifted_heads_find_a_token_again_and_what_followed_it():
+    """In the second round of a text of different tokens; of two key heads one is shifted, for both its queries."""
+    model = ModelSettings(
+        vocabulary_size=256, layers=1, embedding_size=64, heads=8, key_heads=4, head_size=32, feed_forward_size=16,
+        memory_layers=(1,), dtype="float32", key_shift=True,
+    )  # fmt: skip
+    memory = MemorySettings(size=160, neighbours=2, dtype="float32", search="exact")
+    parameters = create_model(model, memory, seed=5)[1]
+    round_ = np.random.default_rng(1).permutation(np.arange(3, 256))[:80].astype(np.int32)
+    share_H = np.zeros(8)
+    for segment in read_document(model, memory, parameters, np.tile(round_, 2), N):
+        if segment.first >= 88:  # the first of a round has another predecessor
+            places_NHK = np.sort(segment.layers[1].places_HNK, axis=-1).swapaxes(0, 1)
+            before_N = segment.first + np.arange(N) - 80 - 1
+            share_H += (places_NHK == np.stack([before_N, before_N + 1], axis=-1)[:, None]).all(-1).mean(0) / 9
+    shifted_H = np.repeat([False, True] * 2, 2)
+    assert share_H[shifted_H].min() > 0.85 and share_H[~shifted_H].max() < 0.2, share_H
