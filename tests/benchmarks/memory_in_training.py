@@ -57,8 +57,8 @@ def tuned(data: Path, out: Path, name: str, seed: int, size: int) -> Path:
     settings = {
         "NUM_STEPS": TUNED, "CHECKPOINT_EVERY": TUNED, "Batch.segments_per_call": 5, "Training.memory_from_step": 0,
         "SEED": seed, "Batch.seed": 100 + seed, "MEMORY_SIZE": size, "Training.from_run": str(out / f"none-{seed}"),
-        "Optimizer.trained": ("memory_layers",), "Optimizer.rate_factors": (("gates", 16.0),),
-        "Optimizer.learning_rate": 0.002, "Optimizer.schedule": "linear", "Optimizer.warmup_steps": 5,
+        "Optimizer.trained": ("memory_layers",), "Optimizer.rate_factors": (("gates", 40.0),),
+        "Optimizer.learning_rate": 0.003, "Optimizer.schedule": "linear", "Optimizer.warmup_steps": 5,
     }  # fmt: skip
     train(data, out / f"{name}-{seed}", *(f"{name} = {value!r}" for name, value in settings.items()))
     return out / f"{name}-{seed}"
