@@ -32,7 +32,7 @@ def train(options: argparse.Namespace) -> None:
     from memorizing.training.signals import end_at_sigterm
 
     end_at_sigterm()
-    from memorizing.config import open_workdir, write_config
+    from memorizing.config import open_workdir, written_config
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
@@ -46,8 +46,7 @@ def train(options: argparse.Namespace) -> None:
     it, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
     check_data(workdir, open_tokens(it.training.data, it.model), train=True)
     open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
-    with held_run(workdir):
-        write_config(workdir, text)  # only now: settings that cannot be used replace none that can
+    with held_run(workdir), written_config(workdir, text):
         train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.drop_memory)
 
 
@@ -86,6 +85,8 @@ def evaluate(options: argparse.Namespace) -> None:
             print(
                 f"documents begin with an empty memory; in training with {it.training.prebuilt_memory} (--memory=DIR)"
             )
+    if it.memory.size and not it.memory.clear_at_documents and hosts.is_first():
+        print("each document begins with a memory of its own; in training it outlasts them (Memory.clear_at_documents)")
     segment, rows = it.batch.segment_length, it.evaluation.rows
     meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,6 +30,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath, run_folder, write_whole
+from memorizing.memory.search.proposed import is_worth_it
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
@@ -428,6 +429,27 @@ def _check_is_of_use(it: Experiment) -> None:
             "Memory.writes = 'never' and no Training.prebuilt_memory: the memory would stay empty. Name a snapshot "
             "(configs/variants/frozen_memory.gin), or set Memory.writes = 'segment'"
         )
+    if it.training.prebuilt_memory and it.memory.addressed:
+        by_document = dataclasses.replace(it.memory, clear_at_documents=True)
+        if not by_document.addressed:
+            raise ConfigError(
+                "Training.prebuilt_memory with Memory.clear_at_documents = False: a memory that outlasts documents and "
+                "keeps the newest tokens is laid out unlike any snapshot. Set Memory.clear_at_documents = True, "
+                "Memory.writes = 'never' (it is only read), or another Memory.eviction there and in the snapshot"
+            )
+    size, features, tokens = it.model.head_size, it.model.index_size, it.batch.segment_length
+    is_learned = it.memory.size > 0 and it.memory.proposer == "learned"
+    if is_learned and not is_worth_it(tokens * it.model.group, size, features):
+        raise ConfigError(
+            f"Memory.proposer = 'learned': with segments of {tokens} tokens and heads of {size}, features of "
+            f"Model.index_size = {features} would never be used, since computing them takes more than all scores: use "
+            "fewer features, or longer segments"
+        )
+    if it.memory.writes == "never" and it.training.negative_rows:
+        raise ConfigError(
+            f"Training.negative_rows = {it.training.negative_rows} with Memory.writes = 'never': all rows have the "
+            "same memory, so none is a negative; set Training.negative_rows = 0"
+        )
     if not it.memory.size and it.optimizer.trained and {*it.optimizer.trained} <= {"gates", "index"}:
         raise ConfigError(
             f"Optimizer.trained = {it.optimizer.trained} with Memory.size = 0: these parameters do nothing without a "
@@ -453,12 +475,16 @@ def _check_from_run(it: Experiment) -> None:
             )
 
 
-def write_config(workdir: AnyPath, text: str) -> None:
-    """Writes `config.gin`: the first process does, and the others see that it holds what they were given.
+@contextlib.contextmanager
+def written_config(workdir: AnyPath, text: str) -> Iterator[None]:
+    """Writes `config.gin`; what was there comes back if these settings are refused, and so nothing was trained by them.
+
+    The first process writes, and the others see that it holds what they were given.
 
     Raises:
         ConfigError: when the processes of a run differ in their settings, or do not share the workdir.
     """
+    before = (workdir / CONFIG_FILE).read_text() if is_first() and (workdir / CONFIG_FILE).exists() else None
     if is_first():
         write_whole(workdir / CONFIG_FILE, text)
     wait("settings written")
@@ -474,6 +500,12 @@ def write_config(workdir: AnyPath, text: str) -> None:
                 f"{path} does not hold the settings of this process: start all processes with the same files and "
                 "bindings, and in the same folder"
             )
+    try:
+        yield
+    except InputError:
+        if before is not None and is_first():
+            write_whole(workdir / CONFIG_FILE, before)
+        raise
 
 
 def _with_absolute_data(text: str, experiment: Experiment) -> str:

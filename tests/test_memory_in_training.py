@@ -129,6 +129,18 @@ REFUSED = {
         "'layers/2/*' matches no parameter",
     ),
     "a factor of nothing": (("Optimizer.rate_factors = (('index', 2.0),)",), "'index' matches no parameter"),
+    "negatives of one memory": (
+        ("Training.prebuilt_memory = 'some'", "Memory.writes = 'never'", "Training.negative_rows = 1"),
+        "Training.negative_rows = 1 with Memory.writes = 'never'",
+    ),
+    "a snapshot across documents": (
+        ("Training.prebuilt_memory = 'some'", "Memory.clear_at_documents = False"),
+        "laid out unlike any snapshot",
+    ),
+    "an index of too many features": (
+        ("Model.index_size = 7", "Memory.proposer = 'learned'"),
+        "Model.index_size = 7 would never be used",
+    ),
     "no such step": (("Training.from_step = 3",), "has checkpoints of steps 4, 8"),
     "a snapshot of nothing": (("Training.prebuilt_memory = 'nowhere'",), "nowhere holds no memory snapshot"),
 }
@@ -327,6 +339,40 @@ def test_a_snapshot_of_other_parameters_than_those_begun_with_is_refused(place, 
           "Model.key_shift = True", status=2)  # fmt: skip
     error = capsys.readouterr().err
     assert "other parameters, of step 8" in error and f"those of Training.from_run = '{whole}', step 12" in error
+
+
+def test_a_shared_bank_is_added_to_a_model_without_a_memory_and_stays(place, capsys):
+    shared = ("Model.memory_layers = (1, 2)", "Model.banks_of = (2, 2)")
+    run = train(place, "shared", f"Training.from_run = '{place / 'without'}'", *shared)
+    assert "drawn anew, for a memory that it lacks: layers/0/attention/gate_H" in capsys.readouterr().out
+    train(place, "shared-again", f"Training.from_run = '{run}'", *shared)
+    assert "drawn anew" not in capsys.readouterr().out
+
+
+def test_settings_that_a_run_cannot_go_on_with_replace_none(retrofitted, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(retrofitted, run)
+    before = (run / "config.gin").read_bytes()
+    given = ["--gin_param=NUM_STEPS = 12", "--gin_param=Memory.proposer = 'learned'"]
+    assert main(["train", f"--workdir={run}", *given]) == 2
+    assert (run / "config.gin").read_bytes() == before, capsys.readouterr().err
+
+
+def test_drift_of_layers_above_a_memory_that_changed_its_size_is_refused(place, capsys):
+    """What the lower layer read when it was smaller is not read again; of the lowest layer drift is known."""
+    both = ("Model.memory_layers = (1, 2)", "Optimizer.learning_rate = 1e-9")
+    for name, bindings, status in (
+        ("late", (*both, "Training.memory_from_step = 4"), 2),
+        ("late-lowest", ("Training.memory_from_step = 4",), 0),
+        ("two", both, 0),
+    ):
+        run = train(place, name, *bindings)
+        assert main(["drift", f"--workdir={run}", f"--json={place / 'drift.json'}"]) == status
+        error = capsys.readouterr().err
+        assert ("Training.memory_from_step = 4): drift is known of the lowest" in error) == bool(status), error
+    for layer in json.loads((place / "drift.json").read_text())["layers"].values():
+        held = [each for each, tokens in zip(layer["cosine"], layer["tokens"], strict=True) if tokens]
+        np.testing.assert_allclose(held, 1, atol=1e-5)
 
 
 def test_keys_drift_with_the_weights_and_not_without(place, retrofitted, capsys):

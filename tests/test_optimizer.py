@@ -117,14 +117,16 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
     ("factors", "words"),
     [
         ((("gates", 0.0),), "0.0 for 'gates' must be above 0 and finite"),
+        ((("embedding/*", 16.0),), r"nothing of 'embedding/\*' is trained, by Optimizer.trained = \('layers/0/\*',\)"),
         ((("gates", 16.0), ("layers/7/*", 2.0)), r"Optimizer.rate_factors = .*'layers/7/\*' matches no parameter"),
     ],
 )
 def test_factors_that_say_nothing_are_refused(factors, words):
+    """Of a run that trains its layer alone."""
     model = ModelSettings(vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, memory_layers=(1,))
     with pytest.raises(InputError, match=words):
         rate_factors(
-            OptimizerSettings(rate_factors=factors),
+            OptimizerSettings(trained=("layers/0/*",), rate_factors=factors),
             abstract_model(model, MemorySettings(size=8, neighbours=4))[1],
             (1,),
         )

@@ -140,6 +140,10 @@ def test_a_run_of_parameters_alone_is_not_gone_on_with_but_another_begins_with_t
     before, after = (by_path(parameters_of(place / name)) for name in ("run", "tuned"))
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     assert moved and all(path.startswith("layers/1/") for path in moved)
+    export(place / "tuned", place / "tuned-out", ["gates"])  # with all that came with the model that it began with
+    assert json.loads((place / "tuned-out/config.json").read_text()) == CONFIG
+    for name in ("tokenizer.json", "generation_config.json"):
+        assert (place / "tuned-out" / name).read_bytes() == (place / "folder" / name).read_bytes()
 
 
 def test_export_then_import_is_the_identity(place, tmp_path, capsys):
@@ -185,13 +189,14 @@ def test_a_model_trained_here_is_exported_if_there_is_such_a_one(place, tmp_path
     data = place / "run/vocabulary"
     run = own_run(tmp_path / "run", data, **LLAMA)
     export(run, tmp_path / "out")
-    assert "no tokenizer is written" in capsys.readouterr().out
-    (tmp_path / "out/tokenizer.json").write_bytes((place / "folder/tokenizer.json").read_bytes())
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (place / "folder/tokenizer.json").read_bytes()
+    with pytest.raises(InputError, match=r"--drop=gates: .* has no gates; leave that out"):
+        export(run, tmp_path / "none", ["gates"])
     assert json.loads((tmp_path / "out/config.json").read_text())["bos_token_id"] == 290
     import_pretrained(tmp_path / "out", tmp_path / "again", [], [], ["Model.dtype = 'float32'"])
     jax.tree.map(np.testing.assert_array_equal, parameters_of(tmp_path / "again"), parameters_of(run))
     for name, settings, message in (
-        ("t5", {**LLAMA, "positions": "t5"}, r"nearest, llama, has another Model\.positions \('rope', here 't5'\)"),
+        ("t5", {**LLAMA, "positions": "t5"}, r"nearest, llama, has another Model\.positions \('rope', here 't5'\)$"),
         ("scale", {**LLAMA, "embedding_scale": None}, r"Model\.embedding_scale"),
         ("both", {**LLAMA, "memory_layers": (1,), "key_shift": True}, r"gates .*normalization .*key_shift"),
     ):

@@ -4,6 +4,8 @@ A checkpoint holds its memory as it was written, by parameters that have moved s
 pure function (`data/batches.py`), so it is known which tokens these keys are of: their documents are read again, from
 their starts and with memories of their own, by the parameters of the checkpoint, and the cosine of each stored key with
 its recomputed one is averaged by age, layer and head. An age of 1 is that of the segment read last.
+Layers above a memory layer read what that one does, so its memory has to have been what it is now; that a run was
+resumed with another Memory.size since its documents began is not known here, and counts as drift.
 """
 
 import dataclasses
@@ -73,10 +75,12 @@ def drift(
             "which token lies in which slot is known of memories that are written as rings: not with Memory.writes = "
             f"{memory.writes!r}, Memory.eviction = {memory.eviction!r} and what else has slots of its own"
         )
-    _check_reread(model, training)
+    last = Schedule(split.lengths, batch.rows, batch.segment_length, batch.seed).at(step - 1)
+    begun = step - 1 - max(segment for _, segment in last)
+    _check_reread(model, training, make.schedule.at(begun) == make.schedule.after(step))
     state = checkpoints.restore(step, make.like(step), make.mesh)
     memory = dataclasses.replace(memory, size=size(state.carry.banks), report_recall=False)
-    again = reread(state.parameters, make, model, memory, batch, split, step)
+    again = reread(state.parameters, make, model, memory, batch, split, last)
     compare = jax.jit(functools.partial(compared, tokens=batch.segment_length // memory.write_every))
     with jax.set_mesh(make.mesh):
         each = [compare(*banks) for banks in zip(state.carry.banks, again, strict=True)]
@@ -95,13 +99,18 @@ def drift(
     return found
 
 
-def _check_reread(model: ModelSettings, training: TrainingSettings) -> None:
-    """Keys of a layer above a memory layer depend on what that one read, so it has to read the same again."""
+def _check_reread(model: ModelSettings, training: TrainingSettings, is_of_one_size: bool) -> None:
+    """Keys of a layer above a memory layer depend on what that one read, so it has to read the same again.
+
+    `is_of_one_size` says whether the memory had one size since the oldest of the documents in it began.
+    """
     options = {
         "prebuilt_memory": training.prebuilt_memory,
         "negative_rows": training.negative_rows,
         "memory_dropout": training.memory_dropout,
     }
+    if not is_of_one_size:
+        options |= {name: getattr(training, name) for name in ("memory_growth", "memory_from_step")}
     used = [f"Training.{name} = {value!r}" for name, value in options.items() if value]
     if used and max(model.bank_layers) > min(model.memory_layers):
         raise InputError(
@@ -118,11 +127,10 @@ def reread(
     memory: MemorySettings,
     batch: BatchSettings,
     split: TokenSplit,
-    step: int,
+    last: list[tuple[int, int]],
 ) -> tuple[Bank, ...]:
-    """The memory at the end of `step`, had these parameters read all of the documents that rows are in by then."""
+    """The memory behind what rows read `last`, had these parameters read all of the documents that they are in."""
     rows, tokens = batch.rows, batch.segment_length
-    last = Schedule(split.lengths, rows, tokens, batch.seed).at(step - 1)
     empty = functools.partial(empty_carry, model, memory, rows, tokens)
     carry, own = made(make.mesh, empty, functools.partial(shardings, make.mesh)), local_rows(make.mesh, rows)
 

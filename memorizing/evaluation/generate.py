@@ -132,8 +132,8 @@ class Reader:
 
     @property
     def remembered(self) -> int:
-        """How many tokens the memory holds now."""
-        return int(self._carry.banks[0].length_B[0]) if self._carry.banks else 0
+        """How many tokens the memory holds now: the most that a layer's does, where they leave out different ones."""
+        return max((int(bank.length_B[0]) for bank in self._carry.banks), default=0)
 
     def read(self, text: str, name: str = "text") -> int:
         """Reads a text behind all that was read before; gives its number of tokens. Snapshots note its `name`.

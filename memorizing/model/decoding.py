@@ -7,6 +7,7 @@
 Between two calls are kept the carry before the segment, and in each layer keys and values of the segment so far, in `N`
 slots: so all calls of as many tokens have the same shapes. What comes out is what the whole segment read at once gives,
 but for float rounding: a token sees the caches and the memory from before its segment, and its segment up to itself.
+And but for a learned index (`Memory.proposer = 'learned'`): few queries search all keys, many what it proposes.
 """
 
 from typing import NamedTuple

@@ -50,8 +50,8 @@ def attend_to_memory(
     """Reads the memory; also says which queries have found anything. Those that have not read zeros, at scores of 0.
 
     With `negative_rows` each row's queries also retrieve from the memories of the so many rows after it, all in one
-    softmax with its own: contrastive training (arXiv 2307.03170), which teaches keys to tell documents apart. Queries
-    that find nothing in their own memory find nothing.
+    softmax with its own: contrastive training (arXiv 2307.03170), which teaches queries to tell documents apart
+    (keys in a memory have no gradient). Queries that find nothing in their own memory find nothing.
 
     Notices what the bank keeps account of, in the row's own memory: what sampled queries found, and how much attention
     each slot received; not of queries of padding, see `memory.bank.masked`.

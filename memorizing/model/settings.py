@@ -101,9 +101,9 @@ class ModelSettings:
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
-        if not 0 <= self.index_size <= self.head_size:
+        if not 0 <= self.index_size < self.head_size:
             raise InputError(
-                f"Model.index_size = {self.index_size}: must be 0 (no index) or at most Model.head_size = "
+                f"Model.index_size = {self.index_size}: must be 0 (no index) or below Model.head_size = "
                 f"{self.head_size}; a quarter of that is a good start"
             )
         if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):

@@ -43,6 +43,39 @@ class Keys:
             raise InputError(f"{self.source} has no {name}: it is not a whole config of this architecture")
         return default
 
+    def count(self, name: str, default: Any = ...) -> int:
+        """A whole number from 1; `default` where it is missing or null."""
+        value = self.take(name, default)
+        if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            self.refuse(name, value, "has to be a whole number from 1")
+        return value
+
+    def number(self, name: str, default: Any = ...) -> float:
+        """A finite number above 0; `default` where it is missing or null."""
+        value = self.take(name, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            self.refuse(name, value, "has to be a number above 0")
+        return float(value)
+
+    def switch(self, name: str, default: bool) -> bool:
+        """True or false; `default` where it is missing or null."""
+        if not isinstance(value := self.take(name, default), bool):
+            self.refuse(name, value, "has to be true or false")
+        return value
+
+    def inner(self, name: str, default: Mapping[str, Any]) -> dict[str, Any]:
+        """Keys within keys; `default` where they are missing or null."""
+        if not isinstance(value := self.take(name, default), Mapping):
+            self.refuse(name, value, "has to have keys of its own")
+        return dict(value)
+
+    def names(self, name: str) -> list[str]:
+        """A list of names; none where it is missing or null."""
+        value = self.take(name, [])
+        if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+            self.refuse(name, value, "has to be a list of names")
+        return value
+
     def only(self, name: str, supported: Any) -> None:
         """Refuses any other value."""
         if (value := self.take(name, supported)) != supported:
@@ -63,65 +96,65 @@ class Keys:
 
 
 def _gpt2(keys: Keys) -> dict[str, Any]:
-    size, heads = keys.take("n_embd"), keys.take("n_head")
+    size, heads = keys.count("n_embd"), keys.count("n_head")
     activation = keys.take("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if activation not in list(_ACTIVATIONS):
         keys.refuse("activation_function", activation, f"supported are {', '.join(_ACTIVATIONS)}")
     keys.only("scale_attn_weights", True)
     keys.only("scale_attn_by_inverse_layer_idx", False)
     keys.only("add_cross_attention", False)
     return {
-        "vocabulary_size": keys.take("vocab_size"),
-        "layers": keys.take("n_layer"),
+        "vocabulary_size": keys.count("vocab_size"),
+        "layers": keys.count("n_layer"),
         "embedding_size": size,
         "heads": heads,
         "key_heads": None,
         "head_size": _divided(keys, "n_embd", size, "n_head", heads),
-        "feed_forward_size": keys.take("n_inner", 4 * size),
+        "feed_forward_size": keys.count("n_inner", 4 * size),
         "norm": "layer",
-        "norm_epsilon": keys.take("layer_norm_epsilon", 1e-5),
+        "norm_epsilon": keys.number("layer_norm_epsilon", 1e-5),
         "attention_bias": "all",
         "feed_forward": _ACTIVATIONS[activation],
         "feed_forward_bias": True,
         "query_key_norm": False,
         "positions": "learned",
-        "max_positions": keys.take("n_positions"),
-        "tie_embeddings": keys.take("tie_word_embeddings", True),
+        "max_positions": keys.count("n_positions"),
+        "tie_embeddings": keys.switch("tie_word_embeddings", True),
         "embedding_scale": 1.0,
     }
 
 
 def _llama_like(keys: Keys, attention_bias: str, head_norm: bool = False) -> dict[str, Any]:
-    size, heads = keys.take("hidden_size"), keys.take("num_attention_heads")
-    key_heads, head_size = keys.take("num_key_value_heads", heads), keys.take("head_dim", 0)
+    size, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
+    key_heads, head_size = keys.count("num_key_value_heads", heads), keys.count("head_dim", 0)
     activation = keys.take("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         keys.refuse("hidden_act", activation, "only 'silu' (SwiGLU) is supported")
-    longest = keys.take("max_position_embeddings", 2048)
+    longest = keys.count("max_position_embeddings", 2048)
     return {
-        "vocabulary_size": keys.take("vocab_size"),
-        "layers": keys.take("num_hidden_layers"),
+        "vocabulary_size": keys.count("vocab_size"),
+        "layers": keys.count("num_hidden_layers"),
         "embedding_size": size,
         "heads": heads,
         "key_heads": None if key_heads == heads else key_heads,
         "head_size": head_size or _divided(keys, "hidden_size", size, "num_attention_heads", heads),
-        "feed_forward_size": keys.take("intermediate_size"),
+        "feed_forward_size": keys.count("intermediate_size"),
         "norm": "rms",
-        "norm_epsilon": keys.take("rms_norm_eps", 1e-6),
+        "norm_epsilon": keys.number("rms_norm_eps", 1e-6),
         "attention_bias": attention_bias,
         "feed_forward": "swiglu",
-        "feed_forward_bias": keys.take("mlp_bias", False),
+        "feed_forward_bias": keys.switch("mlp_bias", False),
         "query_key_norm": head_norm,
         "positions": "rope",
         "max_positions": int(min(longest, _window(keys))),
-        "tie_embeddings": keys.take("tie_word_embeddings", False),
+        "tie_embeddings": keys.switch("tie_word_embeddings", False),
         "embedding_scale": 1.0,
         **_rope(keys),
     }
 
 
 def _llama(keys: Keys) -> dict[str, Any]:
-    return _llama_like(keys, "all" if keys.take("attention_bias", False) else "none")
+    return _llama_like(keys, "all" if keys.switch("attention_bias", False) else "none")
 
 
 def _mistral(keys: Keys) -> dict[str, Any]:
@@ -133,7 +166,7 @@ def _qwen2(keys: Keys) -> dict[str, Any]:
 
 
 def _qwen3(keys: Keys) -> dict[str, Any]:
-    return _llama_like(keys, "all" if keys.take("attention_bias", False) else "none", head_norm=True)
+    return _llama_like(keys, "all" if keys.switch("attention_bias", False) else "none", head_norm=True)
 
 
 def _divided(keys: Keys, name: str, size: int, by: str, heads: int) -> int:
@@ -144,33 +177,33 @@ def _divided(keys: Keys, name: str, size: int, by: str, heads: int) -> int:
 
 def _window(keys: Keys) -> float:
     """The most tokens that one sees where some layers have a sliding window: up to these it changes nothing."""
-    uses, window = keys.take("use_sliding_window", None), keys.take("sliding_window", None)
-    kinds = keys.take("layer_types", [])
+    uses, window = keys.switch("use_sliding_window", True), keys.count("sliding_window", 0)
+    kinds = keys.names("layer_types")
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
         keys.refuse("layer_types", sorted(unknown), "only full and sliding attention are supported")
-    slides = "sliding_attention" in kinds if kinds else uses is not False
+    slides = "sliding_attention" in kinds if kinds else uses
     return float(window) if window and slides else math.inf
 
 
 def _rope(keys: Keys) -> dict[str, Any]:
-    theta = keys.take("rope_theta", None)
-    scaling = dict(keys.take("rope_scaling", {}))
-    given = dict(keys.take("rope_parameters", scaling))
+    theta = keys.number("rope_theta", 10_000.0)
+    scaling = keys.inner("rope_scaling", {})
+    given = keys.inner("rope_parameters", scaling)
     keys.only("partial_rotary_factor", 1.0)
     rope = Keys(given, f"{keys.source}, rope_parameters or rope_scaling")
     older = rope.take("type", "default")
-    kind, theta = rope.take("rope_type", older), rope.take("rope_theta", theta or 10_000.0)
+    kind, theta = rope.take("rope_type", older), rope.number("rope_theta", theta)
     rope.only("partial_rotary_factor", 1.0)
-    settings = {"rope_theta": float(theta), "rope_scaling": "none"}
+    settings = {"rope_theta": theta, "rope_scaling": "none"}
     if kind in ("linear", "llama3"):
-        settings |= {"rope_scaling": kind, "rope_factor": float(rope.take("factor"))}
+        settings |= {"rope_scaling": kind, "rope_factor": rope.number("factor")}
     elif kind != "default":
         rope.refuse("rope_type", kind, "supported are default, linear and llama3")
     if kind == "llama3":
         settings |= {
-            "rope_low_frequency": float(rope.take("low_freq_factor")),
-            "rope_high_frequency": float(rope.take("high_freq_factor")),
-            "rope_original_length": rope.take("original_max_position_embeddings"),
+            "rope_low_frequency": rope.number("low_freq_factor"),
+            "rope_high_frequency": rope.number("high_freq_factor"),
+            "rope_original_length": rope.count("original_max_position_embeddings"),
         }
     rope.finish()
     return settings
@@ -207,17 +240,13 @@ def read_config(config: Mapping[str, Any], source: str) -> tuple[Architecture, d
     """
     keys = Keys(config, source)
     name = keys.take("model_type")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         keys.refuse("model_type", name, f"supported are {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[name]
-    if others := set(keys.take("architectures", [])) - set(architecture.classes):
+    if others := set(keys.names("architectures")) - set(architecture.classes):
         keys.refuse("architectures", sorted(others), f"only {architecture.classes[0]} is supported")
     settings = architecture.read(keys)
     keys.finish()
-    for field in dataclasses.fields(ModelSettings):
-        value = settings.get(field.name)
-        if field.type is int and field.name in settings and (isinstance(value, bool) or not isinstance(value, int)):
-            raise InputError(f"{source}: {value!r} is no whole number, which {field.name} has to be")
     return architecture, settings
 
 
@@ -236,7 +265,7 @@ def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, 
             "n_head": model.heads,
             "n_layer": model.layers,
             "n_inner": model.feed_forward_size,
-            "n_positions": model.max_positions,
+            "n_positions": model.max_positions or 1,  # without learned positions the model is none of these anyway
             "layer_norm_epsilon": model.norm_epsilon,
             "activation_function": named.get(model.feed_forward, "gelu_new"),
         }

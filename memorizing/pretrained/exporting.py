@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from memorizing.config import load_trained
+from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
@@ -23,9 +24,8 @@ from memorizing.model.transformer import Parameters, by_path, open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
 from memorizing.pretrained.convert import places, to_tensor
-from memorizing.pretrained.importing import KEPT
 from memorizing.pretrained.tensors import write_tensors
-from memorizing.training.workdir import open_tokens
+from memorizing.training.workdir import PRETRAINED, open_tokens
 
 DROPS = ("gates", "normalization", "key_shift")
 
@@ -44,9 +44,11 @@ def export(
     if out.exists():
         raise InputError(f"--out={out} is there already: name a folder that is to be made")
     it = load_trained(workdir, [], [])
-    kept = workdir / KEPT
+    kept = workdir / PRETRAINED
     architecture, config = _config(it.model, kept)
     dropped = _dropped(it.model)
+    if none := [name for name in drop if name not in dropped]:
+        raise InputError(f"--drop={','.join(drop)}: {workdir} has no {' and no '.join(none)}; leave that out of --drop")
     if missing := [name for name in dropped if name not in drop]:
         raise InputError(
             f"{workdir} has what a {architecture.model_type} has not: "
@@ -110,7 +112,8 @@ def _differences(model: ModelSettings, settings: dict[str, Any]) -> list[str]:
     return [
         f"Model.{name} ({value!r}, here {getattr(model, name)!r})"
         for name, value in settings.items()
-        if value != same.get(name, getattr(model, name)) and not (name == "max_positions" and model.positions == "rope")
+        if value != same.get(name, getattr(model, name))
+        and not (name == "max_positions" and model.positions != "learned")
     ]
 
 
@@ -119,7 +122,8 @@ def _dropped(model: ModelSettings) -> dict[str, str]:
     layers = ", ".join(map(str, model.memory_layers))
     if not layers:
         return {}
-    found = {"gates": f"and with them the memory of layers {layers}"}
+    index = ", and the index of it" if model.index_size else ""
+    found = {"gates": f"and with them the memory of layers {layers}{index}"}
     if model.normalize_memory_layers:
         found["normalization"] = f"of queries and keys in layers {layers}: without it they compute something else"
     if model.key_shift:
@@ -140,8 +144,9 @@ def _tensors(architecture: Architecture, parameters: Parameters, model: ModelSet
 
 def _own_tokenizer(vocabulary: Vocabulary, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """Writes a vocabulary that was made here, if it has a form there; gives what the config says of it."""
-    if isinstance(vocabulary, SentencePieceVocabulary):
-        (out / "tokenizer.model").write_bytes(vocabulary.model)
+    if isinstance(vocabulary, SentencePieceVocabulary | PretrainedVocabulary):
+        name = "tokenizer.json" if vocabulary.model.startswith(b"{") else "tokenizer.model"
+        (out / name).write_bytes(vocabulary.model)
     else:
         say(f"its vocabulary, of {vocabulary.kind}, has no form there: no tokenizer is written")
     return {"bos_token_id": vocabulary.begin}

@@ -29,10 +29,10 @@ from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
 from memorizing.training.checkpoints import Checkpoints
-from memorizing.training.workdir import record_data
+from memorizing.training.workdir import PRETRAINED, record_data
 
-VOCABULARY, KEPT = "vocabulary", "pretrained"
-"""Folders of a workdir: the vocabulary, and the small files of the pretrained model."""
+VOCABULARY = "vocabulary"
+"""Folder of a workdir: the vocabulary of the pretrained model."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """The first that is there is read."""
 SMALL_FILES = (
@@ -75,10 +75,10 @@ def import_pretrained(
     if work.exists():  # of an import that was cut short: nothing else writes there
         shutil.rmtree(work)
     write_vocabulary(work / VOCABULARY, read.vocabulary)
-    (work / KEPT).mkdir()
+    (work / PRETRAINED).mkdir()
     for name in SMALL_FILES:
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, work / KEPT / name)
+            shutil.copyfile(folder / name, work / PRETRAINED / name)
     write_whole(work / CONFIG_FILE, read.text)
     record_data(work, PreparedTokens(work / VOCABULARY))
     with Checkpoints(work, keep=1) as checkpoints:
@@ -182,7 +182,7 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
         )
     begin = next((config[name] for name in ("bos_token_id", "eos_token_id") if config.get(name) is not None), None)
     begin = begin[0] if isinstance(begin, list) and begin else begin
-    if not isinstance(begin, int):
+    if not isinstance(begin, int) or isinstance(begin, bool):
         raise InputError(
             f"{folder / 'config.json'} has no bos_token_id and no eos_token_id: documents have to begin with a token; "
             "write the one that the model was trained with into a copy of it"

@@ -74,7 +74,9 @@ def _library() -> Any:
 def _files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         try:
-            names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+            names = sorted(
+                {str(Path(name)) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()}
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / INDEX} is damaged ({error!r}): fetch it again") from error
         for name in names:

@@ -26,7 +26,7 @@ from memorizing.parallel.hosts import is_first
 from memorizing.training.checkpoints import Checkpoints
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.snapshots import Source, parameters_digest, snapshot_digest
-from memorizing.training.workdir import check_data
+from memorizing.training.workdir import PRETRAINED, check_data
 
 FROM_FILE = "from.json"
 """In a workdir: what the run began with, if it began with another run's parameters (see `Beginning`)."""
@@ -83,7 +83,7 @@ def begin_from(
 
 def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, where: str) -> list[str]:
     """The paths that are to be drawn anew; refuses all else that differs."""
-    _, without = abstract_model(dataclasses.replace(model, memory_layers=()), MemorySettings(size=0))
+    _, without = abstract_model(dataclasses.replace(model, memory_layers=(), banks_of=()), MemorySettings(size=0))
     of_memory = wanted.keys() - by_path(without).keys()
     shapes = [f"{path} of {there[path].shape} (here {wanted[path].shape})" for path in wanted if path in there
               and tuple(there[path].shape) != tuple(wanted[path].shape)]  # fmt: skip
@@ -110,9 +110,15 @@ def _without(tree: Any, paths: list[str], place: str = "") -> Any:
 
 
 def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
-    """Writes `FROM_FILE`, in the first process."""
-    if is_first():
-        write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
+    """Writes `FROM_FILE`, and copies what `memorizing export` needs of a pretrained model, in the first process."""
+    if not is_first():
+        return
+    source = run_folder("Training.from_run", beginning.run) / PRETRAINED
+    if source.is_dir():
+        (workdir / PRETRAINED).mkdir(exist_ok=True)
+        for path in source.iterdir():
+            (workdir / PRETRAINED / path.name).write_bytes(path.read_bytes())
+    write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
 
 
 def source_of(

@@ -118,14 +118,18 @@ def rate_factors(settings: OptimizerSettings, parameters: Parameters, memory_lay
     """By what the updates of a parameter are multiplied, by its path; of those that are left as they are, nothing.
 
     Raises:
-        InputError: for a pattern that no parameter matches.
+        InputError: for a pattern that no parameter matches, or none that is trained.
     """
     given = f"Optimizer.rate_factors = {settings.rate_factors}"
-    return {
-        path: factor
-        for part, factor in settings.rate_factors
-        for path in _paths(part, parameters, memory_layers, given)
-    }
+    moves = trained(settings, parameters, memory_layers)
+    moving = [path for path, moves_ in by_path(moves).items() if moves_] if moves else by_path(parameters)
+    found: dict[str, float] = {}
+    for part, factor in settings.rate_factors:
+        paths = [path for path in _paths(part, parameters, memory_layers, given) if path in moving]
+        if not paths:
+            raise InputError(f"{given}: nothing of {part!r} is trained, by Optimizer.trained = {settings.trained}")
+        found |= dict.fromkeys(paths, factor)
+    return found
 
 
 def _paths(part: str, parameters: Parameters, memory_layers: Sequence[int], given: str) -> set[str]:

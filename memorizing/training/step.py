@@ -206,8 +206,8 @@ def make_train_call(
 def _memory_fill(carry: Carry) -> jax.Array:
     if not carry.banks:
         return jnp.zeros(())
-    bank = carry.banks[0]  # all banks are written and cleared together
-    return bank.length_B.mean() / bank.keys_BHMD.shape[2]
+    # Banks differ where each leaves out what is like something that it holds.
+    return jnp.stack([bank.length_B.mean() / bank.keys_BHMD.shape[2] for bank in carry.banks]).mean()
 
 
 def _opened(gate_BHN: jax.Array, mask_BN: Array) -> Opened:

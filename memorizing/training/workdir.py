@@ -31,6 +31,8 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
 
 
 DATA_FILE = "data.json"
+PRETRAINED = "pretrained"
+"""Folder of the small files of the pretrained model that a run began with, for `memorizing export`."""
 """In a workdir: digests of the vocabulary and of the train split that the run reads."""
 
 

@@ -72,7 +72,7 @@ class Proposed(Search):
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
         if self.kind == "learned":
             tokens, (size, features) = queries_BHND.shape[2], keys.index.learned["index_key_HDP"].shape[1:]
-            if tokens * (size - features) <= size * features:  # features cost more arithmetic than all scores
+            if not is_worth_it(tokens, size, features):
                 search = dataclasses.replace(self.inner, minimum_score=self.minimum_score)
                 return search(queries_BHND, keys._replace(index=NO_INDEX), valid_BM, neighbours)
         candidates = min(max(self.candidates, neighbours), valid_BM.shape[1])
@@ -97,6 +97,11 @@ class Proposed(Search):
     def _projected(self, vectors_BHND: Float[jax.Array, "B H N D"]) -> Float[jax.Array, "B H N P"]:
         rows_PD = orthonormal(vectors_BHND.shape[-1], self.projection_size, self.seed)
         return jnp.einsum("BHND,PD->BHNP", vectors_BHND.astype(jnp.float32), rows_PD)
+
+
+def is_worth_it(queries: int, size: int, features: int) -> bool:
+    """Whether so many queries save more by comparing learned features of the keys than computing these takes."""
+    return queries * (size - features) > size * features
 
 
 def orthonormal(features: int, size: int, seed: int = 0) -> Float[np.ndarray, "P D"]:
