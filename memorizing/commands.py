@@ -223,6 +223,8 @@ def memorize(options: argparse.Namespace) -> None:
     if not options.document:
         raise InputError("--document is missing: name a file or folder to read")
     check_folder("--out", options.out)
+    if options.memory_size == 0:
+        raise InputError("--memory_size=0: nothing would be remembered; name a size")
     is_new = _reader(options, options.out).save(options.out)
     print(f"snapshot: {options.out}" if is_new else f"{options.out} holds just this already")
 

@@ -316,8 +316,8 @@ def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory
         ]
     if differ:
         raise InputError(
-            f"{folder} was made by another model, with {', '.join(differ)}: its keys and values mean nothing to this "
-            "one. Name the run that made it, or make it anew with `memorizing memorize`"
+            f"{folder} was made with {', '.join(differ)}: what it holds means nothing to this model as it is set "
+            "here. Use these settings and the run that made it, or make it anew with `memorizing memorize`"
         )
 
 
