@@ -30,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 RECORD = HERE / "variants.json"
 _recording = threading.Lock()
+FARTHEST = 25.0
+"""Percent above the recipe's perplexity: what is worse is written at the edge of the picture, not drawn to scale."""
 
 
 class Variant(NamedTuple):
@@ -266,25 +268,33 @@ def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]]
 
 
 def draw(found: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Both tasks, a dot and a standard deviation for each variant."""
+    """Both tasks, a dot and a standard deviation for each variant; of text against the recipe with the same seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 7.5), layout="constrained")
-    titles = {"text": "perplexity of held-out entries (less is better)", "recall": "far questions answered, %"}
+    titles = {"text": "perplexity against the recipe's, % (less is better)", "recall": "far questions answered, %"}
     for axis, (task, title) in zip(axes, titles.items(), strict=True):
         names = [name for name in found if task in found[name]][::-1]
-        scale = 100 if task == "recall" else 1
+        shown = {name: [100 * value for value in found[name][task]] for name in names}
+        if task == "text":
+            base = found["base"]["text"]
+            shown = {
+                name: [100 * (one / other - 1) for one, other in zip(found[name]["text"], base, strict=True)]
+                for name in names
+            }
+            axis.set_xlim(-20, FARTHEST + 10)
         for place, name in enumerate(names):
-            values = [scale * value for value in found[name][task]]
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            colour = {"none": "#b3431e", "base": "#1f6f50"}.get(name, "#3b5b92")
-            axis.errorbar(statistics.mean(values), place, xerr=deviation, fmt="o", color=colour, capsize=3)
+            mean, colour = statistics.mean(shown[name]), {"none": "#b3431e", "base": "#1f6f50"}.get(name, "#3b5b92")
+            if task == "text" and mean > FARTHEST:
+                axis.annotate(f"{mean:+.0f} % →", (FARTHEST, place), color=colour, va="center", fontsize=9)
+                continue
+            deviation = statistics.stdev(shown[name]) if len(shown[name]) > 1 else 0.0
+            axis.errorbar(mean, place, xerr=deviation, fmt="o", color=colour, capsize=3)
         if "base" in names:
-            centre = statistics.mean(scale * value for value in found["base"][task])
-            axis.axvline(centre, color="#1f6f50", linewidth=0.8, linestyle=":")
+            axis.axvline(statistics.mean(shown["base"]), color="#1f6f50", linewidth=0.8, linestyle=":")
         axis.set_yticks(range(len(names)), names)
         axis.set_title(title, fontsize=11)
         axis.grid(axis="x", alpha=0.3)
