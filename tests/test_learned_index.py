@@ -251,7 +251,7 @@ def test_it_can_be_all_that_is_trained():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(InputError, match=r"Model.index_size = 9: .* at most Model.head_size = 8"):
+    with pytest.raises(InputError, match=r"Model.index_size = 9: .* below Model.head_size = 8"):
         dataclasses.replace(MODEL, index_size=9)
     with pytest.raises(InputError, match=r"the model has no index: train one with Model.index_size = 2"):
         empty_carry(dataclasses.replace(MODEL, index_size=0), MEMORY, 1, 16)
