@@ -22,7 +22,7 @@ MODEL = ModelSettings(
     gate_bias=0.0, dtype="float32", key_shift=True,
 )  # fmt: skip
 MEMORY = MemorySettings(size=16, neighbours=K, dtype="float32", search="exact")
-TOKENS = np.random.default_rng(0).integers(97, 110, T).astype(np.int32) + 3
+TOKENS = np.random.default_rng(0).integers(97, 123, T).astype(np.int32) + 3
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def test_places_scores_and_weights_are_those_of_brute_force(size):
                 if gaps.min() > 1e-4:  # else two are equal but for rounding
                     assert looked.places_HNK[head, number].tolist() == [held[place] - 1 for place in best]
                     seen += 1
-    assert seen > 10  # scores of equal tokens are equal
+    assert seen > 20
 
 
 @pytest.mark.parametrize(
