@@ -422,7 +422,8 @@ def _check_is_of_use(it: Experiment) -> None:
     """Refuses to train what would come to nothing.
 
     Raises:
-        ConfigError: for a memory that stays empty, or parts of memory layers that are trained without a memory.
+        ConfigError: for a memory that stays empty or cannot take its snapshot, an index that is never used, negatives
+            that are none, or parts of memory layers that are trained without a memory.
     """
     if it.memory.size and it.memory.writes == "never" and not it.training.prebuilt_memory:
         raise ConfigError(

@@ -121,3 +121,9 @@ def held(folder: Path, taken: str) -> Iterator[None]:
         except OSError as error:
             raise InputError(f"{folder} cannot be locked ({error.strerror}): name a folder on another disk") from error
         yield
+
+
+def copy_files(source: AnyPath, target: AnyPath) -> None:
+    """Copies the files of a folder that has no folders in it; small ones, be it from or to a bucket."""
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())

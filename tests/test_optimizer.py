@@ -99,7 +99,7 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
             kind=kind, schedule="constant", warmup_steps=0, trained=only, rate_factors=factors, weight_decay=0.1
         )
         moves = trained(settings, parameters, model.memory_layers)
-        optimizer = make_optimizer(settings, moves, rate_factors(settings, parameters, model.memory_layers))
+        optimizer = make_optimizer(settings, moves, rate_factors(settings, parameters, model.memory_layers, moves))
         state = optimizer.init(parameters)
         for _ in range(2):
             found, state = optimizer.update(gradient, state, parameters)
@@ -124,12 +124,10 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
 def test_factors_that_say_nothing_are_refused(factors, words):
     """Of a run that trains its layer alone."""
     model = ModelSettings(vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, memory_layers=(1,))
+    parameters = abstract_model(model, MemorySettings(size=8, neighbours=4))[1]
     with pytest.raises(InputError, match=words):
-        rate_factors(
-            OptimizerSettings(trained=("layers/0/*",), rate_factors=factors),
-            abstract_model(model, MemorySettings(size=8, neighbours=4))[1],
-            (1,),
-        )
+        settings = OptimizerSettings(trained=("layers/0/*",), rate_factors=factors)
+        rate_factors(settings, parameters, (1,), trained(settings, parameters, (1,)))
 
 
 def test_adafactor_moves_a_parameter_by_the_rate_times_its_own_size():

@@ -98,7 +98,7 @@ class Keys:
 def _gpt2(keys: Keys) -> dict[str, Any]:
     size, heads = keys.count("n_embd"), keys.count("n_head")
     activation = keys.take("activation_function", "gelu_new")
-    if activation not in list(_ACTIVATIONS):
+    if activation not in list(_ACTIVATIONS):  # which may be anything, also what a dictionary cannot look up
         keys.refuse("activation_function", activation, f"supported are {', '.join(_ACTIVATIONS)}")
     keys.only("scale_attn_weights", True)
     keys.only("scale_attn_by_inverse_layer_idx", False)

@@ -17,7 +17,7 @@ from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
-from memorizing.files import AnyPath
+from memorizing.files import AnyPath, copy_files
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, by_path, open_mesh
@@ -66,8 +66,7 @@ def export(
     unfinished.mkdir()
     write_tensors(unfinished, tensors)
     if kept.is_dir():
-        for path in kept.iterdir():
-            (unfinished / path.name).write_bytes(path.read_bytes())
+        copy_files(kept, unfinished)
     else:
         config |= _own_tokenizer(open_tokens(it.training.data, it.model).vocabulary, unfinished, say)
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -18,7 +18,7 @@ import jax
 
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, run_folder, write_whole
+from memorizing.files import AnyPath, copy_files, run_folder, write_whole
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model, by_path
@@ -116,8 +116,7 @@ def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
     source = run_folder("Training.from_run", beginning.run) / PRETRAINED
     if source.is_dir():
         (workdir / PRETRAINED).mkdir(exist_ok=True)
-        for path in source.iterdir():
-            (workdir / PRETRAINED / path.name).write_bytes(path.read_bytes())
+        copy_files(source, workdir / PRETRAINED)
     write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
 
 

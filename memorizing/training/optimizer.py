@@ -114,18 +114,21 @@ def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: 
     return jax.tree.unflatten(jax.tree.structure(parameters), [path in chosen for path in by_path(parameters)])
 
 
-def rate_factors(settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]) -> dict[str, float]:
+def rate_factors(
+    settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int], only: Trained | None = None
+) -> dict[str, float]:
     """By what the updates of a parameter are multiplied, by its path; of those that are left as they are, nothing.
+
+    `only` is what `trained` makes of the same settings.
 
     Raises:
         InputError: for a pattern that no parameter matches, or none that is trained.
     """
     given = f"Optimizer.rate_factors = {settings.rate_factors}"
-    moves = trained(settings, parameters, memory_layers)
-    moving = [path for path, moves_ in by_path(moves).items() if moves_] if moves else by_path(parameters)
+    fixed = {path for path, is_trained in by_path(only).items() if not is_trained} if only is not None else set()
     found: dict[str, float] = {}
     for part, factor in settings.rate_factors:
-        paths = [path for path in _paths(part, parameters, memory_layers, given) if path in moving]
+        paths = _paths(part, parameters, memory_layers, given) - fixed
         if not paths:
             raise InputError(f"{given}: nothing of {part!r} is trained, by Optimizer.trained = {settings.trained}")
         found |= dict.fromkeys(paths, factor)
@@ -167,10 +170,8 @@ def make_optimizer(
 
 
 def _scaled(factors: Mapping[str, float], updates: Any, parameters: Any) -> Any:
-    def scaled(path: tuple, update: jax.Array) -> jax.Array:
-        return update * factors.get(jax.tree_util.keystr(path, simple=True, separator="/"), 1.0)
-
-    return jax.tree.map_with_path(scaled, updates)
+    scaled = [update * factors.get(path, 1.0) for path, update in by_path(updates).items()]
+    return jax.tree.unflatten(jax.tree.structure(updates), scaled)
 
 
 def _clip(norm: float) -> optax.GradientTransformation:

@@ -46,9 +46,8 @@ class StateMaker:
             check_sizes(mesh, {"M": ("a size of the memory, by Training.memory_growth or Memory.size", slots)})
         self.graph, parameters = abstract_model(model, memory)
         self.only = trained(optimizer, parameters, model.memory_layers)
-        self.transformation = make_optimizer(
-            optimizer, self.only, rate_factors(optimizer, parameters, model.memory_layers)
-        )
+        factors = rate_factors(optimizer, parameters, model.memory_layers, self.only)
+        self.transformation = make_optimizer(optimizer, self.only, factors)
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
         self._carry = lambda slots: empty_carry(
             model, dataclasses.replace(memory, size=slots), batch.rows, batch.segment_length

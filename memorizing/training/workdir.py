@@ -31,9 +31,9 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
 
 
 DATA_FILE = "data.json"
-PRETRAINED = "pretrained"
-"""Folder of the small files of the pretrained model that a run began with, for `memorizing export`."""
 """In a workdir: digests of the vocabulary and of the train split that the run reads."""
+PRETRAINED = "pretrained"
+"""In a workdir: the small files of the pretrained model that the run began with, for `memorizing export`."""
 
 
 def held_run(workdir: AnyPath) -> AbstractContextManager[None]:

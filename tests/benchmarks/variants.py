@@ -235,10 +235,19 @@ def figures(seeds: int) -> dict[str, dict[str, list[float]]]:
     return found
 
 
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation over seeds; 0 of one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def with_error(values: Sequence[float], form: str) -> str:
     """Mean and standard deviation over seeds."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{form}} ± {deviation:{form}}"
+    return f"{statistics.mean(values):{form}} ± {deviation(values):{form}}"
+
+
+def against(own: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Percent by which perplexities are above those of runs of the same seeds."""
+    return [100 * (one / other - 1) for one, other in zip(own, base, strict=True)]
 
 
 def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]], seeds: int) -> str:
@@ -254,8 +263,7 @@ def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]]
         if "text" in own:
             cells[0] = with_error(own["text"], ".2f")
             if name != "base":
-                ratios = [100 * (one / other - 1) for one, other in zip(own["text"], base["text"], strict=True)]
-                cells[1] = with_error(ratios, "+.1f").replace("± +", "± ") + " %"
+                cells[1] = with_error(against(own["text"], base["text"]), "+.1f").replace("± +", "± ") + " %"
         if "recall" in own:
             cells[2] = with_error([100 * share for share in own["recall"]], ".1f") + " %"
         if name in times:
@@ -280,19 +288,14 @@ def draw(found: dict[str, dict[str, list[float]]], file: Path) -> None:
         names = [name for name in found if task in found[name]][::-1]
         shown = {name: [100 * value for value in found[name][task]] for name in names}
         if task == "text":
-            base = found["base"]["text"]
-            shown = {
-                name: [100 * (one / other - 1) for one, other in zip(found[name]["text"], base, strict=True)]
-                for name in names
-            }
+            shown = {name: against(found[name]["text"], found["base"]["text"]) for name in names}
             axis.set_xlim(-20, FARTHEST + 10)
         for place, name in enumerate(names):
             mean, colour = statistics.mean(shown[name]), {"none": "#b3431e", "base": "#1f6f50"}.get(name, "#3b5b92")
             if task == "text" and mean > FARTHEST:
                 axis.annotate(f"{mean:+.0f} % →", (FARTHEST, place), color=colour, va="center", fontsize=9)
                 continue
-            deviation = statistics.stdev(shown[name]) if len(shown[name]) > 1 else 0.0
-            axis.errorbar(mean, place, xerr=deviation, fmt="o", color=colour, capsize=3)
+            axis.errorbar(mean, place, xerr=deviation(shown[name]), fmt="o", color=colour, capsize=3)
         if "base" in names:
             axis.axvline(statistics.mean(shown["base"]), color="#1f6f50", linewidth=0.8, linestyle=":")
         axis.set_yticks(range(len(names)), names)
