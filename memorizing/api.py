@@ -7,12 +7,12 @@ import jax
 from memorizing.config import load_trained
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
-from memorizing.evaluation.generate import Reader
 from memorizing.files import AnyPath, run_folder
+from memorizing.generation.reader import Reader
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
-from memorizing.training.from_run import source_of
-from memorizing.training.workdir import check_data, open_tokens
+from memorizing.storage.init_from import source_of
+from memorizing.storage.workdir import check_data, open_tokens
 
 
 def open_reader(

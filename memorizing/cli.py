@@ -71,10 +71,10 @@ def _explained(error: Exception) -> tuple[int, str]:
 
     from memorizing.benchmarks.report import BenchFailed
     from memorizing.parallel import hosts
+    from memorizing.planning.plan import DoesNotFit
+    from memorizing.storage.checkpoints import SaveFailed, Unreadable
     from memorizing.sweep.run import PointsFailed
-    from memorizing.training.checkpoints import SaveFailed, Unreadable
     from memorizing.training.loop import NonFiniteLoss
-    from memorizing.training.plan import DoesNotFit
     from memorizing.training.signals import Interrupted
 
     if isinstance(error, Interrupted):

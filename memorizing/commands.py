@@ -22,7 +22,7 @@ def prepare(options: argparse.Namespace) -> None:
 
 def inspect_data(options: argparse.Namespace) -> None:
     """What prepared tokens hold: manifest, a document, its segments."""
-    from memorizing.data.inspect import inspect
+    from memorizing.data.summary import inspect
 
     inspect(options.data, options.split, options.document, options.segment_length)
 
@@ -36,8 +36,8 @@ def train(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
+    from memorizing.storage.workdir import check_data, held_run, open_tokens
     from memorizing.training.loop import train
-    from memorizing.training.workdir import check_data, held_run, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -53,7 +53,7 @@ def train(options: argparse.Namespace) -> None:
 def plan(options: argparse.Namespace) -> None:
     """What a run would take on devices that need not be here: memory, time, traffic."""
     from memorizing.config import load
-    from memorizing.training.plan import plan
+    from memorizing.planning.plan import plan
 
     if not options.gin_file:
         raise InputError("--gin_file is missing: name what to plan, such as --gin_file=configs/base.gin")
@@ -69,9 +69,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel import hosts
-    from memorizing.training.from_run import source_of
+    from memorizing.storage.init_from import source_of
+    from memorizing.storage.snapshots import check_not_empty, prebuilt_banks
     from memorizing.training.signals import die_at_sigterm
-    from memorizing.training.snapshots import check_not_empty, prebuilt_banks
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
@@ -112,14 +112,14 @@ def inspect(options: argparse.Namespace) -> None:
     import jax
 
     from memorizing.config import load_trained
-    from memorizing.evaluation import inspect
     from memorizing.evaluation.evaluate import restore
     from memorizing.evaluation.perplexity import check_losses
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
-    from memorizing.training.snapshots import check_not_empty
-    from memorizing.training.workdir import readable_tokens
+    from memorizing.reports import inspection as inspect
+    from memorizing.storage.snapshots import check_not_empty
+    from memorizing.storage.workdir import readable_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     it = load_trained(workdir, options.gin_file, options.gin_param)
@@ -163,9 +163,9 @@ def drift(options: argparse.Namespace) -> None:
     from memorizing.evaluation.drift import drift
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
-    from memorizing.training.checkpoints import Checkpoints
+    from memorizing.storage.checkpoints import Checkpoints
+    from memorizing.storage.workdir import check_data, open_tokens
     from memorizing.training.state import StateMaker
-    from memorizing.training.workdir import check_data, open_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     it = load_trained(workdir, options.gin_file, options.gin_param)
@@ -180,8 +180,8 @@ def drift(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
     """Set a run without memory beside a run with memory: table, JSON, picture."""
     from memorizing.config import load_trained
-    from memorizing.evaluation.compare import compare
     from memorizing.files import run_folder
+    from memorizing.reports.comparison import compare
 
     without_memory, with_memory = run_folder("--without", options.without), run_folder("--with", options.with_)
     split = load_trained(with_memory, options.gin_file, options.gin_param).evaluation.split
@@ -190,8 +190,8 @@ def compare(options: argparse.Namespace) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """A run or a sweep as one HTML page, which opens without a network."""
-    from memorizing.evaluation.report import report_run, report_sweep
     from memorizing.files import run_folder
+    from memorizing.reports.report import report_run, report_sweep
 
     if options.sweep:
         report_sweep(options.sweep, options.out)
@@ -202,7 +202,7 @@ def report(options: argparse.Namespace) -> None:
 def generate(options: argparse.Namespace) -> None:
     """Read documents into memory, then go on from a prompt."""
     from memorizing.data.documents import read_text
-    from memorizing.evaluation.generate import SamplingSettings, check_tokens
+    from memorizing.generation.reader import SamplingSettings, check_tokens
 
     sampling = SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed)
     check_tokens(options.tokens)  # before much is read for nothing
@@ -218,7 +218,7 @@ def generate(options: argparse.Namespace) -> None:
 
 def memorize(options: argparse.Namespace) -> None:
     """Read documents into memory, and keep that as a snapshot."""
-    from memorizing.training.snapshots import check_folder
+    from memorizing.storage.snapshots import check_folder
 
     if not options.document:
         raise InputError("--document is missing: name a file or folder to read")
@@ -232,7 +232,7 @@ def memorize(options: argparse.Namespace) -> None:
 def _reader(options: argparse.Namespace, out: Path | None = None):
     """A reader that has read what the options name, to be saved in `out`; it tells of that on the standard error."""
     from memorizing.api import open_reader
-    from memorizing.training.snapshots import check_not_empty
+    from memorizing.storage.snapshots import check_not_empty
 
     for path in options.document:
         if not path.exists():  # before a model is loaded for nothing

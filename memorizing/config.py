@@ -35,7 +35,7 @@ from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.parallel.mesh import MeshSettings
-from memorizing.training.checkpoints import has_checkpoint
+from memorizing.storage.checkpoints import has_checkpoint
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings

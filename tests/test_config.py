@@ -12,7 +12,7 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import write_whole
 from memorizing.model.transformer import abstract_model
-from memorizing.training.workdir import check_data, open_tokens
+from memorizing.storage.workdir import check_data, open_tokens
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BASE = CONFIGS / "base.gin"

@@ -31,10 +31,10 @@ from memorizing.model.attention import l2_normalize
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, open_mesh
 from memorizing.parallel.mesh import MeshSettings, assemble, shardings
+from memorizing.planning.plan import compile_call
 from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.plan import compile_call
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.state import StateMaker
 

@@ -33,7 +33,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.shapes import Batch
-from memorizing.training.workdir import readable_tokens
+from memorizing.storage.workdir import readable_tokens
 
 
 def memory_lookups(

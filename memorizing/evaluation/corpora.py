@@ -8,7 +8,7 @@ from memorizing.data.tokens import PreparedTokens, TokenSplit
 from memorizing.errors import InputError
 from memorizing.files import AnyPath
 from memorizing.model.settings import ModelSettings
-from memorizing.training.workdir import readable_tokens
+from memorizing.storage.workdir import readable_tokens
 
 
 class Corpus:

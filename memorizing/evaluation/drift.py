@@ -31,7 +31,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, apply_model, empty_carry
 from memorizing.parallel.mesh import assemble, constrain_tree, local_rows, made, shardings
 from memorizing.shapes import Batch
-from memorizing.training.checkpoints import Checkpoints
+from memorizing.storage.checkpoints import Checkpoints
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.state import StateMaker
 

@@ -34,7 +34,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
 from memorizing.parallel.hosts import is_first, say
 from memorizing.parallel.mesh import PARAMETER_RULES, placed, shardings
-from memorizing.training.checkpoints import Checkpoints, Unreadable
+from memorizing.storage.checkpoints import Checkpoints, Unreadable
 
 FOLDER = "evaluations"
 PUBLISHED_WORDS = {("pg19", "validation", 50): 3_007_061, ("pg19", "test", 100): 6_966_499}

@@ -25,8 +25,8 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
 from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, local_rows, made, shardings
 from memorizing.shapes import Batch
+from memorizing.storage.snapshots import begin_documents
 from memorizing.training.loss import Predictions, score
-from memorizing.training.snapshots import begin_documents
 
 
 @dataclasses.dataclass(frozen=True)

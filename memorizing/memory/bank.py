@@ -21,10 +21,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.addresses import Addresses, cleared, emptied_addresses, no_addresses, refilled
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search import NO_INDEX, Index, Keys, Search, make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.memory.slot_table import Addresses, cleared, emptied_addresses, no_addresses, refilled
 from memorizing.memory.slots import Stored, write_at, write_run
 from memorizing.shapes import Array
 

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.addresses import Addresses
 from memorizing.memory.settings import MemorySettings
+from memorizing.memory.slot_table import Addresses
 
 
 def taken_slots(

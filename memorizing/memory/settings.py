@@ -146,7 +146,7 @@ class MemorySettings:
 
     @property
     def addressed(self) -> bool:
-        """Whether rows need slots of their own (`memorizing.memory.addresses`), for what a ring cannot express.
+        """Whether rows need slots of their own (`memorizing.memory.slot_table`), for what a ring cannot express.
 
         Namely: to keep other tokens than the newest; to write in each row as many tokens as it happens to have.
         """

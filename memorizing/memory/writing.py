@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.addresses import NOTHING, Addresses
 from memorizing.memory.bank import Bank, append, place
 from memorizing.memory.duplicates import novel
 from memorizing.memory.eviction import fair_start, taken_slots
 from memorizing.memory.search import Search
 from memorizing.memory.settings import MemorySettings
+from memorizing.memory.slot_table import NOTHING, Addresses
 from memorizing.parallel.mesh import constrain
 
 

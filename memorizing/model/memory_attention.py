@@ -18,13 +18,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.addresses import Addresses
 from memorizing.memory.bank import PARTS, Bank, Noticed, Recall, tokens_ago, valid
 from memorizing.memory.search import Keys, Neighbours, Search
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.contract import counted as counted_scores
 from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
+from memorizing.memory.slot_table import Addresses
 from memorizing.model.gates import Read, Scores, together
 from memorizing.model.groups import by_key_head, by_query_head
 from memorizing.model.learned_index import LearnedIndex, sampled, taught

@@ -25,7 +25,7 @@ from memorizing.parallel.mesh import MeshSettings
 from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
 from memorizing.pretrained.convert import places, to_tensor
 from memorizing.pretrained.tensors import write_tensors
-from memorizing.training.workdir import PRETRAINED, open_tokens
+from memorizing.storage.workdir import PRETRAINED, open_tokens
 
 DROPS = ("gates", "normalization", "key_shift")
 

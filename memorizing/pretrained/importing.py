@@ -28,8 +28,8 @@ from memorizing.parallel.hosts import are_many
 from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
-from memorizing.training.checkpoints import Checkpoints
-from memorizing.training.workdir import PRETRAINED, record_data
+from memorizing.storage.checkpoints import Checkpoints
+from memorizing.storage.workdir import PRETRAINED, record_data
 
 VOCABULARY = "vocabulary"
 """Folder of a workdir: the vocabulary of the pretrained model."""

@@ -24,10 +24,10 @@ from memorizing.errors import InputError
 from memorizing.evaluation.corpora import open_corpora
 from memorizing.evaluation.evaluate import xl_caches
 from memorizing.files import AnyPath, run_folder
+from memorizing.storage.checkpoints import CHECKPOINTS, steps_on_disk
+from memorizing.storage.workdir import check_data, open_tokens
 from memorizing.sweep.grid import Point
 from memorizing.sweep.records import POINTS
-from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
-from memorizing.training.workdir import check_data, open_tokens
 
 
 @dataclasses.dataclass(frozen=True)

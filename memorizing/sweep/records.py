@@ -12,7 +12,7 @@ from typing import Any
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
 from memorizing.files import AnyPath, run_folder, write_whole
-from memorizing.training.checkpoints import CHECKPOINTS, steps_on_disk
+from memorizing.storage.checkpoints import CHECKPOINTS, steps_on_disk
 from memorizing.training.metrics import METRICS_FILE, read_lines
 
 RESULTS = "sweep.json"

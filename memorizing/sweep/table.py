@@ -11,8 +11,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memorizing.evaluation.published import CORPORA, MAIN_TABLE, SOURCE
 from memorizing.files import AnyPath, write_whole
+from memorizing.sweep.published import CORPORA, MAIN_TABLE, SOURCE
 
 COLUMNS = {
     "MEMORY_SIZE": "memory_size",

@@ -26,19 +26,20 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, count_parameters, open_mesh
 from memorizing.parallel.hosts import Preemption, are_many, is_first, say
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows
-from memorizing.training.checkpoints import Checkpoints, Unreadable, save_failed
+from memorizing.storage.checkpoints import Checkpoints, Unreadable, save_failed
+from memorizing.storage.init_from import begin_from, record_beginning, recorded_beginning
+from memorizing.storage.snapshots import Source, prebuilt_banks, snapshot_digest
+from memorizing.storage.train_state import TrainState
+from memorizing.storage.workdir import is_first_drop, open_tokens, record_data
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
-from memorizing.training.from_run import begin_from, record_beginning, recorded_beginning
 from memorizing.training.hardware import Sessions, hardware
 from memorizing.training.metrics import MetricsWriter, Progress
 from memorizing.training.optimizer import OptimizerSettings, Trained, learning_rate
 from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.signals import Interrupted, Signals
-from memorizing.training.snapshots import Source, prebuilt_banks, snapshot_digest
 from memorizing.training.state import StateMaker
-from memorizing.training.step import CallMetrics, SegmentMetrics, TrainState
-from memorizing.training.workdir import is_first_drop, open_tokens, record_data
+from memorizing.training.step import CallMetrics, SegmentMetrics
 
 
 class NonFiniteLoss(RuntimeError):
@@ -84,7 +85,15 @@ def train(
         if not step:
             record_data(workdir, tokens)
             if training.from_run:
-                parameters, beginning = begin_from(training, model, tokens, state.parameters, say)
+                parameters, beginning = begin_from(
+                    training.from_run,
+                    training.from_step,
+                    training.prebuilt_memory,
+                    model,
+                    tokens,
+                    state.parameters,
+                    say,
+                )
                 state = state._replace(parameters=parameters)  # the optimizer's state begins with zeros in any case
                 record_beginning(workdir, beginning)
         documents_begin = _prebuilt(model, memory, batch, training, tokens, workdir, mesh)

@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from memorizing.files import AnyPath, write_whole
-from memorizing.training.checkpoints import save_failed
+from memorizing.storage.checkpoints import save_failed
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -20,13 +20,14 @@ from memorizing.model.transformer import Carry, abstract_model, create_model, em
 from memorizing.parallel.mesh import check_sizes, made, placed, shardings
 from memorizing.parallel.topology import training_options
 from memorizing.shapes import Batch
+from memorizing.storage.saved_banks import indexed, resized
+from memorizing.storage.snapshots import begin_documents
+from memorizing.storage.train_state import TrainState
 from memorizing.training.memory_dropout import limit_memory
 from memorizing.training.optimizer import OptimizerSettings, make_optimizer, rate_factors, trained
-from memorizing.training.saved_banks import indexed, resized
 from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.snapshots import begin_documents
-from memorizing.training.step import TrainCall, TrainState, make_train_call, state_shardings
+from memorizing.training.step import TrainCall, make_train_call, state_shardings
 
 
 class StateMaker:

@@ -22,25 +22,10 @@ from memorizing.memory.bank import Bank, mean_age, recall
 from memorizing.model.transformer import Carry, Parameters, apply_and_tell, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Array, Batch
+from memorizing.storage.train_state import TrainState
 from memorizing.training.loss import score
 from memorizing.training.memory_dropout import unlimited
 from memorizing.training.optimizer import Trained, model_norm
-
-
-class TrainState(NamedTuple):
-    """All that a run is: saved whole, and restored to the same run.
-
-    Attributes:
-        parameters: of the model.
-        optimizer: optax's state.
-        step: segments read so far by each row.
-        carry: caches and memories of the rows.
-    """
-
-    parameters: Parameters
-    optimizer: optax.OptState
-    step: Int[jax.Array, ""]
-    carry: Carry
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:

@@ -20,7 +20,7 @@ from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.perplexity import reading_plan, score_call
 from memorizing.model.transformer import empty_carry, open_mesh
 from memorizing.shapes import Batch
-from memorizing.training.workdir import open_tokens
+from memorizing.storage.workdir import open_tokens
 
 
 def forward_seconds(workdir: Path, size: int) -> float:

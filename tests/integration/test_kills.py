@@ -22,8 +22,8 @@ import pytest
 from memorizing.config import load_trained
 from memorizing.evaluation import evaluate
 from memorizing.parallel.mesh import make_mesh
-from memorizing.training import checkpoints
-from memorizing.training.checkpoints import Checkpoints, ReadFailed, Unreadable
+from memorizing.storage import checkpoints
+from memorizing.storage.checkpoints import Checkpoints, ReadFailed, Unreadable
 from memorizing.training.loop import resume
 from memorizing.training.state import StateMaker
 from tests.integration import test_resume

@@ -17,7 +17,7 @@ import pytest
 from tests.integration import test_processes, test_resume
 from tests.integration.test_resume import compiled_in, finish, memorizing, wait_for
 from tests.object_store import Store, serving
-from tests.test_sweep import checked
+from tests.sweep.test_sweep import checked
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("gcsfs"), reason="needs the extra gcs")
 

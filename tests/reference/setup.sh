@@ -2,7 +2,7 @@
 # Makes the environment of what imported models are compared with, PyTorch and transformers (the group `reference` of
 # pyproject.toml), or reuses it, and prints the path of its interpreter:
 #
-#   REFERENCE="$(bash tests/reference/setup.sh)" bash launch/test.sh tests/test_pretrained.py
+#   REFERENCE="$(bash tests/reference/setup.sh)" bash launch/test.sh tests/pretrained/test_importing.py
 #
 # It lies in .reference of this clone and has Python 3.11 to 3.13 (PYTHON=/path/to/python3 names one). With torch's CPU
 # wheels it takes 1 GB; where pip knows of none, its CUDA ones, several more.

@@ -8,7 +8,7 @@
 A register of scores takes the matrix units 2 cycles (D up to 128), in which the vector units could do 8 operations and
 here do 4 (mask, compare, two selects): the product sets the pace. 512 queries use what is loaded of the keys often
 enough to hide the loading; 4,096 slots make steps long enough for what begins and ends a step not to count. See
-tests/integration/test_search_tpu.py for what the compiler says of it.
+tests/memory/search/test_compiled_for_tpu.py for what the compiler says of it.
 """
 
 import dataclasses

@@ -1,0 +1,141 @@
+"""Beginning with another run's parameters, also where the memory is new: a model that never had one can get one.
+
+    parameters that both have      are taken, and have to be of one shape
+    those of a memory layer        (gate, query scale, key shift ...) are drawn anew where the other run lacks them
+    anything else                  is refused by its name
+
+No parameter depends on the size of a memory, so that may differ. Optimizer, step, caches and memory begin anew; what
+was begun with is noted in the workdir, and a run that goes on does not ask for it again.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from memorizing.data.tokens import PreparedTokens
+from memorizing.errors import InputError
+from memorizing.files import AnyPath, copy_files, run_folder, write_whole
+from memorizing.memory.settings import MemorySettings
+from memorizing.model.settings import ModelSettings
+from memorizing.model.transformer import Parameters, abstract_model, by_path
+from memorizing.parallel.hosts import is_first
+from memorizing.storage.checkpoints import Checkpoints
+from memorizing.storage.snapshots import Source, parameters_digest, snapshot_digest
+from memorizing.storage.workdir import PRETRAINED, check_data
+
+FROM_FILE = "from.json"
+"""In a workdir: what the run began with, if it began with another run's parameters (see `Beginning`)."""
+
+
+class Beginning(NamedTuple):
+    """What a run began with.
+
+    Attributes:
+        run, step: a checkpoint of another run.
+        parameters: a digest of those that it gave, and of those drawn anew.
+        memory: a digest of the snapshot with which documents begin; None for none.
+    """
+
+    run: str
+    step: int
+    parameters: str
+    memory: str | None
+
+
+def begin_from(
+    init_from: str,
+    init_step: int,
+    prebuilt_memory: str,
+    model: ModelSettings,
+    tokens: PreparedTokens,
+    fresh: Parameters,
+    say: Callable[[str], None],
+) -> tuple[Parameters, Beginning]:
+    """The parameters of `init_from` where it has them, `fresh` ones where a memory is new.
+
+    Raises:
+        InputError: when there is no such checkpoint, it is of another vocabulary, or its parameters are not those of
+            this model but for the memory.
+        Unreadable, ReadFailed: see `Checkpoints.restore`.
+    """
+    folder = run_folder("Training.from_run", init_from)
+    check_data(folder, tokens, train=False)
+    with Checkpoints(folder) as checkpoints:
+        steps = checkpoints.steps()
+        step = init_step or max(steps, default=0)
+        if step not in steps:
+            there = f"checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
+            raise InputError(f"Training.from_step = {init_step}: {folder} has {there}")
+        wanted, there = by_path(fresh), checkpoints.parameter_shapes(step)
+        missing = _check(wanted, there, model, f"Training.from_run = {init_from!r} (step {step})")
+        restored = checkpoints.restore_parameters(step, _without(fresh, missing))
+    taken = by_path(restored)
+    drawn = f"; drawn anew, for a memory that it lacks: {', '.join(missing)}" if missing else ""
+    say(f"begins with the parameters of {folder}, step {step}{drawn}")
+    leaves = [taken.get(path, leaf) for path, leaf in wanted.items()]
+    parameters = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
+    memory = snapshot_digest(Path(prebuilt_memory)) if prebuilt_memory else None
+    return parameters, Beginning(str(folder), step, parameters_digest(parameters), memory)
+
+
+def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, where: str) -> list[str]:
+    """The paths that are to be drawn anew; refuses all else that differs."""
+    _, without = abstract_model(dataclasses.replace(model, memory_layers=(), banks_of=()), MemorySettings(size=0))
+    of_memory = wanted.keys() - by_path(without).keys()
+    shapes = [f"{path} of {there[path].shape} (here {wanted[path].shape})" for path in wanted if path in there
+              and tuple(there[path].shape) != tuple(wanted[path].shape)]  # fmt: skip
+    faults = {
+        "lacks": [path for path in wanted if path not in there and path not in of_memory],
+        "has, beside those of this model,": [path for path in there if path not in wanted],
+        "has other shapes:": shapes,
+    }
+    found = [f"{how} {', '.join(paths)}" for how, paths in faults.items() if paths]
+    if found:
+        raise InputError(
+            f"{where}: it {'; '.join(found)}. Use the Model settings of that run; only Model.memory_layers and "
+            "Model.index_size, and what these add, may be new"
+        )
+    return [path for path in wanted if path not in there]
+
+
+def _without(tree: Any, paths: list[str], place: str = "") -> Any:
+    """The nested dictionaries less the leaves of these paths."""
+    if not isinstance(tree, dict):
+        return tree
+    inner = {key: (f"{place}{key}", part) for key, part in tree.items()}
+    return {key: _without(part, paths, f"{path}/") for key, (path, part) in inner.items() if path not in paths}
+
+
+def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
+    """Writes `FROM_FILE`, and copies what `memorizing export` needs of a pretrained model, in the first process."""
+    if not is_first():
+        return
+    source = run_folder("Training.from_run", beginning.run) / PRETRAINED
+    if source.is_dir():
+        (workdir / PRETRAINED).mkdir(exist_ok=True)
+        copy_files(source, workdir / PRETRAINED)
+    write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
+
+
+def source_of(
+    workdir: AnyPath,
+    model: ModelSettings,
+    segment_length: int,
+    tokens: PreparedTokens,
+    parameters: Parameters,
+    step: int,
+) -> Source:
+    """What a run's checkpoint makes snapshots as, and may load them as."""
+    trained_with = recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
+    return Source(
+        model, segment_length, tokens.digests()["vocabulary"], parameters_digest(parameters), step, trained_with
+    )
+
+
+def recorded_beginning(workdir: AnyPath) -> Beginning:
+    """What `record_beginning` wrote."""
+    return Beginning(**json.loads((workdir / FROM_FILE).read_text()))

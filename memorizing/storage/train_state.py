@@ -1,0 +1,25 @@
+"""The state of a training run: what a checkpoint holds."""
+
+from typing import NamedTuple
+
+import jax
+import optax
+from jaxtyping import Int
+
+from memorizing.model.transformer import Carry, Parameters
+
+
+class TrainState(NamedTuple):
+    """Everything that a checkpoint saves and a resumed run restores.
+
+    Attributes:
+        parameters: parameters of the model.
+        optimizer: optax's state.
+        step: segments that each row has read so far.
+        carry: XL caches and memories of the rows.
+    """
+
+    parameters: Parameters
+    optimizer: optax.OptState
+    step: Int[jax.Array, ""]
+    carry: Carry
