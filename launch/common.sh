@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the launching scripts share: messages, --help, --dry-run, and settings of the form --name=value. Sourced, not run.
+# What the launching scripts share: messages, --help, --dry_run, and settings of the form --name=value. Sourced, not run.
 
 script=${0##*/}
 dry_run=false
@@ -29,7 +29,7 @@ shell_quoted() { # one line that a shell reads back as the same words
     printf '%s' "${line# }"
 }
 
-run() { # the one place where --dry-run is decided
+run() { # the one place where --dry_run is decided
     if $dry_run; then
         shell_quoted "$@"
         echo

@@ -14,7 +14,7 @@
 #   --spot               on spot nodes
 #   --max_restarts=N     after failures (10); being preempted does not count
 #   --service_account=S  of Kubernetes, with access to the bucket (default)
-#   --dry-run            prints the commands, and runs none
+#   --dry_run            prints the commands, and runs none
 #
 # The image: git archive HEAD | docker build -f launch/Dockerfile --build-arg ACCELERATOR=tpu -t IMAGE -
 
@@ -40,7 +40,7 @@ while [ $# -gt 0 ]; do
         option=${1%%=*} && printf -v "${option#--}" '%s' "${1#*=}"
         ;;
     --spot) spot=true ;;
-    --dry-run) dry_run=true ;;
+    --dry_run) dry_run=true ;;
     --) training=("${@:2}") && break ;;
     *) fail "$1: is not known here; what \`memorizing train\` is to get comes after --" ;;
     esac
@@ -126,7 +126,7 @@ print) manifest ;;
 apply)
     if $dry_run; then
         here=()
-        for word in "${words[@]:1}"; do [ "$word" = --dry-run ] || here+=("$word"); done
+        for word in "${words[@]:1}"; do [ "$word" = --dry_run ] || here+=("$word"); done
         printf '%s | kubectl apply -f -\n' "$(shell_quoted bash launch/gke.sh print "${here[@]}")"
     else
         manifest | kubectl apply -f -

@@ -3,7 +3,7 @@
 #
 #   bash launch/gpu_check.sh              to runs/gpu_check/gpu_check.json, and a table (OUT=DIR names another folder)
 #   bash launch/gpu_check.sh --cpu        the same in a small way, on a machine without a GPU
-#   bash launch/gpu_check.sh --dry-run    prints the commands, and runs none
+#   bash launch/gpu_check.sh --dry_run    prints the commands, and runs none
 #
 # It installs nothing and needs no network: a Python of at least 3.12 with jax, flax, optax, orbax and tensorstore is
 # taken as it is (PYTHON=/path/to/python3; else .venv, then python3). Packages that are missing there are taken from the
@@ -23,9 +23,9 @@ small=false
 for word in "$@"; do
     case "$word" in
     -h | --help) print_header "${BASH_SOURCE[0]}" && exit ;;
-    --dry-run) dry_run=true ;;
+    --dry_run) dry_run=true ;;
     --cpu) small=true ;;
-    *) fail "$word: is none of --cpu, --dry-run and --help" ;;
+    *) fail "$word: is none of --cpu, --dry_run and --help" ;;
     esac
 done
 out=${OUT:-runs/gpu_check} data=${DATA:-}

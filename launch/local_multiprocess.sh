@@ -8,7 +8,7 @@
 #   --cpu_devices=D    on CPU, each process with D devices that XLA makes up
 #   --gpus             on GPUs, process I on GPU I
 #   --wait=SECONDS     how long the others may go on once a process has failed (100), before they are killed
-#   --dry-run          prints the commands, and runs none
+#   --dry_run          prints the commands, and runs none
 #
 # Each line of output is prefixed by its process, [0] or [1]. SIGTERM and SIGINT reach all processes as SIGTERM: they save a
 # checkpoint and end with 75, "run the same command again". The exit status is 0 if all ended with 0, else that of the
@@ -23,7 +23,7 @@ processes=2 cpu_devices='' gpus=false patience=100 training=()
 for word in "$@"; do
     case "$word" in
     -h | --help) print_header "${BASH_SOURCE[0]}" && exit ;;
-    --dry-run) dry_run=true ;;
+    --dry_run) dry_run=true ;;
     --processes=*) processes=${word#*=} ;;
     --cpu_devices=*) cpu_devices=${word#*=} ;;
     --gpus) gpus=true ;;

@@ -12,7 +12,7 @@
 #   --image=IMAGE      image of the workers, if not the usual one for the type
 #   --queued           asks by a queued resource, which waits until there is capacity
 #   --spot, --reserved, --project=ID     as of gcloud
-#   --dry-run          prints the commands as they follow each other for a slice not there yet, if nothing goes wrong and
+#   --dry_run          prints the commands as they follow each other for a slice not there yet, if nothing goes wrong and
 #                      nothing has to be waited for, and runs none
 #
 # The training runs detached on the workers: interrupting this script ends neither it nor the slice, and the same command
@@ -40,7 +40,7 @@ while [ $# -gt 0 ]; do
     --worker=*) worker=${1#*=} ;;
     --spot | --reserved) capacity+=("$1") ;;
     --queued) queued=true ;;
-    --dry-run) dry_run=true ;;
+    --dry_run) dry_run=true ;;
     --) training=("${@:2}") && break ;;
     *) fail "$1: is not known here; what \`memorizing train\` is to get comes after --" ;;
     esac

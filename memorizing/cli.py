@@ -16,7 +16,7 @@ DESCRIPTION = """\
 Train and use Memorizing Transformers: language models that look up the exact keys and values of earlier tokens.
 
   memorizing prepare       text         -> tokens          once per corpus
-  memorizing inspect-data  tokens       -> what they hold
+  memorizing show_data  tokens       -> what they hold
   memorizing plan          settings     -> what a run would take, on TPUs that need not be here
   memorizing train         tokens       -> a run's workdir resumes where it stopped, when repeated
   memorizing evaluate      workdir      -> perplexity      of any corpora, at any memory sizes
@@ -51,17 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         status, message = _explained(error)
         if not message:
-            if not hosts.are_many():
+            if not hosts.is_distributed():
                 raise
             traceback.print_exc()
         else:
-            which = f" (process {hosts.number()})" if hosts.are_many() else ""
+            which = f" (process {hosts.number()})" if hosts.is_distributed() else ""
             print(f"memorizing {options.command}{which}: {message}", file=sys.stderr)
     except KeyboardInterrupt:
         again = "; the same command goes on from there" if options.command == "prepare" else ""
         print(f"memorizing {options.command}: interrupted{again}", file=sys.stderr)
         status = 130
-    hosts.leave(status, together=status == RUN_ME_AGAIN)
+    hosts.shutdown(status, together=status == RUN_ME_AGAIN)
     return status
 
 
@@ -72,7 +72,7 @@ def _explained(error: Exception) -> tuple[int, str]:
     from memorizing.benchmarks.report import BenchFailed
     from memorizing.parallel import hosts
     from memorizing.planning.plan import DoesNotFit
-    from memorizing.storage.checkpoints import SaveFailed, Unreadable
+    from memorizing.storage.checkpoints import CorruptCheckpoint, SaveFailed
     from memorizing.sweep.run import PointsFailed
     from memorizing.training.loop import NonFiniteLoss
     from memorizing.training.signals import Interrupted
@@ -81,9 +81,9 @@ def _explained(error: Exception) -> tuple[int, str]:
         return error.exit_status, f"interrupted: {error}"
     if isinstance(error, InputError | NonFiniteLoss | DoesNotFit):
         return 2, f"error: {error}"
-    if isinstance(error, SaveFailed | Unreadable | OSError | BenchFailed | PointsFailed):
+    if isinstance(error, SaveFailed | CorruptCheckpoint | OSError | BenchFailed | PointsFailed):
         return 1, f"error: {error}"
-    if isinstance(error, JaxRuntimeError) and hosts.are_many():
+    if isinstance(error, JaxRuntimeError) and hosts.is_distributed():
         return 1, f"error: lost another process, or the way to it: {error}. Repeat the command in all of them"
     return 1, ""
 
@@ -125,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where TFDS finds or keeps a corpus's documents, for other vocabularies",
     )
 
-    data = command("inspect-data", commands.inspect_data, has_settings=False)
+    data = command("show_data", commands.inspect_data, has_settings=False)
     data.add_argument("data", type=Path, metavar="DIR", help="prepared tokens")
     data.add_argument("--split", default="train", help="of the document; default: train")
     data.add_argument("--document", metavar="NAME", help="to show; default: the first")
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workdir", metavar="DIR", required=True, help="the run: settings, checkpoints, metrics; or gs://BUCKET/RUN"
     )
     train.add_argument(
-        "--drop_memory", action="store_true", help="go on with an empty memory instead of the one that was saved"
+        "--reset_memory", action="store_true", help="go on with an empty memory instead of the one that was saved"
     )
     many(train)
 
@@ -243,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--workdir", metavar="DIR", required=True, help="of the run; or gs://BUCKET/RUN")
     export.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to make")
     export.add_argument(
-        "--drop", type=_names, default=[], metavar="NAME[,NAME...]",
+        "--omit", type=_names, default=[], metavar="NAME[,NAME...]",
         help="to leave out of it what has no place there: gates, normalization, key_shift",
     )  # fmt: skip
 
@@ -267,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--launcher", default="", metavar="COMMAND", help="to put before each command, such as srun")
     sweep.add_argument("--collect", action="store_true", help="runs nothing: table and plots of what is there")
     sweep.add_argument("--write", choices=("slurm", "xpk"), help="runs nothing: writes jobs, a point each")
-    sweep.add_argument("--dry-run", action="store_true", help="prints the commands, or the jobs")
+    sweep.add_argument("--dry_run", action="store_true", help="prints the commands, or the jobs")
 
     summary = "What searches and train steps take on this device, each beside what it is to be compared with."
     bench = subcommands.add_parser("bench", help=summary, description=summary)

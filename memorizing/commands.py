@@ -45,9 +45,9 @@ def train(options: argparse.Namespace) -> None:
         raise InputError(f"--workdir={workdir} is a file: name a folder")
     it, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
     check_data(workdir, open_tokens(it.training.data, it.model), train=True)
-    open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
+    open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.size)
     with held_run(workdir), written_config(workdir, text):
-        train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.drop_memory)
+        train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.reset_memory)
 
 
 def plan(options: argparse.Namespace) -> None:
@@ -87,8 +87,8 @@ def evaluate(options: argparse.Namespace) -> None:
             )
     if it.memory.size and not it.memory.clear_at_documents and hosts.is_first():
         print("each document begins with a memory of its own; in training it outlasts them (Memory.clear_at_documents)")
-    segment, rows = it.batch.segment_length, it.evaluation.rows
-    meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.rows") for memory in memories]
+    segment, rows = it.batch.segment_length, it.evaluation.batch_size
+    meshes = [open_mesh(it.mesh, it.model, memory, segment, rows, "Evaluation.batch_size") for memory in memories]
 
     own, splits = it.evaluation.data or it.training.data, options.split or [it.evaluation.split]
     corpora = open_corpora(options.data, splits, own, workdir, it.model)
@@ -165,14 +165,14 @@ def drift(options: argparse.Namespace) -> None:
     from memorizing.model.transformer import open_mesh
     from memorizing.storage.checkpoints import Checkpoints
     from memorizing.storage.workdir import check_data, open_tokens
-    from memorizing.training.state import StateMaker
+    from memorizing.training.state import StateFactory
 
     workdir = run_folder("--workdir", options.workdir)
     it = load_trained(workdir, options.gin_file, options.gin_param)
     tokens = open_tokens(it.training.data, it.model)
     check_data(workdir, tokens, train=True)
-    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.rows)
-    make = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
+    mesh = open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.size)
+    make = StateFactory(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
     with Checkpoints(workdir, index_kind=make.index_kind()) as checkpoints:
         drift(checkpoints, make, it.model, it.memory, it.batch, it.training, tokens.split("train"), options.json)
 
@@ -268,7 +268,7 @@ def export(options: argparse.Namespace) -> None:
     from memorizing.pretrained.exporting import DROPS, export
 
     if unknown := set(options.drop) - set(DROPS):
-        raise InputError(f"--drop={','.join(sorted(unknown))}: what can be left out are {', '.join(DROPS)}")
+        raise InputError(f"--omit={','.join(sorted(unknown))}: what can be left out are {', '.join(DROPS)}")
     export(run_folder("--workdir", options.workdir), options.out, options.drop)
 
 

@@ -29,7 +29,7 @@ from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.perplexity import EvaluationSettings
-from memorizing.files import AnyPath, run_folder, write_whole
+from memorizing.files import AnyPath, atomic_write, run_folder
 from memorizing.memory.search.proposed import is_worth_it
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -99,10 +99,10 @@ class Experiment:
                 "earlier, train for longer, or set Memory.size = 0"
             )
         self._check_growth()
-        if self.training.negative_rows >= self.batch.rows:
+        if self.training.negative_rows >= self.batch.size:
             raise ConfigError(
-                f"Training.negative_rows = {self.training.negative_rows}: a row has {self.batch.rows - 1} others "
-                f"(Batch.rows = {self.batch.rows}): use at most so many, or more rows"
+                f"Training.negative_rows = {self.training.negative_rows}: a row has {self.batch.size - 1} others "
+                f"(Batch.size = {self.batch.size}): use at most so many, or more rows"
             )
         steps = {name: getattr(self.training, name) for name in ("steps", "checkpoint_every", "memory_from_step")}
         growth = {f"memory_growth[{place}]": step for place, (step, _) in enumerate(self.training.memory_growth)}
@@ -126,7 +126,7 @@ class Experiment:
             memory_schedule(self.memory, self.training)
         except InputError as error:
             raise ConfigError(str(error)) from error
-        if self.memory.addressed and len(self.training.memory_growth) > 1:
+        if self.memory.uses_slot_table and len(self.training.memory_growth) > 1:
             raise ConfigError(
                 f"Training.memory_growth = {self.training.memory_growth}: only a memory of the newest tokens can "
                 "grow, not with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
@@ -354,7 +354,7 @@ def training_differences(one: Experiment, other: Experiment) -> list[tuple[str, 
     ]
 
 
-_FOLDERS = ("Training.from_run", "Training.prebuilt_memory")
+_FOLDERS = ("Training.init_from", "Training.prebuilt_memory")
 """Settings that name folders which a run needs to begin."""
 
 MAY_BE_NEW = {
@@ -378,7 +378,7 @@ MAY_CHANGE = {
     "Model.scan_layers",
     # How the memory is searched, and how large it is; but not what lies in it.
     *(f"Memory.{field.name}" for field in dataclasses.fields(MemorySettings)),
-} - {f"Memory.{name}" for name in ("neighbours", "dtype", "key_dtype", *WRITING)}
+} - {f"Memory.{name}" for name in ("neighbors", "dtype", "key_dtype", *WRITING)}
 """Settings with which a run may go on although it began with others; so may those of evaluation and preparation."""
 
 
@@ -403,7 +403,7 @@ def open_workdir(
             )
         experiment, text = load(files or [stored], bindings)
         _check_is_of_use(experiment)
-        if experiment.training.from_run:
+        if experiment.training.init_from:
             _check_from_run(experiment)
     else:
         began, _ = load([stored], [])
@@ -430,9 +430,9 @@ def _check_is_of_use(it: Experiment) -> None:
             "Memory.writes = 'never' and no Training.prebuilt_memory: the memory would stay empty. Name a snapshot "
             "(configs/variants/frozen_memory.gin), or set Memory.writes = 'segment'"
         )
-    if it.training.prebuilt_memory and it.memory.addressed:
+    if it.training.prebuilt_memory and it.memory.uses_slot_table:
         by_document = dataclasses.replace(it.memory, clear_at_documents=True)
-        if not by_document.addressed:
+        if not by_document.uses_slot_table:
             raise ConfigError(
                 "Training.prebuilt_memory with Memory.clear_at_documents = False: a memory that outlasts documents and "
                 "keeps the newest tokens is laid out unlike any snapshot. Set Memory.clear_at_documents = True, "
@@ -451,10 +451,10 @@ def _check_is_of_use(it: Experiment) -> None:
             f"Training.negative_rows = {it.training.negative_rows} with Memory.writes = 'never': all rows have the "
             "same memory, so none is a negative; set Training.negative_rows = 0"
         )
-    if not it.memory.size and it.optimizer.trained and {*it.optimizer.trained} <= {"gates", "index"}:
+    if not it.memory.size and it.optimizer.trainable and {*it.optimizer.trainable} <= {"gates", "index"}:
         raise ConfigError(
-            f"Optimizer.trained = {it.optimizer.trained} with Memory.size = 0: these parameters do nothing without a "
-            "memory, so nothing would be trained; set Memory.size"
+            f"Optimizer.trainable = {it.optimizer.trainable} with Memory.size = 0: these parameters do nothing without "
+            "a memory, so nothing would be trained; set Memory.size"
         )
 
 
@@ -464,15 +464,15 @@ def _check_from_run(it: Experiment) -> None:
     Raises:
         ConfigError: when there is no such run, or its model is another.
     """
-    folder = run_folder("Training.from_run", it.training.from_run)
+    folder = run_folder("Training.init_from", it.training.init_from)
     if not (folder / CONFIG_FILE).exists():
-        raise ConfigError(f"Training.from_run = {it.training.from_run!r}: no run is there (no {CONFIG_FILE})")
+        raise ConfigError(f"Training.init_from = {it.training.init_from!r}: no run is there (no {CONFIG_FILE})")
     other, _ = load([folder / CONFIG_FILE], [])
     for name, now, before in differences(it, other):
         if name.startswith("Model.") and name not in MAY_BE_NEW:
             raise ConfigError(
-                f"{name} = {now!r}, but the model of Training.from_run = {it.training.from_run!r} has {before!r}: only "
-                f'a memory may be new. Add --gin_param "{name} = {before!r}"'
+                f"{name} = {now!r}, but the model of Training.init_from = {it.training.init_from!r} has {before!r}: "
+                f'only a memory may be new. Add --gin_param "{name} = {before!r}"'
             )
 
 
@@ -487,7 +487,7 @@ def written_config(workdir: AnyPath, text: str) -> Iterator[None]:
     """
     before = (workdir / CONFIG_FILE).read_text() if is_first() and (workdir / CONFIG_FILE).exists() else None
     if is_first():
-        write_whole(workdir / CONFIG_FILE, text)
+        atomic_write(workdir / CONFIG_FILE, text)
     wait("settings written")
     if not is_first():
         path = workdir / CONFIG_FILE
@@ -505,7 +505,7 @@ def written_config(workdir: AnyPath, text: str) -> Iterator[None]:
         yield
     except InputError:
         if before is not None and is_first():
-            write_whole(workdir / CONFIG_FILE, before)
+            atomic_write(workdir / CONFIG_FILE, before)
         raise
 
 

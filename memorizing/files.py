@@ -61,7 +61,7 @@ def run_folder(option: str, text: str) -> AnyPath:
     )
 
 
-def write_whole(path: AnyPath, content: str | bytes) -> None:
+def atomic_write(path: AnyPath, content: str | bytes) -> None:
     """Writes under another name beside `path`, then renames; makes the folder if need be. In a store, writes an object.
 
     Raises:
@@ -100,7 +100,7 @@ def writing(path: AnyPath) -> Iterator[None]:
 
 
 @contextmanager
-def held(folder: Path, taken: str) -> Iterator[None]:
+def folder_lock(folder: Path, taken: str) -> Iterator[None]:
     """Makes `folder`, and holds it until the end of the `with`, or of the process however it ends.
 
     Raises:

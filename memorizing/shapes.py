@@ -1,7 +1,7 @@
 """The key of shape letters, and the batch that every part of the program passes around.
 
     B rows (documents read side by side)      N tokens of a segment        W XL cache length
-    M memory slots    H heads    D head size  E embedding size             K retrieved neighbours
+    M memory slots    H heads    D head size  E embedding size             K retrieved neighbors
     S segments scanned in one call            V vocabulary                 L layers
     P parts of the rows, on devices of their own
     G query heads that share a key head: of queries `[B, H, G, N, D]`, and of all keys and values, `H` are the key heads

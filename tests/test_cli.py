@@ -6,7 +6,7 @@ import pytest
 
 from memorizing.cli import main
 from memorizing.config import CONFIG_FILE, open_workdir
-from memorizing.files import run_folder, write_whole
+from memorizing.files import atomic_write, run_folder
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.gin"
 
@@ -15,7 +15,7 @@ BASE = Path(__file__).resolve().parents[1] / "configs" / "base.gin"
 def workdir(tmp_path) -> Path:
     """Of a run whose model has no layer for a memory, and which has no checkpoint."""
     _, text = open_workdir(tmp_path / "run", [BASE], ["Model.memory_layers = ()", "MEMORY_SIZE = 0"])
-    write_whole(tmp_path / "run" / CONFIG_FILE, text)
+    atomic_write(tmp_path / "run" / CONFIG_FILE, text)
     return tmp_path / "run"
 
 

@@ -10,7 +10,7 @@ import pytest
 from memorizing.config import CONFIG_FILE, ConfigError, Experiment, differences, load, load_trained, open_workdir
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.files import write_whole
+from memorizing.files import atomic_write
 from memorizing.model.transformer import abstract_model
 from memorizing.storage.workdir import check_data, open_tokens
 
@@ -33,16 +33,16 @@ REFUSED = {
     "an unknown choice": ("Memory.search = 'x'", ["Memory.search = 'x'", "'auto', 'exact'"]),
     "text for an optional number": ("Model.query_scale = 'x'", ["Model.query_scale = 'x'", "a number or None"]),
     "segments that do not divide the memory": ("MEMORY_SIZE = 8000", ["Memory.size = 8000", "512", "8192 or 7680"]),
-    "key heads that are no groups": ("Model.key_heads = 3", ["Model.key_heads = 3", "use 1, 2, 4, 8"]),
+    "key heads that are no groups": ("Model.kv_heads = 3", ["Model.kv_heads = 3", "use 1, 2, 4, 8"]),
     "a bank for too few layers": ("Model.banks_of = (9, 9)", ["Model.banks_of = (9, 9)", "Model.memory_layers = (9,)"]),
     "a layer out of range": ("Model.memory_layers = (13,)", ["(13,)", "layer 13", "Model.layers = 12"]),
     "layers out of order": ("Model.memory_layers = (9, 3)", ["(9, 3)", "in rising order"]),
     "a memory that no layer uses": ("Model.memory_layers = ()", ["Memory.size = 8192", "or set Memory.size = 0"]),
-    "more neighbours than slots": ("Memory.neighbours = 9000", ["9000", "Memory.size = 8192", "at most 8192"]),
-    "no neighbours": ("Memory.neighbours = 0", ["Memory.neighbours = 0", "at least 1"]),
+    "more neighbors than slots": ("Memory.neighbors = 9000", ["9000", "Memory.size = 8192", "at most 8192"]),
+    "no neighbors": ("Memory.neighbors = 0", ["Memory.neighbors = 0", "at least 1"]),
     "a negative memory": ("MEMORY_SIZE = -512", ["Memory.size = -512", "must be 0"]),
     "no slots in a block": ("Memory.block_size = 0", ["Memory.block_size = 0", "at least 1"]),
-    "all neighbours of an approximate search": (
+    "all neighbors of an approximate search": (
         "Memory.recall_target = 1.0",
         ["Memory.recall_target = 1.0", "'blocked'"],
     ),
@@ -67,7 +67,7 @@ REFUSED = {
     "odd buckets": ("Model.position_buckets = 5", ["Model.position_buckets = 5", "even"]),
     "a short distance": ("Model.position_max_distance = 9", ["Model.position_max_distance = 9", "must exceed half"]),
     "all dropped": ("Model.dropout = 1.0", ["Model.dropout = 1.0", "below 1"]),
-    "no rows": ("BATCH_SIZE = 0", ["Batch.rows = 0", "at least 1"]),
+    "no rows": ("BATCH_SIZE = 0", ["Batch.size = 0", "at least 1"]),
     "an unknown encoding": ("Folder.encoding = 'nope'", ["Folder.encoding = 'nope'", "it knows 'utf-8'"]),
     "an empty vocabulary": ("Prepare.vocabulary_size = 0", ["Prepare.vocabulary_size = 0", "at least 1"]),
     "a scope": ("big/Model.layers = 3", ["settings have no scopes", "write Model.layers ="]),
@@ -88,10 +88,10 @@ REFUSED = {
     ),
     "a growth of no numbers": ("Training.memory_growth = 512", ["pairs of whole numbers such as ((0, 512)"]),
     "a factor without its part": (
-        "Optimizer.rate_factors = (16.0,)",
+        "Optimizer.learning_rate_multipliers = (16.0,)",
         ["pairs of a name and a number such as (('gates', 16.0),)"],
     ),
-    "a snapshot of no run": ("Training.prebuilt_memory = 'some'", ["begin with these, by Training.from_run"]),
+    "a snapshot of no run": ("Training.prebuilt_memory = 'some'", ["begin with these, by Training.init_from"]),
     "a share beyond all": ("Training.memory_dropout = 1.5", ["Training.memory_dropout = 1.5", "from 0 to 1"]),
     "a switch in the middle of a call": ("Training.memory_from_step = 3", ["memory_from_step = 3", "0 or 8"]),
     "no checkpoints": ("CHECKPOINT_EVERY = 0", ["Training.checkpoint_every = 0", "at least 1"]),
@@ -104,7 +104,7 @@ REFUSED = {
     "a seed that numpy refuses": ("SEED = -1", ["Batch.seed = -1", "0 or more"]),
     "a seed of documents, too": ("Prepare.seed = -1", ["Prepare.seed = -1", "at least 0"]),
     "a share above one": ("Prepare.test = 1.5", ["Prepare.test = 1.5", "from 0 to below 1"]),
-    "no rows to evaluate": ("Evaluation.rows = 0", ["Evaluation.rows = 0", "at least 1"]),
+    "no rows to evaluate": ("Evaluation.batch_size = 0", ["Evaluation.batch_size = 0", "at least 1"]),
     "keys that are never mentioned": ("Recall.mentions = 0", ["Recall.mentions = 0", "at least 1"]),
     "less than no silence": ("Recall.silence = -1", ["Recall.silence = -1", "0 or more"]),
     "bursts that do not come out even": ("Recall.mentions = 3", ["Recall.pairs = 32", "Recall.mentions = 3"]),
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused_with_its_name_its_value_and_a_way_out(case):
         (["Memory.proposer = 'int8'", "Memory.key_dtype = 'float8'"], ["'int8'", "'float8'", "no smaller"]),
         (["BATCH_SIZE = 4", "Training.negative_rows = 4"], ["Training.negative_rows = 4", "has 3 others"]),
         (["Memory.search = 'dense'", "Memory.proposer = 'int8'"], ["Memory.proposer = 'int8'", "attends to all slots"]),
-        (["Memory.search = 'ivf'", "Memory.candidates = 31"], ["candidates = 31", "neighbours = 32", "look at 32"]),
+        (["Memory.search = 'ivf'", "Memory.candidates = 31"], ["candidates = 31", "neighbors = 32", "look at 32"]),
         (
             ["Memory.search = 'lsh'", "Memory.candidates = 99", "Memory.proposer = 'int8'"],
             ["Memory.candidates = 99", "Memory.proposals = 128", "'lsh'"],
@@ -262,7 +262,7 @@ def test_experiments_can_be_built_by_hand():
 def start(workdir: Path, bindings: list[str]) -> Experiment:
     """What `memorizing train` does with settings before anything is computed."""
     experiment, text = open_workdir(workdir, [BASE], bindings)
-    write_whole(workdir / CONFIG_FILE, text)
+    atomic_write(workdir / CONFIG_FILE, text)
     return experiment
 
 

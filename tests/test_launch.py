@@ -88,8 +88,8 @@ def test_help_is_the_header(script):
         ("gke.sh", ["print", *GPU, "--tpu=x", "--", BUCKET], ["--tpu=x", "--gpu=nvidia-h100-80gb"]),
         ("gke.sh", ["xpk", *GPU, "--", BUCKET], ["--tpu=", "xpk"]),
         ("gke.sh", ["print", "pod"], ["--image is missing"]),
-        ("gpu_check.sh", ["--gpu"], ["--gpu", "--cpu, --dry-run and --help"]),
-        ("slurm.sbatch", ["--dry-run", *TRAIN], ["--workdir is missing"]),
+        ("gpu_check.sh", ["--gpu"], ["--gpu", "--cpu, --dry_run and --help"]),
+        ("slurm.sbatch", ["--dry_run", *TRAIN], ["--workdir is missing"]),
         ("slurm.sbatch", ["--workdir=w", "--processes=2"], ["--processes=2"]),
         ("slurm.sbatch", ["--workdir=w"], ["sbatch launch/slurm.sbatch"]),
     ],
@@ -108,19 +108,19 @@ def test_accelerators_that_setup_does_not_know_are_refused():
 
 
 def test_dry_run_of_several_processes():
-    first, second = dry_run("local_multiprocess.sh", "--dry-run", "--cpu_devices=4", *TRAIN, "--workdir=runs/two")
+    first, second = dry_run("local_multiprocess.sh", "--dry_run", "--cpu_devices=4", *TRAIN, "--workdir=runs/two")
     assert first[:3] == ["env", "JAX_PLATFORMS=cpu", "XLA_FLAGS=--xla_force_host_platform_device_count=4"]
     assert first[3:9] == ["memorizing", "train", *TRAIN, "--workdir=runs/two"]
     assert re.fullmatch(r"--coordinator=127\.0\.0\.1:\d+", first[9])
     assert first[10:] == ["--processes=2", "--process=0"]
     assert second == [*first[:-1], "--process=1"]
 
-    commands = dry_run("local_multiprocess.sh", "--dry-run", "--gpus", "--processes=3", *TRAIN, "--workdir=runs/three")
+    commands = dry_run("local_multiprocess.sh", "--dry_run", "--gpus", "--processes=3", *TRAIN, "--workdir=runs/three")
     assert [command[1] for command in commands] == [f"CUDA_VISIBLE_DEVICES={i}" for i in range(3)]
 
 
 def test_dry_run_of_a_tpu_slice():
-    commands = dry_run("tpu_pod.sh", *POD, "--type=v5p-128", "--spot", "--project=p", "--dry-run", "--", *TRAIN, BUCKET)
+    commands = dry_run("tpu_pod.sh", *POD, "--type=v5p-128", "--spot", "--project=p", "--dry_run", "--", *TRAIN, BUCKET)
     gcloud = [command for command in commands if command[0] == "gcloud"]
     assert all(command[:3] == ["gcloud", "compute", "tpus"] for command in gcloud)
     assert all({"--zone=us-east5-a", "--project=p"} <= set(command) for command in gcloud)
@@ -154,14 +154,14 @@ def test_dry_run_of_a_tpu_slice():
     ],
 )
 def test_how_a_slice_is_created(arguments, expected):
-    commands = dry_run("tpu_pod.sh", *POD, *arguments, "--dry-run", "--", BUCKET)
+    commands = dry_run("tpu_pod.sh", *POD, *arguments, "--dry_run", "--", BUCKET)
     (create,) = (words for words in commands if words[4] == "create")
     assert all(any(part == word or word.endswith(f"={part}") for word in create) for part in expected)
 
 
 def test_dry_run_of_the_other_actions_on_a_slice():
     def command(action, *options):
-        return dry_run("tpu_pod.sh", action, "pod", "--zone=z", *options, "--dry-run")
+        return dry_run("tpu_pod.sh", action, "pod", "--zone=z", *options, "--dry_run")
 
     assert command("logs", "--worker=3")[0][3:7] == ["tpu-vm", "ssh", "pod", "--worker=3"]
     assert command("stop")[0][7] == "--command=bash memorizing/launch/tpu_worker.sh stop"
@@ -171,14 +171,14 @@ def test_dry_run_of_the_other_actions_on_a_slice():
 
 
 def test_dry_run_of_slurm():
-    train, terminate, requeue = dry_run("slurm.sbatch", "--dry-run", *TRAIN, "--workdir=w")
+    train, terminate, requeue = dry_run("slurm.sbatch", "--dry_run", *TRAIN, "--workdir=w")
     assert train[0] == "srun" and train[-len(TRAIN) - 3 :] == ["memorizing", "train", *TRAIN, "--workdir=w"]
     assert terminate == ["scancel", "--signal=TERM", "JOB"]
     assert requeue == ["scontrol", "requeue", "JOB"]
 
 
 def test_dry_run_of_the_check_of_a_gpu():
-    commands = dry_run("gpu_check.sh", "--dry-run")
+    commands = dry_run("gpu_check.sh", "--dry_run")
     assert [words[3] for words in commands if words[1:3] == ["-m", "memorizing.cli"]] == [
         *("bench", "bench", "bench", "prepare", "train", "evaluate")
     ]
@@ -228,7 +228,7 @@ esac
 
 
 def test_dry_run_of_kubernetes():
-    done = launch("gke.sh", "apply", *GKE, "--dry-run", "--", *TRAIN, BUCKET)
+    done = launch("gke.sh", "apply", *GKE, "--dry_run", "--", *TRAIN, BUCKET)
     (line,) = done.stdout.splitlines()
     printing, applying = line.split(" | ")
     assert shlex.split(printing) == ["bash", "launch/gke.sh", "print", *GKE, "--", *TRAIN, BUCKET]
@@ -238,7 +238,7 @@ def test_dry_run_of_kubernetes():
     assert xpk[:3] == ["xpk", "workload", "create"]
     assert {"--workload=pod", "--tpu-type=v5p-128", "--num-slices=1", "--restart-on-exit-codes=75"} <= set(xpk)
     assert shlex.split(xpk[-1].removeprefix("--command=")) == ["memorizing", "train", *TRAIN, BUCKET]
-    assert dry_run("gke.sh", "delete", "pod", "--dry-run") == [["kubectl", "delete", "jobset", "pod"]]
+    assert dry_run("gke.sh", "delete", "pod", "--dry_run") == [["kubectl", "delete", "jobset", "pod"]]
 
 
 def manifest(*arguments: str) -> tuple[dict, dict, dict]:
@@ -327,8 +327,8 @@ def stand_in(tmp_path) -> str:
     return str(executable(tmp_path / "stand_in", STAND_IN))
 
 
-def processes(stand_in: str, behaviour: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return launch("local_multiprocess.sh", "--workdir=w", *options, MEMORIZING=stand_in, BEHAVIOUR=behaviour)
+def processes(stand_in: str, behavior: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return launch("local_multiprocess.sh", "--workdir=w", *options, MEMORIZING=stand_in, BEHAVIOUR=behavior)
 
 
 def test_output_is_prefixed(stand_in):
@@ -417,12 +417,12 @@ def test_slurm_requeues_the_point_of_a_sweep_and_not_the_whole_array(slurm):
     done = launch("slurm.sbatch", "sweep", "--out=o", BEHAVIOUR="exit 75", **slurm, **array)
     assert done.returncode == 75 and "requeue 17_3" in done.stdout.splitlines(), done.stderr
     assert launch("slurm.sbatch", "sweep", "--out=o", **slurm).returncode == 2
-    assert "--out is missing" in launch("slurm.sbatch", "sweep", "--dry-run").stderr
+    assert "--out is missing" in launch("slurm.sbatch", "sweep", "--dry_run").stderr
 
 
-def terminated(slurm: dict[str, str], behaviour: str = WAIT) -> tuple[int, list[str]]:
+def terminated(slurm: dict[str, str], behavior: str = WAIT) -> tuple[int, list[str]]:
     """Status and output of a job of two tasks whose script gets SIGTERM once they run."""
-    environment = os.environ | slurm | {"BEHAVIOUR": behaviour}
+    environment = os.environ | slurm | {"BEHAVIOUR": behavior}
     command = ["bash", LAUNCH / "slurm.sbatch", "--workdir=w"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
@@ -498,7 +498,7 @@ def cloud(tmp_path, stand_in) -> dict[str, str]:
 @pytest.mark.parametrize("how", [[], ["--queued"]], ids=["directly", "queued"])
 def test_the_dry_run_shows_what_a_run_asks_of_gcloud(how, cloud, tmp_path):
     arguments = ["tpu_pod.sh", *POD, "--type=v5p-8", *how]
-    shown = launch(*arguments, "--dry-run", "--", *TRAIN, BUCKET, **cloud)
+    shown = launch(*arguments, "--dry_run", "--", *TRAIN, BUCKET, **cloud)
     done = launch(*arguments, "--", *TRAIN, BUCKET, BEHAVIOUR="echo finished", **cloud)
     assert (shown.returncode, done.returncode) == (0, 0), shown.stderr + done.stderr
     calls = [call.split("\0")[:-1] for call in (tmp_path / "asked").read_text().split("\n\0")[:-1]]

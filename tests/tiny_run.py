@@ -24,13 +24,13 @@ Model.dtype = 'float32'
 Model.scan_layers = False
 Model.gate_bias = 0.0
 Memory.dtype = 'float32'
-Memory.neighbours = 4
+Memory.neighbors = 4
 Batch.segments_per_call = 4
 Optimizer.kind = 'adamw'
 Optimizer.learning_rate = 0.01
 Optimizer.schedule = 'constant'
 Prepare.vocabulary = 'bytes'
-Evaluation.rows = 8
+Evaluation.batch_size = 8
 Evaluation.segments_per_call = 4
 """
 WORDS = ["one", "two", "three", "der", "die", "das", "abc", "xyz", "ünï", "12345", "und", "so", "fort"]

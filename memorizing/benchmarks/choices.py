@@ -115,12 +115,12 @@ def default_searches(platform: str) -> list[str]:
 
 def run_sizes(model: ModelSettings, memory: MemorySettings, segment_length: int) -> dict[str, int]:
     """The sizes of a run by their letters, of one row."""
-    return {"B": 1, **searched_sizes(model, segment_length), "M": memory.size, "K": memory.neighbours}
+    return {"B": 1, **searched_sizes(model, segment_length), "M": memory.size, "K": memory.neighbors}
 
 
 def searched_sizes(model: ModelSettings, segment_length: int) -> dict[str, int]:
     """Those of what a memory layer asks: query heads that share a key head are searched as more queries of one."""
-    return {"H": model.kv_heads, "N": segment_length * model.group, "D": model.head_size}
+    return {"H": model.kv_head_count, "N": segment_length * model.group, "D": model.head_size}
 
 
 def check_rounds(rounds: int) -> None:

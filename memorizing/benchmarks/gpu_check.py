@@ -4,8 +4,8 @@
     python -m memorizing.benchmarks.gpu_check collect --out=DIR        what the script's parts left: file, table
 
 Right is: every slot that is found is valid, and named once; its score is that of its key; the best stand first; and
-where fewer slots are valid than neighbours are asked for, the rest have score -inf. Searches that promise all
-neighbours have to find them; of the others the share is told.
+where fewer slots are valid than neighbors are asked for, the rest have score -inf. Searches that promise all
+neighbors have to find them; of the others the share is told.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from memorizing.benchmarks.choices import Shape, default_searches
 from memorizing.benchmarks.report import number
 from memorizing.benchmarks.vectors import plain_dtype, random_vectors, recall, stored
 from memorizing.errors import InputError
-from memorizing.files import write_whole
+from memorizing.files import atomic_write
 from memorizing.memory.quantize import DTYPES
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
@@ -39,9 +39,9 @@ CASES = (
     (_NARROW, "float32", 1.0),
     (_NARROW, "bfloat16", 0.004),
 )
-"""Shape, dtype of keys, share of the slots that are valid: of 0.004 fewer than neighbours are asked for."""
+"""Shape, dtype of keys, share of the slots that are valid: of 0.004 fewer than neighbors are asked for."""
 ALL = ("exact", "native", "blocked")
-"""Searches that find all neighbours. In float32 a GPU rounds what it multiplies, so nearly all."""
+"""Searches that find all neighbors. In float32 a GPU rounds what it multiplies, so nearly all."""
 LEAST = 0.98
 
 
@@ -54,7 +54,7 @@ def check_searches(json_file: Path | None) -> bool:
         named["pallas, mosaic"] = {"search": "pallas", "gpu_kernel": "mosaic"}
     for name, settings in named.items():
         for shape, dtype, share in CASES:
-            changes: dict[str, Any] = settings | {"size": shape.M, "neighbours": shape.K}
+            changes: dict[str, Any] = settings | {"size": shape.M, "neighbors": shape.K}
             changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
             try:
                 search = make_search(dataclasses.replace(MemorySettings(), **changes))
@@ -92,7 +92,7 @@ def _checked(name: str, search: Search, shape: Shape, dtype: str, share: float) 
         if fewest >= shape.K:
             row["recall"] = recall(found, vectors)
             if name in ALL and dtype not in DTYPES and row["recall"] < LEAST and not row["problem"]:
-                row["problem"] = f"recall {row['recall']:.3f}: it promises all neighbours"
+                row["problem"] = f"recall {row['recall']:.3f}: it promises all neighbors"
         elif name in ALL and (found.scores_BHNK > -np.inf).sum(-1).min() < fewest:
             row["problem"] = row["problem"] or f"of {fewest} valid slots not all are found"
     except Exception as error:  # the others are still to be checked
@@ -101,7 +101,7 @@ def _checked(name: str, search: Search, shape: Shape, dtype: str, share: float) 
 
 
 def wrong_with(found: Any, vectors: Any, loose: bool = False) -> str | None:
-    """What is wrong with neighbours, in a few words; None when nothing is. `loose` allows for keys in 8 bits."""
+    """What is wrong with neighbors, in a few words; None when nothing is. `loose` allows for keys in 8 bits."""
     scores, slots = np.asarray(found.scores_BHNK, np.float64), np.asarray(found.slots_BHNK)
     there = scores > -np.inf
     if np.isnan(scores).any():
@@ -138,7 +138,7 @@ def collect(out: Path) -> bool:
         parts.append(part)
     evaluations = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("run/evaluations/*.json"))}
     figures = report.opened("gpu_check", sys.argv[1:]) | {"parts": parts, "evaluations": evaluations}
-    write_whole(out / "gpu_check.json", json.dumps(figures, indent=1) + "\n")
+    atomic_write(out / "gpu_check.json", json.dumps(figures, indent=1) + "\n")
     rows = [
         [part["part"], "ok" if part["status"] == 0 else f"FAILED ({part['status']})", number(part["seconds"], "d")]
         for part in parts

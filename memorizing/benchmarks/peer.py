@@ -49,7 +49,7 @@ class Peer:
         if not model.xl_cache or model.group > 1 or model.feed_forward_size % model.embedding_size:
             raise InputError(
                 f"--against={python}: the peer has no model like this: it needs Model.xl_cache = True, "
-                "Model.key_heads = None and a Model.feed_forward_size that is a multiple of Model.embedding_size = "
+                "Model.kv_heads = None and a Model.feed_forward_size that is a multiple of Model.embedding_size = "
                 f"{model.embedding_size}"
             )
         settings = {
@@ -60,9 +60,9 @@ class Peer:
             "head_size": model.head_size,
             "feed_forward_multiple": model.feed_forward_size // model.embedding_size,
             "memory_layers": list(model.memory_layers),
-            "rows": batch.rows,
+            "rows": batch.size,
             "segment": batch.segment_length,
-            "neighbours": max(memory.neighbours for memory in memories),
+            "neighbors": max(memory.neighbors for memory in memories),
             "memory_sizes": [memory.size for memory in memories],
             "steps": rounds + 1,
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from memorizing.files import write_whole
+from memorizing.files import atomic_write
 
 _PACKAGES = ("memorizing", "jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -48,7 +48,7 @@ def opened(bench: str, arguments: Sequence[str]) -> dict[str, Any]:
 def written(result: dict[str, Any], json_file: Path | None) -> None:
     """Writes a result, where it is wanted."""
     if json_file is not None:
-        write_whole(json_file, json.dumps(result, indent=1) + "\n")
+        atomic_write(json_file, json.dumps(result, indent=1) + "\n")
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:

@@ -32,7 +32,7 @@ from memorizing.benchmarks.timing import (
 from memorizing.benchmarks.vectors import Vectors, plain_dtype, recall, stored
 from memorizing.errors import InputError
 from memorizing.memory.quantize import DTYPES
-from memorizing.memory.search import Neighbours, make_search
+from memorizing.memory.search import Neighbors, make_search
 from memorizing.memory.search.contract import inner_products
 from memorizing.memory.settings import MemorySettings
 
@@ -53,7 +53,7 @@ def bench_search(
     """Measures every search at every shape and dtype; says tables, and with `json_file` writes what it returns.
 
     Of searches that were not asked for by name it tells which refuse to be made here. `draw` gives the vectors; of
-    `memory` everything but size, neighbours, minimum score, search and dtypes is used.
+    `memory` everything but size, neighbors, minimum score, search and dtypes is used.
 
     Raises:
         BenchFailed: at the end, when a search failed for another reason than too little memory.
@@ -91,7 +91,7 @@ def _bench_shape(
 ) -> list[dict[str, Any]]:
     """The rows of one shape and dtype."""
     platform = jax.devices()[0].platform
-    changes: dict[str, Any] = {"size": shape.M, "neighbours": shape.K, "minimum_score": None}
+    changes: dict[str, Any] = {"size": shape.M, "neighbors": shape.K, "minimum_score": None}
     changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
     size = _SQUARE_SIZE.get(platform, 8192)
     square = jnp.ones((size, size), vectors.keys_BHMD.dtype)
@@ -143,7 +143,7 @@ class Trial:
         name: in the table.
         kind: what runs.
         function, arguments, static: what is compiled; `static` are places of arguments.
-        recall: where it returns neighbours.
+        recall: where it returns neighbors.
         program_bytes: by the compiler's account, see `timing.program_bytes`.
         device_peak_bytes: by the device's, where it held more than any program of this process before it.
         problem: why it could not run; `failed` unless it was too large for the device.
@@ -174,7 +174,7 @@ class Trial:
             after = peak_bytes(device)
             if before is not None and after is not None and after > before:
                 self.device_peak_bytes = after - held + sum(leaf.nbytes for leaf in jax.tree.leaves(given))
-            if isinstance(found, Neighbours):
+            if isinstance(found, Neighbors):
                 self.recall = recall(found, vectors)
             del found
             return stopwatch(lambda: compiled(*given))
@@ -183,8 +183,8 @@ class Trial:
             return None
 
 
-def _naive(queries_BHND: jax.Array, keys_BHMD: jax.Array, neighbours: int) -> Neighbours:
-    return Neighbours(*lax.top_k(inner_products(queries_BHND, keys_BHMD), neighbours))
+def _naive(queries_BHND: jax.Array, keys_BHMD: jax.Array, neighbors: int) -> Neighbors:
+    return Neighbors(*lax.top_k(inner_products(queries_BHND, keys_BHMD), neighbors))
 
 
 def _told(error: Exception) -> str:

@@ -36,7 +36,7 @@ from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 
 SMALL_MODEL = (
     "Model.layers = 4",
@@ -48,8 +48,8 @@ SMALL_MODEL = (
     "Model.memory_layers = (3,)",
     "Model.dtype = 'float32'",
     "Memory.dtype = 'float32'",
-    "Memory.neighbours = 32",
-    "Batch.rows = 4",
+    "Memory.neighbors = 32",
+    "Batch.size = 4",
     "Batch.segment_length = 256",
     "Optimizer.kind = 'adamw'",
     "Optimizer.learning_rate = 0.001",
@@ -94,7 +94,7 @@ def bench_step(
             contestants |= {f"peer {size}": functools.partial(peer.measure, size) for size in sizes}
             result["peer"] = peer.about
         times = in_turn(contestants, rounds)
-        tokens, peak = batch.rows * batch.segment_length, device_peak_flops(jax.devices()[0])
+        tokens, peak = batch.size * batch.segment_length, device_peak_flops(jax.devices()[0])
         result["peak_flops_per_second"] = peak
         result["rows"] = []
         for memory, stepping in zip(memories, own.values(), strict=True):
@@ -116,7 +116,7 @@ def bench_step(
                 result["rows"].append(row)
     environment = result["environment"]
     say(
-        f"\na train step: {model.layers} layers of {model.embedding_size}, {batch.rows} rows of "
+        f"\na train step: {model.layers} layers of {model.embedding_size}, {batch.size} rows of "
         f"{batch.segment_length} tokens, {model.dtype}, on {environment['device']}"
     )
     say(table(result["rows"]))
@@ -166,9 +166,9 @@ class Stepping:
         training = dataclasses.replace(training, memory_from_step=0, memory_growth=())  # full from the first step on
         device = jax.devices()[0]
         held = bytes_in_use(device)
-        mesh = open_mesh(MeshSettings(), model, memory, batch.segment_length, batch.rows, devices=[device])
-        make = StateMaker(model, memory, batch, optimizer, training, mesh)
-        compiled: Any = compile_call(make, make.like(1), batch)
+        mesh = open_mesh(MeshSettings(), model, memory, batch.segment_length, batch.size, devices=[device])
+        make = StateFactory(model, memory, batch, optimizer, training, mesh)
+        compiled: Any = compile_call(make, make.abstract_state(1), batch)
         state = make.state()
         fill = jax.jit(functools.partial(full_bank, memory=memory, tokens=batch.segment_length), donate_argnums=0)
         rngs = jax.random.split(jax.random.key(training.seed), len(state.carry.banks) + 1)
@@ -177,7 +177,7 @@ class Stepping:
             for bank, rng in zip(state.carry.banks, rngs, strict=False)
         )
         self._state = state._replace(carry=state.carry._replace(banks=banks))
-        self._chunk = assemble(mesh, random_tokens(model, batch), batch.rows, range(batch.rows), leading="S")
+        self._chunk = assemble(mesh, random_tokens(model, batch), batch.size, range(batch.size), leading="S")
         self.program_bytes, self.device_peak_bytes = program_bytes(compiled), None
         jax.block_until_ready(self._state)
         before = peak_bytes(device)
@@ -217,17 +217,17 @@ def full_bank(bank: Bank, rng: jax.Array, memory: MemorySettings, tokens: int) -
         return append(bank, l2_normalize(keys), values, search), None
 
     bank = lax.scan(write, bank, jax.random.split(rng, memory.size // tokens))[0]
-    if bank.addresses is None:
+    if bank.slot_table is None:
         return bank
     written_B = jnp.full(rows, memory.size, jnp.int32)
     positions_BM = jnp.broadcast_to(jnp.arange(memory.size, dtype=jnp.int32), (rows, memory.size))
-    addresses = bank.addresses._replace(positions_BM=positions_BM, read_B=written_B, admitted_B=written_B)
-    return bank._replace(addresses=addresses)
+    slot_table = bank.slot_table._replace(positions_BM=positions_BM, read_B=written_B, admitted_B=written_B)
+    return bank._replace(slot_table=slot_table)
 
 
 def random_tokens(model: ModelSettings, batch: BatchSettings) -> Batch:
     """Segments `[S, B, N]` in the middle of a document: nothing is padding, and nothing is forgotten."""
-    shape = (batch.segments_per_call, batch.rows, batch.segment_length)
+    shape = (batch.segments_per_call, batch.size, batch.segment_length)
     tokens = jax.device_get(jax.random.randint(jax.random.key(batch.seed), (2, *shape), 0, model.vocabulary_size))
     mask = jax.device_get(jnp.ones(shape, bool))
     return Batch(tokens[0], tokens[1], mask, jax.device_get(jnp.zeros(shape[:2], bool)))

@@ -27,7 +27,7 @@ from memorizing.evaluation.lookups import Listening
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
-from memorizing.memory.search import Neighbours, Search, make_search
+from memorizing.memory.search import Neighbors, Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
@@ -38,14 +38,14 @@ from memorizing.storage.workdir import readable_tokens
 
 def memory_lookups(
     graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, search: Search
-) -> tuple[tuple[Float[jax.Array, "B H N D"], Neighbours], ...]:
+) -> tuple[tuple[Float[jax.Array, "B H N D"], Neighbors], ...]:
     """What each memory layer asks its memory for, and finds, lowest first, by key heads (see model/groups.py).
 
     The graph is that of a model without `remat`.
     """
 
     @jax.jit
-    def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[tuple[jax.Array, Neighbours], ...]:
+    def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[tuple[jax.Array, Neighbors], ...]:
         listening = Listening(inner=search, heard=[])
         apply_model(graph, parameters, batch, carry, search=listening)
         return tuple(listening.heard)
@@ -90,7 +90,7 @@ def trained_vectors(
         )
     dtype = plain_dtype(dtype)
     changes: dict[str, Any] = {"dtype": dtype, "key_dtype": None, "search": "blocked", "minimum_score": None}
-    memory = dataclasses.replace(memory, size=shape.M, neighbours=shape.K, **changes)
+    memory = dataclasses.replace(memory, size=shape.M, neighbors=shape.K, **changes)
     search = make_search(memory)
     graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
 

@@ -14,13 +14,13 @@ from jaxtyping import Bool, Float
 from memorizing.benchmarks.choices import Shape
 from memorizing.memory.bank import Bank, reindexed
 from memorizing.memory.quantize import DTYPES, quantize
-from memorizing.memory.search import Keys, Neighbours, Search
+from memorizing.memory.search import Keys, Neighbors, Search
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.gather import gather
 from memorizing.model.attention import l2_normalize
 
 SAMPLE = 16
-"""Tokens of each row and head whose neighbours are compared with the exact ones."""
+"""Tokens of each row and head whose neighbors are compared with the exact ones."""
 
 
 class Vectors(NamedTuple):
@@ -72,17 +72,17 @@ def sample(tokens: int) -> np.ndarray:
     return np.unique(np.linspace(0, tokens - 1, min(tokens, SAMPLE)).astype(int))
 
 
-def recall(found: Neighbours, vectors: Vectors) -> float:
-    """Share of the `K` exact neighbours that were found, of a `sample` of the queries.
+def recall(found: Neighbors, vectors: Vectors) -> float:
+    """Share of the `K` exact neighbors that were found, of a `sample` of the queries.
 
-    A slot whose score equals that of the last neighbour is as good as that one; a slot that is named twice counts once.
+    A slot whose score equals that of the last neighbor is as good as that one; a slot that is named twice counts once.
     """
     place = sample(vectors.queries_BHND.shape[2])
-    neighbours = found.slots_BHNK.shape[-1]
+    neighbors = found.slots_BHNK.shape[-1]
 
     @jax.jit
     def judge(queries_BHND, keys_BHMD, valid_BM, found_BHNK):
-        exact = Exact()(queries_BHND, Keys(keys_BHMD), valid_BM, neighbours)
+        exact = Exact()(queries_BHND, Keys(keys_BHMD), valid_BM, neighbors)
         keys_BHNKD = gather(keys_BHMD, jnp.clip(found_BHNK, 0, keys_BHMD.shape[2] - 1))
         scores = jnp.einsum("BHND,BHNKD->BHNK", queries_BHND, keys_BHNKD, preferred_element_type=jnp.float32)
         last = exact.scores_BHNK[..., -1:]

@@ -28,19 +28,19 @@ class BatchSettings:
     """How documents are laid out for training.
 
     Attributes:
-        rows: documents read side by side, over all devices (`B`).
+        size: batch size: documents read side by side, over all devices (`B`).
         segment_length: tokens of a segment (`N`).
         segments_per_call: segments that one compiled call scans over (`S`).
         seed: of the order of documents.
     """
 
-    rows: int = 32
+    size: int = 32
     segment_length: int = 512
     segments_per_call: int = 8
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("rows", "segment_length", "segments_per_call"):
+        for name in ("size", "segment_length", "segments_per_call"):
             if getattr(self, name) < 1:
                 raise InputError(f"Batch.{name} = {getattr(self, name)}: must be at least 1")
         if self.seed < 0:
@@ -115,8 +115,8 @@ def batches(
     split: TokenSplit, settings: BatchSettings, first_step: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
     """Batches of `segments_per_call` steps `[S, B, N]`, from `first_step` on, without end; of some `rows`, or all."""
-    schedule = Schedule(split.lengths, settings.rows, settings.segment_length, settings.seed)
-    rows = range(settings.rows) if rows is None else rows
+    schedule = Schedule(split.lengths, settings.size, settings.segment_length, settings.seed)
+    rows = range(settings.size) if rows is None else rows
     step = first_step
     while True:
         parts = []
@@ -127,7 +127,7 @@ def batches(
         step += settings.segments_per_call
 
 
-class Ahead[T]:
+class Prefetcher[T]:
     """An iterator run by a thread that stays up to `depth` items ahead. An error inside is raised to the reader."""
 
     def __init__(self, items: Iterator[T], depth: int = 2):

@@ -47,7 +47,7 @@ from memorizing.data.documents import (
     writable,
 )
 from memorizing.errors import InputError
-from memorizing.files import held, write_whole
+from memorizing.files import atomic_write, folder_lock
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
@@ -80,7 +80,7 @@ class OtherDataset(InputError):
 class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
     """A corpus as documents; in each file of the dataset they are in the order in which the corpus lists them.
 
-    Features: `text`; `document_id`; `title` (or path); `bytes`, of the text in UTF-8; `licence`, "" if unknown.
+    Features: `text`; `document_id`; `title` (or path); `bytes`, of the text in UTF-8; `license`, "" if unknown.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -115,7 +115,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        features = {"text": text, "document_id": text, "title": text, "bytes": np.int64, "licence": text}
+        features = {"text": text, "document_id": text, "title": text, "bytes": np.int64, "license": text}
         description = f"Whole documents of {self.CORPUS.__name__}, made by memorizing."
         return tfds.core.DatasetInfo(
             builder=self,
@@ -144,7 +144,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"{self.data_dir} does not exist, and no manual_dir says which raw files to make it of; "
                 "`memorizing prepare --data_dir` makes it"
             )
-        with held(self._parts_folder, f"{self.data_dir}: another process is making it now; let it end"):
+        with folder_lock(self._parts_folder, f"{self.data_dir}: another process is making it now; let it end"):
             self._parts = self._listed(raw)
             wanted = {"settings": self._settings(), "files": self._files(), "raw": str(raw or "")}
             if self.data_path.exists():
@@ -211,7 +211,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
                 f"no document is left of {dl_manager.manual_dir}: {'; '.join(map(': '.join, problems[:5]))}"
             )
         splits, repeated = assign_splits(known, *self._splits)
-        write_whole(Path(self.data_dir) / NOTES, "".join(json.dumps(note) + "\n" for note in [*problems, *repeated]))
+        atomic_write(Path(self.data_dir) / NOTES, "".join(json.dumps(note) + "\n" for note in [*problems, *repeated]))
         total = sum(place.length for place in places)
         shard_bytes = min(max(total // _SHARDS, self._piece_bytes), _SHARD_BYTES)
         shards: dict[str, list[_Shard]] = {}
@@ -231,7 +231,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
             pieces[split][-1] = pieces[split][-1]._replace(stop=len(own[-1].places))
             shard_size[split] += place.length
             piece_size[split] += place.length
-        write_whole(Path(self.data_dir) / PIECES, json.dumps(pieces))
+        atomic_write(Path(self.data_dir) / PIECES, json.dumps(pieces))
         return shards
 
     def _listed(self, raw: Path | None) -> list["_Part"]:
@@ -310,8 +310,8 @@ def read(builder: CorpusDocuments, piece: Piece) -> Iterator[Document]:
     count = 0
     try:
         for example in map(builder.info.features.deserialize_example_np, examples):
-            id, title, text, licence = (example[name].decode() for name in ("document_id", "title", "text", "licence"))
-            yield Document(id, title, text, licence)
+            id, title, text, license = (example[name].decode() for name in ("document_id", "title", "text", "license"))
+            yield Document(id, title, text, license)
             count += 1
         if count < piece.stop - piece.first:
             raise EOFError("it ends too early")
@@ -362,8 +362,8 @@ class _Part:
                 for reading in self.corpus.read(item):
                     problems += [Problem(*map(writable, problem)) for problem in reading.problems]
                     if (document := reading.document) is not None:
-                        id, title, text, licence = map(writable, document[:4])
-                        line = json.dumps([id, title, text, licence], ensure_ascii=False).encode("utf-8") + b"\n"
+                        id, title, text, license = map(writable, document[:4])
+                        line = json.dumps([id, title, text, license], ensure_ascii=False).encode("utf-8") + b"\n"
                         digest = hashlib.sha256(text.encode("utf-8")).hexdigest()
                         first = writable(item.id) if document.id.startswith(f"{item.id}#") else id
                         if first != id and digest in own:  # so few files have no further order
@@ -396,9 +396,9 @@ class _Shard(NamedTuple):
         for key, place in enumerate(self.places):
             with place.text.open("rb") as file:
                 file.seek(place.start)
-                id, title, text, licence = json.loads(file.read(place.length))
+                id, title, text, license = json.loads(file.read(place.length))
             size = len(text.encode("utf-8"))
-            yield key, {"text": text, "document_id": id, "title": title, "bytes": size, "licence": licence}
+            yield key, {"text": text, "document_id": id, "title": title, "bytes": size, "license": license}
 
 
 BUILDERS: dict[str, type[CorpusDocuments]] = {

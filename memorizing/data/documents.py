@@ -28,14 +28,14 @@ class Document(NamedTuple):
         id: its name, stable from run to run and machine to machine (no absolute paths).
         title: for people; "" if there is none but the name.
         text: all of it.
-        licence: "" if it is not known.
+        license: "" if it is not known.
         tokens: of `text`, if its source has them already.
     """
 
     id: str
     title: str
     text: str
-    licence: str = ""
+    license: str = ""
     tokens: Int[np.ndarray, "T"] | None = None
 
 

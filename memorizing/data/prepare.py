@@ -52,7 +52,7 @@ from memorizing.data.vocabulary import (
     train_sentencepiece,
 )
 from memorizing.errors import InputError
-from memorizing.files import LOCK, held, write_whole
+from memorizing.files import LOCK, atomic_write, folder_lock
 
 LISTED = 1000
 """Of what is left out, so many are in the manifest; all are counted there, and are in the notes."""
@@ -123,7 +123,7 @@ def prepare(
             gc.unfreeze()
         seconds = time.perf_counter() - started
         manifest = _join(work, parts, source, vocabulary, own, settings, report)
-        write_whole(work / "result" / ORIGIN, json.dumps({"raw": str(raw) if raw else None, "state": source.state()}))
+        atomic_write(work / "result" / ORIGIN, json.dumps({"raw": str(raw) if raw else None, "state": source.state()}))
         size = sum(part.size() for part in todo)
         rate, whole = size / 1e6 / seconds, time.perf_counter() - begun
         report(f"tokenized {size:,} bytes in {seconds:.1f} s ({rate:.1f} MB/s), {whole:.1f} s in all")
@@ -178,7 +178,7 @@ def _changed(before: dict, now: dict) -> tuple[str, str]:
 @contextmanager
 def _unfinished(work: Path, out: Path) -> Iterator[None]:
     """Holds OUT.unfinished against others; leaves nothing if nothing was done."""
-    with held(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
+    with folder_lock(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
         try:
             yield
         except BaseException:
@@ -230,7 +230,7 @@ def _make_vocabulary(
             vocabulary = train_sentencepiece(texts, size, model, sample)
         folder.mkdir(parents=True, exist_ok=True)
         save_vocabulary(vocabulary, folder)
-        write_whole(made, json.dumps([vocabulary.kind, vocabulary.size, vocabulary.begin]))
+        atomic_write(made, json.dumps([vocabulary.kind, vocabulary.size, vocabulary.begin]))
     return _made_vocabulary(folder)
 
 
@@ -280,7 +280,7 @@ class _TokenPart:
                 problems.append(Problem(found.id, short))
                 continue
             tokens.append(encoded)
-            known.append((found.id, found.title, found.licence, len(encoded), len(found.text.encode("utf-8"))))
+            known.append((found.id, found.title, found.license, len(encoded), len(found.text.encode("utf-8"))))
         arrays = {
             "tokens": np.concatenate(tokens) if tokens else np.zeros(0, token_type(vocabulary)),
             "known": np.frombuffer(json.dumps([known, problems]).encode(), np.uint8),
@@ -293,8 +293,8 @@ class _TokenPart:
             places = np.cumsum([0, *(length for *_, length, _ in known)])
             tokens = np.split(arrays["tokens"], places[1:-1]) if known else []
         documents = [
-            Tokenized(id, title, licence, own, size)
-            for (id, title, licence, _, size), own in zip(known, tokens, strict=True)
+            Tokenized(id, title, license, own, size)
+            for (id, title, license, _, size), own in zip(known, tokens, strict=True)
         ]
         return documents, [Problem(*problem) for problem in problems]
 

@@ -1,4 +1,4 @@
-"""`memorizing inspect-data`: what a prepared folder holds, whether it is whole, and how a document is cut."""
+"""`memorizing show_data`: what a prepared folder holds, whether it is whole, and how a document is cut."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -62,7 +62,7 @@ def _document(
 ) -> None:
     known, length = split.documents()[number], int(split.lengths[number])
     segments = -(-length // segment_length)
-    report(f"\ndocument {known['id']} ({known['title'] or 'no title'}; licence {known['licence'] or 'unknown'}): ")
+    report(f"\ndocument {known['id']} ({known['title'] or 'no title'}; license {known['license'] or 'unknown'}): ")
     report(f"{length:,} tokens, {segments:,} segments of {segment_length}\n")
     sample = vocabulary.decode(split.read(number, 0, _SAMPLE // 4))
     report("\n".join(f"  | {line[: shutil.get_terminal_size().columns - 6]}" for line in sample.splitlines()[:20]))

@@ -2,7 +2,7 @@
 
 Importing this module registers `pg19_bytes`, `pg19_sentencepiece` and so on for each corpus; `github_shuffled_bytes`
 and `github_shuffled_sentencepiece` draw another order of each repository's files every time they are read. Each example
-is a whole document: `targets` (its tokens), `targets_pretokenized` (its text), `document_id`, `title`, `licence`.
+is a whole document: `targets` (its tokens), `targets_pretokenized` (its text), `document_id`, `title`, `license`.
 
     import seqio, memorizing.data.tasks as tasks
     tasks.use(data_dir=..., vocabulary=...)         or set TFDS_DATA_DIR and MEMORIZING_VOCABULARY
@@ -105,7 +105,7 @@ def _to_targets(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.map(
         lambda example: {
             "targets": example["text"],
-            **{name: example[name] for name in ("document_id", "title", "licence")},
+            **{name: example[name] for name in ("document_id", "title", "license")},
         },
         num_parallel_calls=tf.data.AUTOTUNE,
     )
@@ -290,9 +290,9 @@ def _document(task: str, place: str, example: Mapping[str, Any], vocabulary: Voc
             f"the seqio task {task!r} has an example ({place}) whose `targets` hold the id {unknown[0]}, but its "
             f"vocabulary has the ids 0 to {vocabulary.size - 1}: give the feature the vocabulary that its ids are of"
         )
-    id, title, licence, text = (
+    id, title, license, text = (
         example[name].decode("utf-8") if isinstance(example.get(name), bytes) else ""
-        for name in ("document_id", "title", "licence", "targets_pretokenized")
+        for name in ("document_id", "title", "license", "targets_pretokenized")
     )
     tokens = tokens.astype(np.int32)
-    return Document(id or place, title, text or vocabulary.decode(tokens), licence, tokens)
+    return Document(id or place, title, text or vocabulary.decode(tokens), license, tokens)

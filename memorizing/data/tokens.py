@@ -7,7 +7,7 @@ FOLDER/vocabulary.model      the SentencePiece model, if that is the vocabulary
 FOLDER/SPLIT/tokens          TensorStore (zarr3) array of all documents' tokens, one after another
 FOLDER/SPLIT/ends            ... of where each document ends in it
 FOLDER/SPLIT/bytes           ... of the UTF-8 bytes of each document's text, for bits per byte
-FOLDER/SPLIT/documents.jsonl a JSON object for each document: id, title, licence
+FOLDER/SPLIT/documents.jsonl a JSON object for each document: id, title, license
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from jaxtyping import Int
 
 from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, save_vocabulary
 from memorizing.errors import InputError
-from memorizing.files import write_whole
+from memorizing.files import atomic_write
 from memorizing.shapes import BEGIN_TOKEN
 
 FORMAT_VERSION = 3
@@ -46,7 +46,7 @@ class Tokenized(NamedTuple):
 
     id: str
     title: str
-    licence: str
+    license: str
     tokens: Int[np.ndarray, "T"]
     bytes: int
 
@@ -108,7 +108,7 @@ class TokenSplit:
             return np.asarray(self._tokens[start + first : start + stop].read().result(), np.int32)
 
     def documents(self) -> list[dict[str, str]]:
-        """What is known about the documents, in order: `id`, `title`, `licence`."""
+        """What is known about the documents, in order: `id`, `title`, `license`."""
         return [json.loads(line) for line in (self.folder / "documents.jsonl").read_text().splitlines()]
 
     def documents_sha256(self) -> str:
@@ -283,7 +283,7 @@ def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
         "vocabulary": described(vocabulary),
         **nothing,
     }
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:
@@ -312,7 +312,7 @@ def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> Sp
             total += len(encoded)
             ends.append(total)
             sizes.append(document.bytes)
-            known = {"id": document.id, "title": document.title, "licence": document.licence}
+            known = {"id": document.id, "title": document.title, "license": document.license}
             line = json.dumps(known).encode() + b"\n"
             lines.write(line)
             known_digest.update(line)

@@ -23,17 +23,17 @@ from jaxtyping import Float, Int
 from memorizing.data.batches import BatchSettings, Schedule, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
-from memorizing.files import write_whole
+from memorizing.files import atomic_write
 from memorizing.memory.bank import Bank, readable, size
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, apply_model, empty_carry
-from memorizing.parallel.mesh import assemble, constrain_tree, local_rows, made, shardings
+from memorizing.parallel.mesh import assemble, constrain_tree, init_sharded, local_rows, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.checkpoints import Checkpoints
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 
 
 class Drift(NamedTuple):
@@ -50,7 +50,7 @@ class Drift(NamedTuple):
 
 def drift(
     checkpoints: Checkpoints,
-    make: StateMaker,
+    make: StateFactory,
     model: ModelSettings,
     memory: MemorySettings,
     batch: BatchSettings,
@@ -70,15 +70,15 @@ def drift(
         raise InputError("this run has no checkpoint yet: `memorizing train` makes one")
     if not checkpoints.memory_size(step):
         raise InputError(f"the checkpoint of step {step} has no memory (see Memory.size, Training.memory_from_step)")
-    if memory.addressed or memory.writes == "never":
+    if memory.uses_slot_table or memory.writes == "never":
         raise InputError(
             "which token lies in which slot is known of memories that are written as rings: not with Memory.writes = "
             f"{memory.writes!r}, Memory.eviction = {memory.eviction!r} and what else has slots of its own"
         )
-    last = Schedule(split.lengths, batch.rows, batch.segment_length, batch.seed).at(step - 1)
+    last = Schedule(split.lengths, batch.size, batch.segment_length, batch.seed).at(step - 1)
     begun = step - 1 - max(segment for _, segment in last)
     _check_reread(model, training, make.schedule.at(begun) == make.schedule.after(step))
-    state = checkpoints.restore(step, make.like(step), make.mesh)
+    state = checkpoints.restore(step, make.abstract_state(step), make.mesh)
     memory = dataclasses.replace(memory, size=size(state.carry.banks), report_recall=False)
     again = reread(state.parameters, make, model, memory, batch, split, last)
     compare = jax.jit(functools.partial(compared, tokens=batch.segment_length // memory.write_every))
@@ -95,7 +95,7 @@ def drift(
         told = {
             layer: {"tokens": its.tokens_A.tolist(), "cosine": _numbers(its.cosine_AH)} for layer, its in found.items()
         }
-        write_whole(json_file, json.dumps({"step": step, "layers": told}, indent=1) + "\n")
+        atomic_write(json_file, json.dumps({"step": step, "layers": told}, indent=1) + "\n")
     return found
 
 
@@ -122,7 +122,7 @@ def _check_reread(model: ModelSettings, training: TrainingSettings, is_of_one_si
 
 def reread(
     parameters: Parameters,
-    make: StateMaker,
+    make: StateFactory,
     model: ModelSettings,
     memory: MemorySettings,
     batch: BatchSettings,
@@ -130,9 +130,9 @@ def reread(
     last: list[tuple[int, int]],
 ) -> tuple[Bank, ...]:
     """The memory behind what rows read `last`, had these parameters read all of the documents that they are in."""
-    rows, tokens = batch.rows, batch.segment_length
+    rows, tokens = batch.size, batch.segment_length
     empty = functools.partial(empty_carry, model, memory, rows, tokens)
-    carry, own = made(make.mesh, empty, functools.partial(shardings, make.mesh)), local_rows(make.mesh, rows)
+    carry, own = init_sharded(make.mesh, empty, functools.partial(shardings, make.mesh)), local_rows(make.mesh, rows)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def read(parameters: Parameters, carry: Carry, part: Batch) -> Carry:

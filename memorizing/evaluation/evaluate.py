@@ -26,7 +26,7 @@ from memorizing.evaluation.answers import Answers
 from memorizing.evaluation.corpora import Corpus
 from memorizing.evaluation.figures import Baseline, Summary
 from memorizing.evaluation.perplexity import DocumentScores, EvaluationSettings, check_losses, score_documents
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.memory.bank import Bank
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
@@ -34,7 +34,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model
 from memorizing.parallel.hosts import is_first, say
 from memorizing.parallel.mesh import PARAMETER_RULES, placed, shardings
-from memorizing.storage.checkpoints import Checkpoints, Unreadable
+from memorizing.storage.checkpoints import Checkpoints, CorruptCheckpoint
 
 FOLDER = "evaluations"
 PUBLISHED_WORDS = {("pg19", "validation", 50): 3_007_061, ("pg19", "test", 100): 6_966_499}
@@ -127,10 +127,10 @@ def evaluate(
                 baseline = Baseline(reading.memory.size, {each.document: each.nats_T for each in kept})
             if is_first():
                 name = reading.file(run.model.xl_cache)
-                write_whole(folder / f"{name}.json", json.dumps(figures, indent=1) + "\n")
-                write_whole(folder / f"{name}.csv", _lines(summary))
+                atomic_write(folder / f"{name}.json", json.dumps(figures, indent=1) + "\n")
+                atomic_write(folder / f"{name}.csv", _lines(summary))
                 if per_token:
-                    write_whole(folder / f"{name}.npz", _arrays(kept))
+                    atomic_write(folder / f"{name}.npz", _arrays(kept))
                 elif (folder / f"{name}.npz").exists():
                     (folder / f"{name}.npz").unlink()
                     say(f"{folder / name}.npz, of an earlier evaluation, is removed: --per_token makes it anew")
@@ -147,7 +147,7 @@ def read(
     answers = Answers(run.segment_length) if corpus.tokens.manifest["source"] == "recall" else None
     model = dataclasses.replace(run.model, xl_cache=reading.xl_cache)
     for scores in score_documents(
-        model, reading.memory, run.parameters, corpus.split, run.segment_length, settings.rows,
+        model, reading.memory, run.parameters, corpus.split, run.segment_length, settings.batch_size,
         settings.segments_per_call, reading.mesh, reading.prebuilt,
     ):  # fmt: skip
         document = scores.document
@@ -178,7 +178,7 @@ def _about(run: Run, reading: Reading) -> dict:
         "xl_cache": reading.xl_cache,
         "name": reading.name,
         "segment_length": run.segment_length,
-        "neighbours": memory.retrieved,
+        "neighbors": memory.retrieved,
         "search": chosen(memory, reading.mesh.devices.flat[0].platform),
         "memory": dataclasses.asdict(memory),
         "dtype": run.model.dtype,
@@ -245,7 +245,7 @@ def restore(workdir: AnyPath, model: ModelSettings, mesh: Mesh) -> tuple[Paramet
             step = steps.pop()
             try:
                 return checkpoints.restore_parameters(step, like), step
-            except Unreadable as error:
+            except CorruptCheckpoint as error:
                 if not steps:
                     raise
                 say(f"{error}: the one before it, of step {steps[-1]}, is evaluated")
@@ -271,7 +271,7 @@ def sentence(figures: dict) -> str:
     if "published_words" in figures:
         line += f"\n    word-level perplexity {figures['word_perplexity']:.3f}, by the published count of words"
     if "recall" in figures:
-        line += f"\n    of the true neighbours of sampled queries `{figures['search']}` found {figures['recall']:.2%}"
+        line += f"\n    of the true neighbors of sampled queries `{figures['search']}` found {figures['recall']:.2%}"
     for kind, counts in figures.get("answers", {}).items():
         line += f"\n    {kind} questions: {counts['exact']:.1%} of {counts['questions']:,} answered exactly"
     return line
@@ -284,4 +284,4 @@ def xl_caches(asked: str | None, trained_with: bool) -> list[bool]:
 
 def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:
     """The same memory with another number of slots; a small one retrieves no more than it holds."""
-    return dataclasses.replace(memory, size=size, neighbours=min(memory.neighbours, size or memory.neighbours))
+    return dataclasses.replace(memory, size=size, neighbors=min(memory.neighbors, size or memory.neighbors))

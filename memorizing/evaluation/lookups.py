@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.bank import tokens_ago
-from memorizing.memory.search import Neighbours, Search, make_search
+from memorizing.memory.search import Neighbors, Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.groups import by_query_head
 from memorizing.model.settings import ModelSettings
@@ -27,7 +27,7 @@ from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 
 NOWHERE = -2
-"""The place of a neighbour that was not found; that of the begin token is -1."""
+"""The place of a neighbor that was not found; that of the begin token is -1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,14 +35,14 @@ class Listening(Search):
     """`inner`, keeping what it is asked and what it finds: in each memory layer, lowest first, as a model is traced."""
 
     inner: Search
-    heard: list[tuple[jax.Array, Neighbours]]
+    heard: list[tuple[jax.Array, Neighbors]]
 
     @property
     def is_dense(self) -> bool:
         return self.inner.is_dense
 
-    def __call__(self, queries_BHND, keys, valid_BM, neighbours: int):
-        found = self.inner(queries_BHND, keys, valid_BM, neighbours)
+    def __call__(self, queries_BHND, keys, valid_BM, neighbors: int):
+        found = self.inner(queries_BHND, keys, valid_BM, neighbors)
         self.heard.append((queries_BHND, found))
         return found
 
@@ -92,8 +92,8 @@ def read_document(
         predictions, found = jax.device_get((predictions, found))
         count = min(segment_length, len(tokens_T) - first)
         looked = {
-            layer: _placed(neighbours, ago_BHNK, gate_BHN, first, count)
-            for layer, (neighbours, ago_BHNK, gate_BHN) in zip(layers, found, strict=True)
+            layer: _placed(neighbors, ago_BHNK, gate_BHN, first, count)
+            for layer, (neighbors, ago_BHNK, gate_BHN) in zip(layers, found, strict=True)
             if first
         }
         yield ReadSegment(first, predictions.nats_BN[0, :count], predictions.correct_BN[0, :count], looked)
@@ -116,9 +116,9 @@ def reader(model: ModelSettings, memory: MemorySettings) -> Call:
         logits_BNV, carry, opened = apply_and_tell(graph, parameters, batch, carry, search=listening)
         found = []
         for (layer, owner), (_, heard) in zip(model.read_from.items(), listening.heard if listening else ()):  # noqa: B905
-            neighbours = Neighbours(*(by_query_head(part, model.group) for part in heard))
-            ago_BHNK = jnp.take(ago[owner][0], neighbours.slots_BHNK, mode="clip")
-            found.append((neighbours, ago_BHNK, opened[layer]))
+            neighbors = Neighbors(*(by_query_head(part, model.group) for part in heard))
+            ago_BHNK = jnp.take(ago[owner][0], neighbors.slots_BHNK, mode="clip")
+            found.append((neighbors, ago_BHNK, opened[layer]))
         return carry, score(logits_BNV, batch), found
 
     return read
@@ -135,7 +135,7 @@ def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int, 
     return Batch(inputs, targets, mask, np.asarray([first == 0]))
 
 
-def _placed(found: Neighbours, ago_BHNK: np.ndarray, gate_BHN: np.ndarray, first: int, count: int) -> SegmentLookups:
+def _placed(found: Neighbors, ago_BHNK: np.ndarray, gate_BHN: np.ndarray, first: int, count: int) -> SegmentLookups:
     scores_HNK = np.asarray(found.scores_BHNK, np.float32)[0, :, :count]
     exists_HNK = np.isfinite(scores_HNK)
     # One token ago is the input of place `first - 1`, which is the token before that.

@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
-from memorizing.data.batches import Ahead, read_batch
+from memorizing.data.batches import Prefetcher, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, Recall
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
-from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, local_rows, made, shardings
+from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, init_sharded, local_rows, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.snapshots import begin_documents
 from memorizing.training.loss import Predictions, score
@@ -38,17 +38,17 @@ class EvaluationSettings:
     Attributes:
         data: folder of prepared tokens; empty for that of training.
         split: of it.
-        rows: documents read side by side, over all devices.
+        batch_size: documents read side by side, over all devices.
         segments_per_call: segments that one compiled call scans over.
     """
 
     data: str = ""
     split: str = "test"
-    rows: int = 8
+    batch_size: int = 8
     segments_per_call: int = 8
 
     def __post_init__(self):
-        for name in ("rows", "segments_per_call"):
+        for name in ("batch_size", "segments_per_call"):
             if getattr(self, name) < 1:
                 raise InputError(f"Evaluation.{name} = {getattr(self, name)}: must be at least 1")
 
@@ -57,7 +57,7 @@ class DocumentScores(NamedTuple):
     """What the model made of one document, token by token.
 
     Attributes:
-        found, wanted: how many of the true neighbours of sampled queries the search found, and how many there were; 0
+        found, wanted: how many of the true neighbors of sampled queries the search found, and how many there were; 0
             unless `Memory.report_recall`.
     """
 
@@ -96,11 +96,11 @@ def score_documents(
             yield Batch(*(np.stack(part) for part in zip(*parts, strict=True)))
 
     empty = functools.partial(empty_carry, model, memory, rows, segment_length)
-    carry = made(mesh, empty, functools.partial(shardings, mesh))
+    carry = init_sharded(mesh, empty, functools.partial(shardings, mesh))
     nats = {document: [] for document in range(len(split.lengths))}
     correct = {document: [] for document in range(len(split.lengths))}
     counted = np.zeros((len(split.lengths), 2), np.int64)
-    ahead = Ahead(read_calls())
+    ahead = Prefetcher(read_calls())
 
     def dispatched() -> Iterator[tuple[list, tuple[Predictions, Recall | None]]]:
         nonlocal carry
@@ -156,7 +156,7 @@ type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Ca
 def score_call(model: ModelSettings, memory: MemorySettings) -> ScoreCall:
     """The compiled function that reads `S` segments and scores every token of them.
 
-    It also gives what was counted of the neighbours in each segment, over all memory layers, if banks count that.
+    It also gives what was counted of the neighbors in each segment, over all memory layers, if banks count that.
     """
     graph, _ = abstract_model(model, memory)
 

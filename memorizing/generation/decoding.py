@@ -18,7 +18,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Float, Int
 
-from memorizing.memory.bank import Bank, Noticed, add, masked
+from memorizing.memory.bank import Bank, ReadStats, add, masked
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
@@ -30,7 +30,7 @@ from memorizing.model.transformer import Carry, Parameters
 from memorizing.shapes import Array
 
 
-class Opened(NamedTuple):
+class PartialSegment(NamedTuple):
     """A segment that is being read.
 
     Attributes:
@@ -43,10 +43,10 @@ class Opened(NamedTuple):
     carry: Carry
     segments: tuple[Segment, ...]
     position: Int[jax.Array, ""]
-    noticed: tuple[Noticed, ...]
+    read_stats: tuple[ReadStats, ...]
 
 
-def open_segment(carry: Carry, segment_length: int) -> Opened:
+def open_segment(carry: Carry, segment_length: int) -> PartialSegment:
     """A segment of which nothing is read yet, of the document that `carry` is of."""
 
     def empty(cache) -> Segment:
@@ -55,12 +55,12 @@ def open_segment(carry: Carry, segment_length: int) -> Opened:
         last_key_BHD = jnp.where(carry.cached_B[:, None, None], cache.last_key_BHD, 0)
         return Segment(nothing, nothing, last_key_BHD)
 
-    nothing = tuple(Noticed(None, _unused(bank)) for bank in carry.banks)
-    return Opened(carry, tuple(map(empty, carry.caches)), jnp.zeros((), jnp.int32), nothing)
+    nothing = tuple(ReadStats(None, _unused(bank)) for bank in carry.banks)
+    return PartialSegment(carry, tuple(map(empty, carry.caches)), jnp.zeros((), jnp.int32), nothing)
 
 
 def _unused(bank: Bank) -> Int[jax.Array, "B M"] | None:
-    used_BM = None if bank.addresses is None else bank.addresses.used_BM
+    used_BM = None if bank.slot_table is None else bank.slot_table.used_BM
     return None if used_BM is None else jnp.zeros(used_BM.shape, jnp.int32)
 
 
@@ -69,15 +69,18 @@ def extend(
     parameters: Parameters,
     inputs_BN: Int[Array, "B N"],
     count: Int[Array, ""],
-    opened: Opened,
-) -> tuple[Float[jax.Array, "B V"], Opened]:
+    opened: PartialSegment,
+) -> tuple[Float[jax.Array, "B V"], PartialSegment]:
     """Reads the next `count` inputs of a segment: the first of those given, the others being padding.
 
     All of those given must fit into the segment. Returns float32 logits of the token after the last one read.
     """
     model = nnx.merge(graph, parameters)
     search, carry = make_search(model.memory), opened.carry
-    segments, noticed = [], dict(zip(model.settings.bank_layers if carry.banks else (), opened.noticed, strict=True))
+    segments, read_stats = (
+        [],
+        dict(zip(model.settings.bank_layers if carry.banks else (), opened.read_stats, strict=True)),
+    )
     part = Part(opened.position, jnp.asarray(count), inputs_BN.shape[1])
     tokens, window = opened.segments[0].keys_BHND.shape[2], carry.caches[0].keys_BHWD.shape[2]
     biases = [bias(tokens, window, part) for bias in model.biases]
@@ -93,21 +96,21 @@ def extend(
         segments.append(segment)
         if of_bank is not None:
             owner = model.settings.read_from[1 + index]
-            noticed[owner] = jax.tree.map(jnp.add, noticed[owner], of_bank._replace(recall=None))
+            read_stats[owner] = jax.tree.map(jnp.add, read_stats[owner], of_bank._replace(recall=None))
     last_B1E = lax.dynamic_slice_in_dim(x_BNE, part.count - 1, 1, axis=1)
     logits_BV = model.embedding.logits(model.final_norm(last_B1E))[:, 0]
-    return logits_BV, Opened(carry, tuple(segments), opened.position + part.count, tuple(noticed.values()))
+    return logits_BV, PartialSegment(carry, tuple(segments), opened.position + part.count, tuple(read_stats.values()))
 
 
-def close_segment(opened: Opened, model: ModelSettings, memory: MemorySettings) -> Carry:
+def close_segment(opened: PartialSegment, model: ModelSettings, memory: MemorySettings) -> Carry:
     """The carry behind a segment of which all `N` tokens are read: its keys and values go to caches and memory."""
     search, carry = make_search(memory), opened.carry
     every_BN = jnp.ones((len(carry.cached_B), opened.segments[0].keys_BHND.shape[2]), bool)
     caches = tuple(close(segment, cache) for segment, cache in zip(opened.segments, carry.caches, strict=True))
     banks = []
-    for number, bank, noticed in zip(
-        model.bank_layers if carry.banks else (), carry.banks, opened.noticed, strict=True
+    for number, bank, read_stats in zip(
+        model.bank_layers if carry.banks else (), carry.banks, opened.read_stats, strict=True
     ):
         segment, cached = (Tokens(*of[number - 1][:2]) for of in (opened.segments, carry.caches))
-        banks.append(write(add(masked(bank, every_BN), noticed), segment, cached, memory, search))
+        banks.append(write(add(masked(bank, every_BN), read_stats), segment, cached, memory, search))
     return Carry(caches, jnp.ones_like(carry.cached_B), tuple(banks))

@@ -21,12 +21,12 @@ from jaxtyping import Float, Int
 from memorizing.data.documents import FolderSettings, Problem, read_path
 from memorizing.data.vocabulary import TextStream, Vocabulary, encoded_text
 from memorizing.errors import InputError
-from memorizing.generation.decoding import Opened, close_segment, extend, open_segment
+from memorizing.generation.decoding import PartialSegment, close_segment, extend, open_segment
 from memorizing.memory.bank import clear
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
-from memorizing.parallel.mesh import constrain_tree, everywhere, made, shardings
+from memorizing.parallel.mesh import constrain_tree, everywhere, init_sharded, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.snapshots import (
     ReadText,
@@ -117,7 +117,7 @@ class Reader:
         self._folder, self._mesh, self._say = folder, mesh, say
         self._calls = _calls(source.model, self.memory, source.segment_length, vocabulary.special, vocabulary.size)
         empty = functools.partial(empty_carry, source.model, self.memory, 1, source.segment_length)
-        self._carry: Carry = made(mesh, empty, functools.partial(shardings, mesh))
+        self._carry: Carry = init_sharded(mesh, empty, functools.partial(shardings, mesh))
         # Of the segment that is not in the carry yet: at least one, so that there is always something to go on from.
         self._inputs = [vocabulary.begin]
         # Once something is written behind these inputs: what the model made of them.
@@ -268,7 +268,7 @@ class Reader:
 
 
 class _Calls:
-    """What a reader computes, each compiled once. A `part` is an `Opened` without its carry, which lasts longer.
+    """What a reader computes, each compiled once. A `part` is a `PartialSegment` less its carry, which lasts longer.
 
     Only tokens below `size` are written, and none that are `special`.
 
@@ -291,7 +291,7 @@ class _Calls:
             return constrain_tree(apply_model(graph, parameters, batch, carry)[1])
 
         def extended(parameters, carry, part, inputs_BN, count):
-            logits_BV, opened = extend(graph, parameters, inputs_BN, count, Opened(carry, *part))
+            logits_BV, opened = extend(graph, parameters, inputs_BN, count, PartialSegment(carry, *part))
             return everywhere(logits_BV), constrain_tree(opened)[1:]
 
         def opening(parameters, carry, inputs_BN, count):
@@ -302,7 +302,7 @@ class _Calls:
             return everywhere(token_B), *extended(parameters, carry, part, token_B[:, None], jnp.asarray(1))
 
         def closing(carry, part):
-            carry = constrain_tree(close_segment(Opened(carry, *part), model, memory))
+            carry = constrain_tree(close_segment(PartialSegment(carry, *part), model, memory))
             return carry, constrain_tree(open_segment(carry, segment_length))[1:]
 
         self.segment = jax.jit(segment, donate_argnums=1)

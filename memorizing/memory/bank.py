@@ -24,20 +24,20 @@ from jaxtyping import Bool, Float, Int
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search import NO_INDEX, Index, Keys, Search, make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.slot_table import Addresses, cleared, emptied_addresses, no_addresses, refilled
+from memorizing.memory.slot_table import SlotTable, cleared, emptied_slot_table, new_slot_table, refilled
 from memorizing.memory.slots import Stored, write_at, write_run
 from memorizing.shapes import Array
 
 
 class Recall(NamedTuple):
-    """Counts of sampled queries since the bank was made: neighbours that there were, that were found, and their ages.
+    """Counts of sampled queries since the bank was made: neighbors that there were, that were found, and their ages.
 
-    They overflow after two thousand million neighbours, which is after millions of segments; differences stay right.
+    They overflow after two thousand million neighbors, which is after millions of segments; differences stay right.
 
     Attributes:
-        found_BH: neighbours that were found.
-        wanted_BH: neighbours that there were.
-        retrieved_BH: slots that were retrieved, whether they are true neighbours or not.
+        found_BH: neighbors that were found.
+        wanted_BH: neighbors that there were.
+        retrieved_BH: slots that were retrieved, whether they are true neighbors or not.
         age_BH: how many segments ago these were written, added up: 1 for the segment before.
         tokens_B: how many tokens the segment has that reads next: queries behind them are padding, and do not count.
     """
@@ -71,7 +71,7 @@ class Bank(NamedTuple):
     scales_BHM: Float[jax.Array, "B H M"] | None = None
     index: Index = NO_INDEX
     recall: Recall | None = None
-    addresses: Addresses | None = None
+    slot_table: SlotTable | None = None
     visible_B: Int[jax.Array, "B"] | None = None
 
     @property
@@ -92,7 +92,7 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
         jnp.zeros(shape[:3], jnp.float32) if key_dtype in DTYPES else None,
         make_search(settings).empty_index(*shape),
         no_recall(rows, heads) if settings.report_recall else None,
-        no_addresses(rows, settings),
+        new_slot_table(rows, settings),
     )
 
 
@@ -101,8 +101,8 @@ def emptied(like: Bank) -> Bank:
     bank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     if bank.recall is not None:
         bank = bank._replace(recall=no_recall(*bank.keys_BHMD.shape[:2]))
-    if bank.addresses is not None:
-        bank = bank._replace(addresses=emptied_addresses(bank.addresses))
+    if bank.slot_table is not None:
+        bank = bank._replace(slot_table=emptied_slot_table(bank.slot_table))
     return bank
 
 
@@ -114,13 +114,13 @@ def no_recall(rows: int, heads: int) -> Recall:
 
 def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:
     """The bank as it is to be read by a segment that has tokens where the mask is True, and padding behind them."""
-    if bank.recall is None and bank.addresses is None:
+    if bank.recall is None and bank.slot_table is None:
         return bank
     tokens_B = mask_BN.sum(1, dtype=jnp.int32)
-    recall, addresses = bank.recall, bank.addresses
+    recall, slot_table = bank.recall, bank.slot_table
     return bank._replace(
         recall=None if recall is None else recall._replace(tokens_B=tokens_B),
-        addresses=None if addresses is None else addresses._replace(coming_B=tokens_B),
+        slot_table=None if slot_table is None else slot_table._replace(coming_B=tokens_B),
     )
 
 
@@ -128,15 +128,15 @@ def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
     """Forgets everything in the rows where `rows_B` is True."""
     return bank._replace(
         length_B=jnp.where(rows_B, 0, bank.length_B),
-        addresses=None if bank.addresses is None else cleared(bank.addresses, rows_B),
+        slot_table=None if bank.slot_table is None else cleared(bank.slot_table, rows_B),
     )
 
 
-class Noticed(NamedTuple):
+class ReadStats(NamedTuple):
     """What is noticed while a bank is read, to be added to it; None of what the bank does not keep.
 
     Attributes:
-        recall: counts of neighbours.
+        recall: counts of neighbors.
         used_BM: attention received by each slot, summed over heads and queries, in parts of 1 / `PARTS`: whole numbers,
             whose sum is the same in any order.
     """
@@ -149,15 +149,15 @@ PARTS = 1 << 14
 """Into which the attention of one query and head is divided: sums over 100,000 queries and heads fit into 32 bits."""
 
 
-def add(bank: Bank, noticed: Noticed) -> Bank:
+def add(bank: Bank, read_stats: ReadStats) -> Bank:
     """The bank with what was noticed while it was read, by one layer or by several: before it is written again."""
-    recall, addresses = bank.recall, bank.addresses
-    if recall is not None and noticed.recall is not None:
-        recall = jax.tree.map(jnp.add, recall, noticed.recall)
-    if addresses is not None and addresses.used_BM is not None and noticed.used_BM is not None:
-        used_BM = addresses.used_BM + noticed.used_BM.astype(jnp.float32) / PARTS
-        addresses = addresses._replace(used_BM=used_BM)
-    return bank._replace(recall=recall, addresses=addresses)
+    recall, slot_table = bank.recall, bank.slot_table
+    if recall is not None and read_stats.recall is not None:
+        recall = jax.tree.map(jnp.add, recall, read_stats.recall)
+    if slot_table is not None and slot_table.used_BM is not None and read_stats.used_BM is not None:
+        used_BM = slot_table.used_BM + read_stats.used_BM.astype(jnp.float32) / PARTS
+        slot_table = slot_table._replace(used_BM=used_BM)
+    return bank._replace(recall=recall, slot_table=slot_table)
 
 
 def refill(bank: Bank, rows_B: Bool[Array, "B"], prebuilt: Bank, search: Search, tokens: int) -> Bank:
@@ -173,11 +173,11 @@ def refill(bank: Bank, rows_B: Bool[Array, "B"], prebuilt: Bank, search: Search,
 
     def put_all() -> Bank:
         filled = _with(bank, jax.tree.map(put, _stored(bank), _stored(prebuilt)))
-        addresses = bank.addresses
-        if addresses is not None and prebuilt.addresses is not None:
-            addresses = refilled(addresses, rows_B, prebuilt.addresses)
+        slot_table = bank.slot_table
+        if slot_table is not None and prebuilt.slot_table is not None:
+            slot_table = refilled(slot_table, rows_B, prebuilt.slot_table)
         length_B = jnp.where(rows_B, prebuilt.length_B, bank.length_B)
-        filled = filled._replace(length_B=length_B, addresses=addresses)
+        filled = filled._replace(length_B=length_B, slot_table=slot_table)
         return reindexed(filled, search, tokens) if bank.index.slots else filled
 
     return lax.cond(rows_B.any(), put_all, lambda: bank)
@@ -210,14 +210,14 @@ def place(
     keys_BHND: Float[jax.Array, "B H N D"],
     values_BHND: Float[jax.Array, "B H N D"],
     slots_BN: Int[jax.Array, "B N"],
-    addresses: Addresses,
+    slot_table: SlotTable,
     search: Search,
 ) -> Bank:
     """Writes each token of a segment into its slot (see `write_at`); `addresses` is what is known of all slots then."""
     new, learned = _to_store(bank, keys_BHND, values_BHND, search)
     held = write_at(_stored(bank, bank.index.slots), new, slots_BN)
-    length_B = addresses.held_BM.sum(1, dtype=jnp.int32)
-    return _with(bank, held, learned)._replace(length_B=length_B, addresses=addresses)
+    length_B = slot_table.held_BM.sum(1, dtype=jnp.int32)
+    return _with(bank, held, learned)._replace(length_B=length_B, slot_table=slot_table)
 
 
 def _to_store(bank: Bank, keys_BHND, values_BHND, search: Search) -> tuple[Stored, dict[str, jax.Array]]:
@@ -300,15 +300,15 @@ def size(banks: Sequence[Bank]) -> int:
 
 def as_ring(bank: Bank) -> Bank:
     """A bank with addresses as a ring: what its slots hold, in order of position; without an index."""
-    if bank.addresses is None:
+    if bank.slot_table is None:
         return bank
-    order_BM = jnp.argsort(bank.addresses.positions_BM, axis=1)  # those that hold nothing first
+    order_BM = jnp.argsort(bank.slot_table.positions_BM, axis=1)  # those that hold nothing first
 
     def ordered(part: jax.Array) -> jax.Array:
         return jnp.take_along_axis(part, order_BM.reshape(order_BM.shape[0], 1, -1, *(1,) * (part.ndim - 3)), axis=2)
 
     return _with(bank, jax.tree.map(ordered, _stored(bank)))._replace(
-        cursor=jnp.zeros_like(bank.cursor), index=NO_INDEX, addresses=None
+        cursor=jnp.zeros_like(bank.cursor), index=NO_INDEX, slot_table=None
     )
 
 
@@ -325,12 +325,12 @@ def readable(bank: Bank) -> Int[jax.Array, "B"]:
 
 def valid(bank: Bank) -> Bool[jax.Array, "B M"]:
     """Which slots the next segment may read: those that hold a token of the row's present document, if `visible_B`."""
-    if bank.addresses is None:
+    if bank.slot_table is None:
         return ages(bank)[None, :] < readable(bank)[:, None]
-    held_BM = bank.addresses.held_BM
+    held_BM = bank.slot_table.held_BM
     if bank.visible_B is None:
         return held_BM
-    newer_BM = jnp.argsort(jnp.argsort(-bank.addresses.positions_BM))  # how many tokens held are newer
+    newer_BM = jnp.argsort(jnp.argsort(-bank.slot_table.positions_BM))  # how many tokens held are newer
     return held_BM & (newer_BM < bank.visible_B[:, None])
 
 
@@ -339,13 +339,13 @@ def tokens_ago(bank: Bank, write_every: int) -> Int[jax.Array, "B M"]:
 
     The one place that knows which token a slot holds; it means nothing for slots that may not be read.
     """
-    if bank.addresses is not None:
-        return bank.addresses.read_B[:, None] - bank.addresses.positions_BM
+    if bank.slot_table is not None:
+        return bank.slot_table.read_B[:, None] - bank.slot_table.positions_BM
     return jnp.broadcast_to(write_every * (ages(bank) + 1), (len(bank.length_B), bank.keys_BHMD.shape[2]))
 
 
 def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
-    """The share of true neighbours that were found between two states of a bank; None if it does not count."""
+    """The share of true neighbors that were found between two states of a bank; None if it does not count."""
     return _ratio(before, after, "found_BH", "wanted_BH")
 
 

@@ -17,50 +17,50 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.slot_table import Addresses
+from memorizing.memory.slot_table import SlotTable
 
 
 def taken_slots(
-    addresses: Addresses, admitted_BN: Bool[jax.Array, "B N"], memory: MemorySettings
+    slot_table: SlotTable, admitted_BN: Bool[jax.Array, "B N"], memory: MemorySettings
 ) -> Int[jax.Array, "B N"]:
     """The slot of each token of a segment, all different; `M` where a token is not `admitted`, or gets none."""
-    slots = addresses.positions_BM.shape[1]
+    slots = slot_table.positions_BM.shape[1]
     number_BN = jnp.cumsum(admitted_BN, axis=1, dtype=jnp.int32) - 1  # of a token among those admitted
     if memory.eviction == "reservoir":
-        slots_BN = _drawn(addresses, number_BN, memory.sink)
+        slots_BN = _drawn(slot_table, number_BN, memory.sink)
     else:
-        order_BM, most_B = _leaving(addresses, memory)
+        order_BM, most_B = _leaving(slot_table, memory)
         slots_BN = jnp.take_along_axis(order_BM, jnp.clip(number_BN, 0, slots - 1), axis=1)
         slots_BN = jnp.where(number_BN < most_B[:, None], slots_BN, slots)
     return _last_wins(jnp.where(admitted_BN, slots_BN, slots), slots)
 
 
-def fair_start(addresses: Addresses) -> Float[jax.Array, "B"]:
+def fair_start(slot_table: SlotTable) -> Float[jax.Array, "B"]:
     """What a new token counts as used: the mean of those held, since nothing could read it yet.
 
     So a token stays as long as it is read more than the average of those that came with it and after it. Of tokens that
     nothing ever reads the oldest goes first.
     """
-    assert addresses.used_BM is not None
-    held_BM = addresses.held_BM
-    return jnp.where(held_BM, addresses.used_BM, 0).sum(1) / jnp.maximum(held_BM.sum(1), 1)
+    assert slot_table.used_BM is not None
+    held_BM = slot_table.held_BM
+    return jnp.where(held_BM, slot_table.used_BM, 0).sum(1) / jnp.maximum(held_BM.sum(1), 1)
 
 
-def _leaving(addresses: Addresses, memory: MemorySettings) -> tuple[Int[jax.Array, "B M"], Int[jax.Array, "B"]]:
+def _leaving(slot_table: SlotTable, memory: MemorySettings) -> tuple[Int[jax.Array, "B M"], Int[jax.Array, "B"]]:
     """Slots in the order in which they are to be taken, free ones first, and how many may be."""
-    held_BM, positions_BM = addresses.held_BM, addresses.positions_BM
+    held_BM, positions_BM = slot_table.held_BM, slot_table.positions_BM
     slot_BM = lax.broadcasted_iota(jnp.int32, positions_BM.shape, 1)
-    used_BM = jnp.zeros(positions_BM.shape) if addresses.used_BM is None else addresses.used_BM
+    used_BM = jnp.zeros(positions_BM.shape) if slot_table.used_BM is None else slot_table.used_BM
     stays_BM = held_BM & ((slot_BM < memory.sink) | (memory.eviction == "none"))
     rank_BM = jnp.where(stays_BM, jnp.inf, jnp.where(held_BM, used_BM, -1.0))
     _, _, order_BM = lax.sort((rank_BM, positions_BM, slot_BM), num_keys=3)
     return order_BM, (~stays_BM).sum(1, dtype=jnp.int32)
 
 
-def _drawn(addresses: Addresses, number_BN: Int[jax.Array, "B N"], sink: int) -> Int[jax.Array, "B N"]:
+def _drawn(slot_table: SlotTable, number_BN: Int[jax.Array, "B N"], sink: int) -> Int[jax.Array, "B N"]:
     """Slots by algorithm R. What is drawn follows from the row, its document's number and that of the token alone."""
-    rows, slots = addresses.positions_BM.shape
-    count_BN = addresses.admitted_B[:, None] + jnp.maximum(number_BN, 0)
+    rows, slots = slot_table.positions_BM.shape
+    count_BN = slot_table.admitted_B[:, None] + jnp.maximum(number_BN, 0)
 
     def draw(row: jax.Array, document: jax.Array, count_N: jax.Array) -> jax.Array:
         of_document = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), row), document)
@@ -69,7 +69,7 @@ def _drawn(addresses: Addresses, number_BN: Int[jax.Array, "B N"], sink: int) ->
             rng_N, jnp.maximum(count_N - sink, 0) + 1
         )
 
-    drawn_BN = jax.vmap(draw)(jnp.arange(rows), addresses.documents_B, count_BN)
+    drawn_BN = jax.vmap(draw)(jnp.arange(rows), slot_table.documents_B, count_BN)
     replaced_BN = jnp.where(drawn_BN < slots - sink, sink + drawn_BN, slots)
     return jnp.where(count_BN < slots, count_BN, replaced_BN)
 

@@ -16,24 +16,24 @@ class MemorySettings:
 
     Attributes:
         size: slots per row and head (`M`), in tokens; 0 for no memory.
-        neighbours: how many slots a query retrieves (`K`); nothing to `dense`, which attends to all.
+        neighbors: how many slots a query retrieves (`K`); nothing to `dense`, which attends to all.
         dtype: of the stored keys and values.
         key_dtype: of the stored keys, if it is to be another: 8 bits take half the room of bfloat16.
-        search: how neighbours are found, see `memorizing.memory.search`; `auto` chooses by device and size. With
+        search: how neighbors are found, see `memorizing.memory.search`; `auto` chooses by device and size. With
             `dense` nothing is searched: for a small memory, of which the backward pass keeps a copy.
         minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
         report_recall: whether to search again, exactly, for some queries of each segment, and to report which share of
-            the true neighbours `search` had found; true among the keys as they are stored. In training also how many
+            the true neighbors `search` had found; true among the keys as they are stored. In training also how many
             updates old the keys are that it found (the cost is that of the search again, for 8 queries a segment).
         block_size: slots that `blocked` and `binned` score at a time.
-        recall_target: the share of the true neighbours that `pallas`, `binned` and `approximate` are laid out to find;
+        recall_target: the share of the true neighbors that `pallas`, `binned` and `approximate` are laid out to find;
             less is faster.
         gpu_kernel: what compiles `pallas` for NVIDIA GPUs; `mosaic` is for keys of 16 bits on Hopper, others then take
             `triton`.
-        proposer: a small copy of the keys in which `search` only proposes neighbours, while the keys themselves decide:
+        proposer: a small copy of the keys in which `search` only proposes neighbors, while the keys themselves decide:
             `int8`, `float8`, a `projection` to fewer features, or the `learned` features of a model that has them
             (`Model.index_size`); None to search among the keys.
-        proposals: how many are proposed for each query, if not more neighbours are wanted.
+        proposals: how many are proposed for each query, if not more neighbors are wanted.
         projection_size: features of a projected copy.
         candidates: slots that `lsh` and `ivf` look at for each query.
         lsh_tables: of hashes that each slot has.
@@ -61,7 +61,7 @@ class MemorySettings:
     """
 
     size: int = 8192
-    neighbours: int = 32
+    neighbors: int = 32
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     key_dtype: Literal["bfloat16", "float32", EightBits] | None = None
     search: Literal["auto", "exact", "native", "blocked", "pallas", "binned", "approximate", "ivf", "lsh", "faiss",
@@ -93,25 +93,25 @@ class MemorySettings:
     def __post_init__(self):
         if self.size < 0:
             raise InputError(f"Memory.size = {self.size}: must be 0 (no memory) or a number of tokens")
-        if self.neighbours < 1:
-            raise InputError(f"Memory.neighbours = {self.neighbours}: must be at least 1; the paper uses 32")
+        if self.neighbors < 1:
+            raise InputError(f"Memory.neighbors = {self.neighbors}: must be at least 1; the paper uses 32")
         if self.search == "dense" and (self.proposer is not None or self.report_recall):
             name = "report_recall" if self.report_recall else "proposer"
             raise InputError(
                 f"Memory.{name} = {getattr(self, name)!r} with Memory.search = 'dense', which attends to all slots and "
                 "searches nothing: leave one of the two out"
             )
-        if self.size and self.neighbours > self.size and self.search != "dense":
+        if self.size and self.neighbors > self.size and self.search != "dense":
             raise InputError(
-                f"Memory.neighbours = {self.neighbours} is more than Memory.size = {self.size}: "
-                f"retrieve fewer neighbours (at most {self.size}) or make the memory larger"
+                f"Memory.neighbors = {self.neighbors} is more than Memory.size = {self.size}: "
+                f"retrieve fewer neighbors (at most {self.size}) or make the memory larger"
             )
         if self.block_size < 1:
             raise InputError(f"Memory.block_size = {self.block_size}: must be at least 1 slot; 8192 is a good start")
         if not 0 < self.recall_target <= 0.99:
             raise InputError(
                 f"Memory.recall_target = {self.recall_target}: must be above 0 and at most 0.99, since beyond that "
-                "approximate searches save nothing: for all of the neighbours set Memory.search = 'blocked'"
+                "approximate searches save nothing: for all of the neighbors set Memory.search = 'blocked'"
             )
         for name in ("proposals", "projection_size", "candidates", "lsh_tables", "lsh_bits", "lsh_probes", "ivf_lists",
                      "ivf_probes", "faiss_effort"):  # fmt: skip
@@ -145,7 +145,7 @@ class MemorySettings:
         self._check_writing()
 
     @property
-    def addressed(self) -> bool:
+    def uses_slot_table(self) -> bool:
         """Whether rows need slots of their own (`memorizing.memory.slot_table`), for what a ring cannot express.
 
         Namely: to keep other tokens than the newest; to write in each row as many tokens as it happens to have.
@@ -188,12 +188,12 @@ class MemorySettings:
     @property
     def retrieved(self) -> int:
         """How many slots a query attends to."""
-        return self.size if self.search == "dense" else self.neighbours
+        return self.size if self.search == "dense" else self.neighbors
 
     def _check_candidates(self) -> None:
-        wanted = max(self.neighbours, self.proposals if self.proposer else 0)
+        wanted = max(self.neighbors, self.proposals if self.proposer else 0)
         if self.candidates < min(wanted, self.size):
-            name = "neighbours" if wanted == self.neighbours else "proposals"
+            name = "neighbors" if wanted == self.neighbors else "proposals"
             raise InputError(
                 f"Memory.candidates = {self.candidates} is less than Memory.{name} = {wanted}: {self.search!r} finds "
                 f"no more than it looks at; look at {wanted} or more, or want fewer"

@@ -20,7 +20,7 @@ NOTHING = -1
 """The position of a slot that holds nothing."""
 
 
-class Addresses(NamedTuple):
+class SlotTable(NamedTuple):
     """What an addressed bank knows of its slots and rows.
 
     Attributes:
@@ -47,12 +47,12 @@ class Addresses(NamedTuple):
         return self.positions_BM != NOTHING
 
 
-def no_addresses(rows: int, settings: MemorySettings) -> Addresses | None:
+def new_slot_table(rows: int, settings: MemorySettings) -> SlotTable | None:
     """Before anything is read; None for a memory that is a ring. Until a mask is known, all that comes is tokens."""
-    if not settings.addressed:
+    if not settings.uses_slot_table:
         return None
     none_B = lambda: jnp.zeros(rows, jnp.int32)  # noqa: E731  (an array each, since each may be donated)
-    return Addresses(
+    return SlotTable(
         positions_BM=jnp.full((rows, settings.size), NOTHING, jnp.int32),
         read_B=none_B(),
         admitted_B=none_B(),
@@ -63,7 +63,7 @@ def no_addresses(rows: int, settings: MemorySettings) -> Addresses | None:
     )
 
 
-def emptied_addresses(like: Addresses) -> Addresses:
+def emptied_slot_table(like: SlotTable) -> SlotTable:
     """Addresses of these shapes before anything is read."""
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     return nothing._replace(
@@ -72,27 +72,27 @@ def emptied_addresses(like: Addresses) -> Addresses:
     )
 
 
-def cleared(addresses: Addresses, rows_B: Bool[Array, "B"]) -> Addresses:
+def cleared(slot_table: SlotTable, rows_B: Bool[Array, "B"]) -> SlotTable:
     """The rows where `rows_B` is True begin anew."""
-    none_B = jnp.zeros_like(addresses.read_B)
+    none_B = jnp.zeros_like(slot_table.read_B)
     begin_B = lambda value_B: jnp.where(rows_B, none_B, value_B)  # noqa: E731
-    had_read_B = (addresses.read_B > 0).astype(jnp.int32)
-    return addresses._replace(
-        positions_BM=jnp.where(rows_B[:, None], NOTHING, addresses.positions_BM),
-        read_B=begin_B(addresses.read_B),
-        admitted_B=begin_B(addresses.admitted_B),
-        documents_B=addresses.documents_B + jnp.where(rows_B, had_read_B, 0),
-        cached_B=begin_B(addresses.cached_B),
+    had_read_B = (slot_table.read_B > 0).astype(jnp.int32)
+    return slot_table._replace(
+        positions_BM=jnp.where(rows_B[:, None], NOTHING, slot_table.positions_BM),
+        read_B=begin_B(slot_table.read_B),
+        admitted_B=begin_B(slot_table.admitted_B),
+        documents_B=slot_table.documents_B + jnp.where(rows_B, had_read_B, 0),
+        cached_B=begin_B(slot_table.cached_B),
     )
 
 
-def refilled(addresses: Addresses, rows_B: Bool[Array, "B"], prebuilt: Addresses) -> Addresses:
+def refilled(slot_table: SlotTable, rows_B: Bool[Array, "B"], prebuilt: SlotTable) -> SlotTable:
     """The rows where `rows_B` is True begin where `prebuilt`, of one row, has got to; without its XL cache."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(rows_B.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
 
-    begun = cleared(addresses, rows_B)
-    return jax.tree.map(put, addresses, prebuilt)._replace(
+    begun = cleared(slot_table, rows_B)
+    return jax.tree.map(put, slot_table, prebuilt)._replace(
         documents_B=begun.documents_B, coming_B=begun.coming_B, cached_B=begun.cached_B
     )

@@ -21,7 +21,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Bool, Float
 
-from memorizing.memory.bank import Bank, Noticed
+from memorizing.memory.bank import Bank, ReadStats
 from memorizing.memory.search import Search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens
@@ -64,7 +64,7 @@ class Segment(NamedTuple):
     last_key_BHD: Float[jax.Array, "B H D"]
 
 
-class Remembered(NamedTuple):
+class LayerMemoryUpdate(NamedTuple):
     """What a memory layer has to say of a segment: what is to be written, once all have read; and of its own reading.
 
     Attributes:
@@ -76,7 +76,7 @@ class Remembered(NamedTuple):
 
     segment: Segment
     cached: Tokens
-    noticed: Noticed
+    read_stats: ReadStats
     gate_BHN: Float[jax.Array, "B H N"]
 
 
@@ -85,11 +85,11 @@ class Attention(nnx.Module):
 
     def __init__(self, settings: ModelSettings, has_memory: bool, rngs: nnx.Rngs):
         embedding, heads, size = settings.embedding_size, settings.heads, settings.head_size
-        key_heads = settings.kv_heads
+        kv_heads = settings.kv_head_count
         self.frequencies = frequencies(settings) if settings.positions == "rope" else None
         self.query_EHD = normal_parameter(rngs, (embedding, heads, size), embedding)
-        self.key_EHD = normal_parameter(rngs, (embedding, key_heads, size), embedding)
-        self.value_EHD = normal_parameter(rngs, (embedding, key_heads, size), embedding)
+        self.key_EHD = normal_parameter(rngs, (embedding, kv_heads, size), embedding)
+        self.value_EHD = normal_parameter(rngs, (embedding, kv_heads, size), embedding)
         self.out_HDE = normal_parameter(rngs, (heads, size, embedding), heads * size)
         self.has_bias, self.has_out_bias = settings.attention_bias != "none", settings.attention_bias == "all"
         if self.has_bias:
@@ -107,12 +107,12 @@ class Attention(nnx.Module):
         self.has_index = has_memory and settings.index_size > 0
         if has_memory:
             if self.has_index:
-                first = first_index(key_heads, size, settings.index_size)
+                first = first_index(kv_heads, size, settings.index_size)
                 self.index_query_HDP, self.index_key_HDP = (nnx.Param(part) for part in first)
             if settings.key_shift:
                 # Half of the heads start out seeing each key's predecessor and asking as keys are made, so that before
                 # anything is learned they find what followed a token the last time. All may learn otherwise.
-                shifted_H = jnp.arange(key_heads) % 2
+                shifted_H = jnp.arange(kv_heads) % 2
                 self.shift_HD = nnx.Param(jnp.tile(shifted_H.astype(jnp.float32)[:, None], size))
                 self.query_EHD[...] = jnp.where(
                     jnp.repeat(shifted_H, settings.group)[:, None],
@@ -140,7 +140,7 @@ class Attention(nnx.Module):
         memory: MemorySettings,
         negative_rows: int = 0,
         mask_BN: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Float[jax.Array, "B N E"], Cache, Remembered | None]:
+    ) -> tuple[Float[jax.Array, "B N E"], Cache, LayerMemoryUpdate | None]:
         """Reads a whole segment; also gives the cache behind it, and what is for the memory, where there is a bank."""
         before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(x_BNE.dtype), 0)
         query, segment = self._project(x_BNE, before_BHD)
@@ -160,7 +160,7 @@ class Attention(nnx.Module):
         part: Part,
         search: Search,
         memory: MemorySettings,
-    ) -> tuple[Float[jax.Array, "B N E"], Segment, Noticed | None]:
+    ) -> tuple[Float[jax.Array, "B N E"], Segment, ReadStats | None]:
         """Reads a part of a segment, behind what was read of it before, and writes it into the `segment`.
 
         Cache and bank are those before the segment, and stay so until it is full; what is noticed of the bank is told.
@@ -172,7 +172,7 @@ class Attention(nnx.Module):
         )
         segment = Segment(keys_BHND, values_BHND, new.last_key_BHD)
         out, remembered = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part)
-        return out, remembered.segment if remembered else segment, remembered.noticed if remembered else None
+        return out, remembered.segment if remembered else segment, remembered.read_stats if remembered else None
 
     def _project(self, x_BNE, before_BHD, last=-1):
         """Queries, and keys and values as they are attended to; `before_BHD` is the key of the token before."""
@@ -219,7 +219,7 @@ class Attention(nnx.Module):
         out = local.out_BHND
         if bank is not None:
             # Queried before this segment is written, so that nothing in the memory can leak the future.
-            remote, found_BHN, noticed = attend_to_memory(
+            remote, found_BHN, read_stats = attend_to_memory(
                 query,
                 bank,
                 search,
@@ -237,7 +237,7 @@ class Attention(nnx.Module):
             )
             gate_BHN = opened(self._logit(query, local, remote), found_BHN)
             segment = segment._replace(keys_BHND=key, values_BHND=value)
-            remembered = Remembered(segment, Tokens(*cache[:2]), noticed, gate_BHN)
+            remembered = LayerMemoryUpdate(segment, Tokens(*cache[:2]), read_stats, gate_BHN)
             out = mixed(gate_BHN, remote.out_BHND, out)
         out = jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype))
         if self.has_out_bias:

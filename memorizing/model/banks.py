@@ -16,7 +16,7 @@ from memorizing.memory.bank import Bank, add
 from memorizing.memory.search import Search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
-from memorizing.model.attention import Remembered
+from memorizing.model.attention import LayerMemoryUpdate
 from memorizing.model.settings import ModelSettings
 
 
@@ -33,13 +33,13 @@ class Banks:
         """The bank that a layer reads."""
         return self._banks.get(self._read_from.get(number, 0))
 
-    def remember(self, number: int, remembered: Remembered, x_BNE: jax.Array, search: Search) -> jax.Array:
+    def remember(self, number: int, remembered: LayerMemoryUpdate, x_BNE: jax.Array, search: Search) -> jax.Array:
         """Takes what a memory layer has read and what it leaves, and writes what nobody is still to read.
 
         Returns the stream `x_BNE`, on which all that is read later depends.
         """
         read = self._read_from[number]
-        self._banks[read] = add(self._banks[read], remembered.noticed)
+        self._banks[read] = add(self._banks[read], remembered.read_stats)
         if number in self._banks:
             self._waiting[number] = Tokens(*remembered.segment[:2]), remembered.cached
         for owner, (segment, cached) in list(self._waiting.items()):

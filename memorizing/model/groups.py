@@ -31,7 +31,7 @@ def by_query_head(x_BHN_: jax.Array, group: int) -> jax.Array:
 
 
 def products(
-    query_BHND: Float[jax.Array, "B H N D"], keys_BHJD: Float[jax.Array, "B key_heads J D"]
+    query_BHND: Float[jax.Array, "B H N D"], keys_BHJD: Float[jax.Array, "B kv_heads J D"]
 ) -> Float[jax.Array, "B H N J"]:
     """Of each query with all keys of its key head, in float32."""
     if query_BHND.shape[1] == keys_BHJD.shape[1]:
@@ -42,7 +42,7 @@ def products(
 
 
 def weighted_sums(
-    weights_BHNJ: Float[jax.Array, "B H N J"], values_BHJD: Float[jax.Array, "B key_heads J D"]
+    weights_BHNJ: Float[jax.Array, "B H N J"], values_BHJD: Float[jax.Array, "B kv_heads J D"]
 ) -> Float[jax.Array, "B H N D"]:
     """Of the values of each query head's key head."""
     if weights_BHNJ.shape[1] == values_BHJD.shape[1]:
@@ -51,6 +51,6 @@ def weighted_sums(
     return jnp.einsum("BHGNJ,BHJD->BHGND", weights_BHGNJ, values_BHJD).reshape(*weights_BHNJ.shape[:3], -1)
 
 
-def _in_groups(x_BHN_: jax.Array, key_heads: int) -> jax.Array:
+def _in_groups(x_BHN_: jax.Array, kv_heads: int) -> jax.Array:
     rows, heads, *rest = x_BHN_.shape
-    return x_BHN_.reshape(rows, key_heads, heads // key_heads, *rest)
+    return x_BHN_.reshape(rows, kv_heads, heads // kv_heads, *rest)

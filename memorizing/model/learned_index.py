@@ -21,7 +21,7 @@ from memorizing.memory.search.contract import Keys, inner_products
 from memorizing.memory.search.proposed import in_features, orthonormal
 
 SAMPLED = 8
-"""Tokens of each segment and row from whose queries an index learns; and whose neighbours are counted for recall."""
+"""Tokens of each segment and row from whose queries an index learns; and whose neighbors are counted for recall."""
 
 GRADIENT = "index gradient"
 """The name of what is kept for the backward pass even where activations are computed again (`Model.remat`)."""

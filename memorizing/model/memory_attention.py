@@ -18,13 +18,13 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.bank import PARTS, Bank, Noticed, Recall, tokens_ago, valid
-from memorizing.memory.search import Keys, Neighbours, Search
+from memorizing.memory.bank import PARTS, Bank, ReadStats, Recall, tokens_ago, valid
+from memorizing.memory.search import Keys, Neighbors, Search
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.contract import counted as counted_scores
 from memorizing.memory.search.gather import gather, gather_keys
 from memorizing.memory.search.sharded import Sharded
-from memorizing.memory.slot_table import Addresses
+from memorizing.memory.slot_table import SlotTable
 from memorizing.model.gates import Read, Scores, together
 from memorizing.model.groups import by_key_head, by_query_head
 from memorizing.model.learned_index import LearnedIndex, sampled, taught
@@ -40,13 +40,13 @@ def attend_to_memory(
     query_BHND: Float[jax.Array, "B H N D"],
     bank: Bank,
     search: Search,
-    neighbours: int,
+    neighbors: int,
     *,
     index: LearnedIndex | None = None,
     mask_BN: Bool[Array, "B N"] | None = None,
     write_every: int = 1,
     negative_rows: int = 0,
-) -> tuple[Read, Bool[jax.Array, "B H N"], Noticed]:
+) -> tuple[Read, Bool[jax.Array, "B H N"], ReadStats]:
     """Reads the memory; also says which queries have found anything. Those that have not read zeros, at scores of 0.
 
     With `negative_rows` each row's queries also retrieve from the memories of the so many rows after it, all in one
@@ -64,25 +64,25 @@ def attend_to_memory(
     if index is not None:
         learned = keys.index.learned | lax.stop_gradient(index)._asdict()
         keys = keys._replace(index=keys.index._replace(learned=learned))
-    account = _account(bank, write_every)
+    tracking = _read_tracking(bank, write_every)
 
-    def attend(query_BHND: jax.Array, account: Account) -> tuple[Read, jax.Array, Noticed]:
-        attend: Any = functools.partial(_attend, search=search, neighbours=neighbours, group=group)
+    def attend(query_BHND: jax.Array, tracking: ReadTracking) -> tuple[Read, jax.Array, ReadStats]:
+        attend: Any = functools.partial(_attend, search=search, neighbors=neighbors, group=group)
         if (mesh := current_mesh()) is not None:
-            used_BM = None if account.addresses is None else account.addresses.used_BM
+            used_BM = None if tracking.slot_table is None else tracking.slot_table.used_BM
             attend = jax.shard_map(
                 functools.partial(attend, axis="memory"),
                 mesh=mesh,
                 # Every device along the memory axis reads the queries of the whole segment, and gives back its share.
-                in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(account)),
-                out_specs=(spec("BHND"), spec("BHN"), spec("BHN"), specs(Noticed(account.recall, used_BM))),
+                in_specs=(spec("BH_D"), specs(keys), spec("BHMD"), spec("BM"), specs(tracking)),
+                out_specs=(spec("BHND"), spec("BHN"), spec("BHN"), specs(ReadStats(tracking.recall, used_BM))),
                 check_vma=False,  # searches start their scans from constants, which are the same on all devices
             )
-        *read, noticed = attend(by_key_head(query_BHND, group), keys, bank.values_BHMD, valid(bank), account)
+        *read, read_stats = attend(by_key_head(query_BHND, group), keys, bank.values_BHMD, valid(bank), tracking)
         out_BHND, scores, found_BHN = jax.tree.map(lambda part: by_query_head(part, group), read)
-        return Read(out_BHND, scores), found_BHN, noticed
+        return Read(out_BHND, scores), found_BHN, read_stats
 
-    read, found_BHN, noticed = attend(query_BHND, account)
+    read, found_BHN, read_stats = attend(query_BHND, tracking)
     if index is not None and mask_BN is not None:
         places = sampled(query_BHND.shape[2])
         asked_BHND = lax.stop_gradient(by_key_head(query_BHND[:, :, places], group))
@@ -94,32 +94,32 @@ def attend_to_memory(
         others = [
             jax.tree.map(
                 lambda part, by=by: jnp.roll(part, -by, axis=0),
-                attend(jnp.roll(query_BHND, by, axis=0), Account(None, None, None))[:2],
+                attend(jnp.roll(query_BHND, by, axis=0), ReadTracking(None, None, None))[:2],
             )
             for by in range(1, negative_rows + 1)
         ]
         read = together([read, *(it[0] for it in others)], [found_BHN, *(it[1] for it in others)])
-    return read, found_BHN, noticed
+    return read, found_BHN, read_stats
 
 
-class Account(NamedTuple):
-    """What a bank keeps account of while it is read, as far as it does: see `Noticed`.
+class ReadTracking(NamedTuple):
+    """What a bank keeps account of while it is read, as far as it does: see `ReadStats`.
 
     Attributes:
-        recall: counts of neighbours.
+        recall: counts of neighbors.
         ago_BM: beside these, how many tokens ago that of each slot was read.
         addresses: of a bank that counts the attention which each slot receives.
     """
 
     recall: Recall | None
     ago_BM: Int[jax.Array, "B M"] | None
-    addresses: Addresses | None
+    slot_table: SlotTable | None
 
 
-def _account(bank: Bank, write_every: int) -> Account:
-    counts = bank.addresses is not None and bank.addresses.used_BM is not None
+def _read_tracking(bank: Bank, write_every: int) -> ReadTracking:
+    counts = bank.slot_table is not None and bank.slot_table.used_BM is not None
     ago_BM = None if bank.recall is None else tokens_ago(bank, write_every)
-    return Account(bank.recall, ago_BM, bank.addresses if counts else None)
+    return ReadTracking(bank.recall, ago_BM, bank.slot_table if counts else None)
 
 
 def _attend(
@@ -127,12 +127,12 @@ def _attend(
     keys: Keys,
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
-    account: Account,
+    tracking: ReadTracking,
     search: Search,
-    neighbours: int,
+    neighbors: int,
     group: int,
     axis: str | None = None,
-) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], Noticed]:
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], ReadStats]:
     """On one device; or, with an `axis`, on each along it: the slots are its own, as is the part of `N` it returns.
 
     Heads are those of the bank, and the queries `group` for each token (see groups.py).
@@ -140,27 +140,27 @@ def _attend(
     slots, first, oracle = valid_BM.shape[1], 0, Blocked(minimum_score=search.minimum_score)
     searched_BHND = lax.stop_gradient(query_BHND)
     if search.is_dense:
-        search(searched_BHND, keys, valid_BM, min(neighbours, slots))  # for who listens; dropped where nobody does
+        search(searched_BHND, keys, valid_BM, min(neighbors, slots))  # for who listens; dropped where nobody does
         return _attend_densely(
-            query_BHND, keys, values_BHMD, valid_BM, account.addresses, search.minimum_score, group, axis
+            query_BHND, keys, values_BHMD, valid_BM, tracking.slot_table, search.minimum_score, group, axis
         )
     if axis is not None:
         search, oracle = Sharded(inner=search, axis=axis), Sharded(inner=oracle, axis=axis)
         first = lax.axis_index(axis) * slots
-    found = search(searched_BHND, keys, valid_BM, neighbours)
+    found = search(searched_BHND, keys, valid_BM, neighbors)
     counted = None
-    if account.recall is not None and account.ago_BM is not None:
+    if tracking.recall is not None and tracking.ago_BM is not None:
         tokens = query_BHND.shape[2] // group
         places = sampled(tokens)
-        is_token_BQ = jnp.repeat(places < account.recall.tokens_B[:, None], group, axis=1)
+        is_token_BQ = jnp.repeat(places < tracking.recall.tokens_B[:, None], group, axis=1)
         places = (places[:, None] * group + jnp.arange(group)).ravel()  # all queries of the sampled tokens
-        wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbours)
+        wanted = oracle(searched_BHND[:, :, places], keys, valid_BM, neighbors)
         is_token_BHQK = is_token_BQ[:, None, :, None]
         sought, wanted = (  # padding wants and finds nothing
             each._replace(scores_BHNK=jnp.where(is_token_BHQK, each.scores_BHNK, -jnp.inf))
-            for each in (Neighbours(*(part[:, :, places] for part in found)), wanted)
+            for each in (Neighbors(*(part[:, :, places] for part in found)), wanted)
         )
-        counted = count(sought, wanted, _segments_ago(sought, account.ago_BM, tokens, first, axis))
+        counted = count(sought, wanted, _segments_ago(sought, tracking.ago_BM, tokens, first, axis))
     index_BHNK = found.slots_BHNK - first
     is_here_BHNK = (found.scores_BHNK > -jnp.inf) & (index_BHNK >= 0) & (index_BHNK < slots)
     index_BHNK = jnp.clip(index_BHNK, 0, slots - 1)
@@ -181,11 +181,11 @@ def _attend(
         "BHNK,BHNKD->BHND", weights_BHNK.astype(query_BHND.dtype), values_BHNKD, preferred_element_type=jnp.float32
     )
     total_BHN1, used_BM = weights_BHNK.sum(-1, keepdims=True), None
-    if account.addresses is not None:
-        parts_BHNK = _parts(weights_BHNK, total_BHN1, account.addresses.coming_B, group, axis)
+    if tracking.slot_table is not None:
+        parts_BHNK = _parts(weights_BHNK, total_BHN1, tracking.slot_table.coming_B, group, axis)
         used_BM = _received(index_BHNK, parts_BHNK, slots, axis)
     parts = remote_BHND, total_BHN1, jnp.where(is_here_BHNK, scores_BHNK, 0.0)[..., :1]
-    return *_read(*parts, best_BHN1, query_BHND.dtype, axis), Noticed(counted, used_BM)
+    return *_read(*parts, best_BHN1, query_BHND.dtype, axis), ReadStats(counted, used_BM)
 
 
 def _attend_densely(
@@ -193,11 +193,11 @@ def _attend_densely(
     keys: Keys,
     values_BHMD: Float[jax.Array, "B H M D"],
     valid_BM: Bool[jax.Array, "B M"],
-    addresses: Addresses | None,
+    slot_table: SlotTable | None,
     minimum_score: float | None,
     group: int,
     axis: str | None,
-) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], Noticed]:
+) -> tuple[Float[jax.Array, "B H N_own D"], Scores, Bool[jax.Array, "B H N_own"], ReadStats]:
     """The same over all valid slots: nothing is selected, so nothing is gathered."""
     keys_BHMD, values_BHMD = (part.astype(query_BHND.dtype) for part in (keys.plain(), values_BHMD))
     scores_BHNM = jnp.einsum("BHND,BHMD->BHNM", query_BHND, keys_BHMD, preferred_element_type=jnp.float32)
@@ -215,10 +215,10 @@ def _attend_densely(
     )
     own_BHN1 = jnp.where(best_BHN1 > -1e30, own_BHN1 * is_here_BHN1, 0.0)
     total_BHN1, used_BM = powers_BHNM.sum(-1, keepdims=True), None
-    if addresses is not None:
-        used_BM = _parts(powers_BHNM, total_BHN1, addresses.coming_B, group, axis).sum((1, 2))
+    if slot_table is not None:
+        used_BM = _parts(powers_BHNM, total_BHN1, slot_table.coming_B, group, axis).sum((1, 2))
         used_BM = used_BM if axis is None else lax.psum(used_BM, "model")
-    return *_read(sum_BHND, total_BHN1, own_BHN1, best_BHN1, query_BHND.dtype, axis), Noticed(None, used_BM)
+    return *_read(sum_BHND, total_BHN1, own_BHN1, best_BHN1, query_BHND.dtype, axis), ReadStats(None, used_BM)
 
 
 def _powers(scores: jax.Array, counts: jax.Array, top: jax.Array) -> jax.Array:
@@ -259,7 +259,7 @@ def _parts(
     group: int,
     axis: str | None,
 ) -> Int[jax.Array, "B H N K"]:
-    """Shares of the softmax in whole parts, see `Noticed`; none for queries of padding, behind the first `tokens_B`."""
+    """Shares of the softmax in whole parts, see `ReadStats`; 0 for queries of padding, after the first `tokens_B`."""
     if axis is not None:
         total_BHN1 = lax.psum(total_BHN1, axis)
     shares_BHNK = lax.stop_gradient(weights_BHNK / jnp.where(total_BHN1 > 0, total_BHN1, 1.0))
@@ -278,7 +278,7 @@ def _received(
 
 
 def _segments_ago(
-    found: Neighbours, ago_BM: Int[jax.Array, "B M"], tokens: int, first: jax.Array | int, axis: str | None
+    found: Neighbors, ago_BM: Int[jax.Array, "B M"], tokens: int, first: jax.Array | int, axis: str | None
 ) -> Int[jax.Array, "B H"]:
     """The ages of what was found, added up over all devices: 1 for what the segment before had."""
     index_BHNK, slots = found.slots_BHNK - first, ago_BM.shape[1]
@@ -289,8 +289,8 @@ def _segments_ago(
     return age_BH if axis is None else lax.psum(age_BH, axis)
 
 
-def count(found: Neighbours, wanted: Neighbours, age_BH: Int[jax.Array, "B H"]) -> Recall:
-    """How many of the `wanted` neighbours there are, and how many were `found`: to be added to a bank's counts.
+def count(found: Neighbors, wanted: Neighbors, age_BH: Int[jax.Array, "B H"]) -> Recall:
+    """How many of the `wanted` neighbors there are, and how many were `found`: to be added to a bank's counts.
 
     `age_BH` are the ages of those found, in segments, added up.
     """

@@ -14,7 +14,7 @@ class ModelSettings:
     Attributes:
         vocabulary_size: tokens that can be read and predicted (`V`).
         layers, embedding_size, heads, head_size, feed_forward_size: `L`, `E`, `H`, `D` and the hidden width.
-        key_heads: heads of keys and values, if they are to be fewer than those of queries: query heads share them in
+        kv_heads: heads of keys and values, if they are to be fewer than those of queries: query heads share them in
             groups (grouped-query attention, arXiv 2305.13245), and with them a bank of the memory; None for as many.
         memory_layers: which layers read and write a memory, counted from 1 as the paper does (layer 9 of 12).
         xl_cache: whether each layer also attends to the previous segment's keys and values (`W` = `N`, else 0).
@@ -63,7 +63,7 @@ class ModelSettings:
     heads: int = 8
     head_size: int = 128
     feed_forward_size: int = 4096
-    key_heads: int | None = None
+    kv_heads: int | None = None
     memory_layers: tuple[int, ...] = (9,)
     xl_cache: bool = True
     norm: Literal["rms", "layer"] = "rms"
@@ -106,10 +106,10 @@ class ModelSettings:
                 f"Model.index_size = {self.index_size}: must be 0 (no index) or below Model.head_size = "
                 f"{self.head_size}; a quarter of that is a good start"
             )
-        if self.key_heads is not None and (self.key_heads < 1 or self.heads % self.key_heads):
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             fitting = [str(number) for number in range(1, self.heads + 1) if self.heads % number == 0]
             raise InputError(
-                f"Model.key_heads = {self.key_heads} does not divide Model.heads = {self.heads} into groups: use "
+                f"Model.kv_heads = {self.kv_heads} does not divide Model.heads = {self.heads} into groups: use "
                 f"{', '.join(fitting)}, or None for as many"
             )
         for layer in self.memory_layers:
@@ -174,9 +174,9 @@ class ModelSettings:
             )
 
     @property
-    def kv_heads(self) -> int:
+    def kv_head_count(self) -> int:
         """Heads of keys and values, and so of caches and banks."""
-        return self.key_heads or self.heads
+        return self.kv_heads or self.heads
 
     @property
     def read_from(self) -> dict[int, int]:
@@ -191,4 +191,4 @@ class ModelSettings:
     @property
     def group(self) -> int:
         """Query heads that share a key head (`G`)."""
-        return self.heads // self.kv_heads
+        return self.heads // self.kv_head_count

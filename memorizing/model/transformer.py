@@ -75,9 +75,9 @@ def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment
     window = segment_length if model.xl_cache else 0
     banks = len(model.bank_layers) if memory.size else 0
     return Carry(
-        tuple(empty_cache(rows, model.kv_heads, window, model.head_size, dtype) for _ in range(model.layers)),
+        tuple(empty_cache(rows, model.kv_head_count, window, model.head_size, dtype) for _ in range(model.layers)),
         jnp.zeros(rows, bool),
-        tuple(empty_bank(rows, model.kv_heads, model.head_size, memory) for _ in range(banks)),
+        tuple(empty_bank(rows, model.kv_head_count, model.head_size, memory) for _ in range(banks)),
     )
 
 
@@ -87,7 +87,7 @@ def open_mesh(
     memory: MemorySettings,
     segment_length: int,
     rows: int,
-    rows_setting: str = "Batch.rows",
+    rows_setting: str = "Batch.size",
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh over all devices (or `devices`) over which everything that these settings make divides.
@@ -106,7 +106,7 @@ def open_mesh(
         "E": ("Model.embedding_size", model.embedding_size),
     }
     check_sizes(opened, sizes)
-    check_sizes(opened, {"H": ("Model.key_heads", model.kv_heads)})
+    check_sizes(opened, {"H": ("Model.kv_heads", model.kv_head_count)})
     return opened
 
 
@@ -127,10 +127,10 @@ class Layer(nnx.Module):
 
     def extend(self, x_BNE, bias_PHNJ, cache, cached_B, bank, segment, part, search, memory):
         """Reads a part of a segment (see `Attention.extend`)."""
-        added, segment, noticed = self.attention.extend(
+        added, segment, read_stats = self.attention.extend(
             self.attention_norm(x_BNE), bias_PHNJ, cache, cached_B, bank, segment, part, search, memory
         )
-        return self._added(x_BNE, added, lambda x, place: x), segment, noticed
+        return self._added(x_BNE, added, lambda x, place: x), segment, read_stats
 
     def _added(self, x_BNE, attended_BNE, drop):
         x_BNE = x_BNE + drop(attended_BNE, 0)
@@ -225,7 +225,7 @@ class Transformer(nnx.Module):
         return logits_BNV, Carry(tuple(caches), jnp.ones_like(cached_B), banks.all()), opened
 
     def _runs(self) -> list[list[int]]:
-        """Layers by index, those that `scan_layers` compiles as one together: neighbours without a memory."""
+        """Layers by index, those that `scan_layers` compiles as one together: neighbors without a memory."""
         runs: list[list[int]] = []
         for index in range(self.settings.layers):
             alone = not self.settings.scan_layers or self.layers[index].attention.has_memory

@@ -80,7 +80,7 @@ def _number(variable: str) -> int | None:
     return int(text)
 
 
-def are_many() -> bool:
+def is_distributed() -> bool:
     """Whether this process has joined others."""
     return jax.distributed.is_initialized()
 
@@ -103,18 +103,18 @@ def say(text: str) -> None:
 
 def wait(name: str) -> None:
     """Until all processes are here."""
-    if are_many():
+    if is_distributed():
         multihost_utils.sync_global_devices(name)
 
 
-def first_ones(number: int) -> int:
+def broadcast_from_first(number: int) -> int:
     """The number that the first process has."""
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(number))) if are_many() else number
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(number))) if is_distributed() else number
 
 
 def all_agree(yes: bool) -> bool:
     """Whether every process says yes."""
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(yes)))) if are_many() else yes
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(yes)))) if is_distributed() else yes
 
 
 class Preemption:
@@ -126,15 +126,15 @@ class Preemption:
     def is_agreed(self) -> bool:
         """Asks once more."""
         self._asked += 1
-        return are_many() and multihost_utils.reached_preemption_sync_point(self._asked)
+        return is_distributed() and multihost_utils.reached_preemption_sync_point(self._asked)
 
 
-def leave(status: int, together: bool) -> None:
+def shutdown(status: int, together: bool) -> None:
     """Before the process ends: waits for the others where all of them end alike, else ends at once.
 
     A process that fails alone would wait for the others, and they for it; this way they notice.
     """
-    if not are_many():
+    if not is_distributed():
         return
     sys.stdout.flush()
     sys.stderr.flush()

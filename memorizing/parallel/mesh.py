@@ -58,7 +58,7 @@ class MeshSettings:
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices of all processes, or over `devices`, neighbours in the network next to each other.
+    """The mesh over all devices of all processes, or over `devices`, neighbors in the network next to each other.
 
     Raises:
         InputError: when the axes do not make up the devices.
@@ -192,7 +192,7 @@ def everywhere[T](tree: T) -> T:
     return tree if current_mesh() is None else jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
-def made[T](mesh: Mesh, make: Callable[[], T], where: Callable[[T], Any]) -> T:
+def init_sharded[T](mesh: Mesh, make: Callable[[], T], where: Callable[[T], Any]) -> T:
     """What `make` makes, each part of it made where it belongs: whole on no device, and on no host.
 
     `where` gives the shardings of its leaves, from a tree of their shapes.

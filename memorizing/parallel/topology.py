@@ -21,7 +21,7 @@ class Chip:
         flops: per second, dense bfloat16.
         memory: bytes of high-bandwidth memory.
         memory_bandwidth: bytes per second from it.
-        network_bandwidth: bytes per second that the device can send to its neighbours: half of the sheet's figure,
+        network_bandwidth: bytes per second that the device can send to its neighbors: half of the sheet's figure,
             which counts both directions.
     """
 

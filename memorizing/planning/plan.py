@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from memorizing.data.batches import BatchSettings
-from memorizing.files import write_whole
+from memorizing.files import atomic_write
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
@@ -37,7 +37,7 @@ from memorizing.storage.train_state import TrainState
 from memorizing.training.flops import executed_flops_per_token, training_flops_per_token
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 
 GIB = 2**30
 
@@ -73,9 +73,9 @@ def plan(
         DoesNotFit: when the program needs more memory than the chip has; the table is said and written all the same.
     """
     devices = topology_devices(topology)
-    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.rows, devices=devices)
-    make = StateMaker(model, memory, batch, optimizer, training, mesh)
-    state = make.like(training.steps)
+    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.size, devices=devices)
+    make = StateFactory(model, memory, batch, optimizer, training, mesh)
+    state = make.abstract_state(training.steps)
     figures: dict[str, Any] = {
         "topology": topology,
         "devices": mesh.size,
@@ -84,7 +84,7 @@ def plan(
         "mesh": dict(mesh.shape),
         "parameters": count_parameters(state.parameters),
         "memory_size": memory.size,
-        "rows": batch.rows,
+        "rows": batch.size,
         "segment_length": batch.segment_length,
         "segments_per_call": batch.segments_per_call,
         "bytes_per_device": held_bytes(state),
@@ -110,15 +110,15 @@ def plan(
         figures["advice"] = advice(figures, model, memory, batch)
     say(table(figures))
     if json_file is not None:
-        write_whole(json_file, json.dumps(figures, indent=1) + "\n")
+        atomic_write(json_file, json.dumps(figures, indent=1) + "\n")
     if problem:
         raise DoesNotFit(f"this does not fit {topology}: {problem}. {figures['advice']}")
     return figures
 
 
-def compile_call(make: StateMaker, state: TrainState, batch: BatchSettings) -> jax.stages.Compiled:
+def compile_call(make: StateFactory, state: TrainState, batch: BatchSettings) -> jax.stages.Compiled:
     """The call that `memorizing train` makes, compiled for the devices of `make.mesh`; nothing is allocated."""
-    shape = (batch.segments_per_call, batch.rows, batch.segment_length)
+    shape = (batch.segments_per_call, batch.size, batch.segment_length)
     tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
     flags: Any = jax.ShapeDtypeStruct(shape, jnp.bool_)
     starts: Any = jax.ShapeDtypeStruct(shape[:2], jnp.bool_)
@@ -177,7 +177,7 @@ def _estimate(
     devices: Sequence[jax.Device],
 ) -> None:
     """FLOPs, and the time of a step by the roofline; only FLOPs where the chip is not known."""
-    tokens = batch.rows * batch.segment_length
+    tokens = batch.size * batch.segment_length
     tokens_each = tokens / len(devices)
     executed = executed_flops_per_token(model, memory, batch.segment_length) * tokens_each
     figures["flops_per_device"] = training_flops_per_token(model, memory, batch.segment_length) * tokens_each
@@ -229,7 +229,7 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
     held, mesh = figures["bytes_per_device"], figures["mesh"]
     state, banks = held["parameters"] + held["optimizer"], held["memory"]
     temporaries = held.get("temporaries", 0)
-    rows = f"fewer rows (BATCH_SIZE = {batch.rows}, {batch.rows // mesh['data']} for each part of the data axis)"
+    rows = f"fewer rows (BATCH_SIZE = {batch.size}, {batch.size // mesh['data']} for each part of the data axis)"
     smaller = f"a smaller MEMORY_SIZE ({memory.size})"
     ways = []
     if temporaries > max(state, banks):

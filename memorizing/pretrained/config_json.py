@@ -108,7 +108,7 @@ def _gpt2(keys: Keys) -> dict[str, Any]:
         "layers": keys.count("n_layer"),
         "embedding_size": size,
         "heads": heads,
-        "key_heads": None,
+        "kv_heads": None,
         "head_size": _divided(keys, "n_embd", size, "n_head", heads),
         "feed_forward_size": keys.count("n_inner", 4 * size),
         "norm": "layer",
@@ -126,7 +126,7 @@ def _gpt2(keys: Keys) -> dict[str, Any]:
 
 def _llama_like(keys: Keys, attention_bias: str, head_norm: bool = False) -> dict[str, Any]:
     size, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
-    key_heads, head_size = keys.count("num_key_value_heads", heads), keys.count("head_dim", 0)
+    kv_heads, head_size = keys.count("num_key_value_heads", heads), keys.count("head_dim", 0)
     activation = keys.take("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         keys.refuse("hidden_act", activation, "only 'silu' (SwiGLU) is supported")
@@ -136,7 +136,7 @@ def _llama_like(keys: Keys, attention_bias: str, head_norm: bool = False) -> dic
         "layers": keys.count("num_hidden_layers"),
         "embedding_size": size,
         "heads": heads,
-        "key_heads": None if key_heads == heads else key_heads,
+        "kv_heads": None if kv_heads == heads else kv_heads,
         "head_size": head_size or _divided(keys, "hidden_size", size, "num_attention_heads", heads),
         "feed_forward_size": keys.count("intermediate_size"),
         "norm": "rms",
@@ -281,7 +281,7 @@ def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, 
     config = common | {
         "hidden_size": model.embedding_size,
         "num_attention_heads": model.heads,
-        "num_key_value_heads": model.kv_heads,
+        "num_key_value_heads": model.kv_head_count,
         "head_dim": model.head_size,
         "num_hidden_layers": model.layers,
         "intermediate_size": model.feed_forward_size,

@@ -48,12 +48,12 @@ def export(
     architecture, config = _config(it.model, kept)
     dropped = _dropped(it.model)
     if none := [name for name in drop if name not in dropped]:
-        raise InputError(f"--drop={','.join(drop)}: {workdir} has no {' and no '.join(none)}; leave that out of --drop")
+        raise InputError(f"--omit={','.join(drop)}: {workdir} has no {' and no '.join(none)}; leave that out of --omit")
     if missing := [name for name in dropped if name not in drop]:
         raise InputError(
             f"{workdir} has what a {architecture.model_type} has not: "
             + "; ".join(f"{name} ({dropped[name]})" for name in missing)
-            + f". To leave that out: --drop={','.join(missing)}"
+            + f". To leave that out: --omit={','.join(missing)}"
         )
     mesh = open_mesh(MeshSettings(1), it.model, MemorySettings(size=0), it.batch.segment_length, 1,
                      devices=jax.local_devices()[:1])  # fmt: skip
@@ -105,7 +105,7 @@ def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str
 
 def _differences(model: ModelSettings, settings: dict[str, Any]) -> list[str]:
     """Settings that the architecture decides otherwise. How far a text may reach is no part of the function."""
-    same = {"key_heads": model.key_heads if model.key_heads != model.heads else None}
+    same = {"kv_heads": model.kv_heads if model.kv_heads != model.heads else None}
     if model.embedding_scale is None:
         same["embedding_scale"] = model.embedding_size**0.5
     return [

@@ -22,9 +22,9 @@ from memorizing.config import CONFIG_FILE, Experiment, load
 from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.tokens import PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.model.transformer import Parameters, abstract_model, by_path, count_parameters, create_model
-from memorizing.parallel.hosts import are_many
+from memorizing.parallel.hosts import is_distributed
 from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
@@ -79,7 +79,7 @@ def import_pretrained(
     for name in SMALL_FILES:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, work / PRETRAINED / name)
-    write_whole(work / CONFIG_FILE, read.text)
+    atomic_write(work / CONFIG_FILE, read.text)
     record_data(work, PreparedTokens(work / VOCABULARY))
     with Checkpoints(work, keep=1) as checkpoints:
         checkpoints.save_parameters(0, read.parameters)
@@ -122,7 +122,7 @@ def read_pretrained(
 def _check_workdir(workdir: AnyPath) -> None:
     if not isinstance(workdir, Path):
         raise InputError(f"--workdir={workdir}: import into a folder, and copy that to the bucket")
-    if are_many():
+    if is_distributed():
         raise InputError("memorizing import runs in one process; its checkpoint is read by any number")
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise InputError(f"--workdir={workdir} is there already: name a folder that is to be made")

@@ -22,7 +22,7 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import Vocabulary, encoded_text
 from memorizing.errors import InputError
 from memorizing.evaluation.lookups import NOWHERE, read_document
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, gates
@@ -98,7 +98,7 @@ def inspect(
     count: int = 10_000,
     top: int = 4,
 ) -> Inspection:
-    """Reads a document twice; keeps the `top` neighbours of each token and head in `count` tokens from `first` on."""
+    """Reads a document twice; keeps the `top` neighbors of each token and head in `count` tokens from `first` on."""
     length, layers = len(tokens_T), sorted(model.memory_layers)
     nats_T, without_T = np.zeros(length, np.float32), np.zeros(length, np.float32)
     correct_T = np.zeros(length, bool)
@@ -343,8 +343,8 @@ def write(
         "weights": _packed(it.shown.weights_TLHK, np.float32),
     }
     body = f"<style>\n{script('inspect.css')}\n</style>"
-    write_whole(out, page(f"{it.name}: what the memory is asked", body, [script("inspect.js")], data, "inspect"))
-    write_whole(out.with_suffix(LINES), "".join(json.dumps(line) + "\n" for line in lines(it)))
+    atomic_write(out, page(f"{it.name}: what the memory is asked", body, [script("inspect.js")], data, "inspect"))
+    atomic_write(out.with_suffix(LINES), "".join(json.dumps(line) + "\n" for line in lines(it)))
     about_gain = data["summary"]
     say(
         f"{it.name}: {about_gain['tokens']:,} tokens, {about_gain['loss']:.4f} nats each with the memory, "

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.reports.pages import check_replaceable, page, script
 from memorizing.training.hardware import HARDWARE_FILE
 from memorizing.training.metrics import METRICS_FILE, read_lines
@@ -60,7 +60,7 @@ def _write(out: AnyPath, data: dict, of: str, say: Callable[[str], None]) -> Non
 
     check_replaceable("--out", out)
     scripts = [get_plotlyjs(), *(script(f"{name}.js") for name in ("charts", "parts", of))]
-    write_whole(out, page(f"{data['title']} – {NAMES[of]}", script(f"{of}.html"), scripts, data))
+    atomic_write(out, page(f"{data['title']} – {NAMES[of]}", script(f"{of}.html"), scripts, data))
     for notice in data["notices"]:
         say(notice)
     say(f"report: {out}")
@@ -230,7 +230,7 @@ def _sentence(settings: dict[str, Any], done: int) -> str:
         remembers = f"a memory of {memory:,} tokens in {which}"
     return (
         f"{settings.get('Model.layers')} layers of {settings.get('Model.embedding_size')} with {remembers} and "
-        f"{'an' if xl else 'no'} XL cache, trained for {done:,} steps of {settings.get('Batch.rows')} × "
+        f"{'an' if xl else 'no'} XL cache, trained for {done:,} steps of {settings.get('Batch.size')} × "
         f"{settings.get('Batch.segment_length')} tokens on {settings.get('Training.data') or 'unnamed data'}."
     )
 

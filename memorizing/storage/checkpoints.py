@@ -27,8 +27,8 @@ from jax.sharding import Mesh
 from memorizing.files import AnyPath
 from memorizing.memory.bank import emptied
 from memorizing.model.transformer import Parameters, by_path
-from memorizing.parallel.hosts import all_agree, first_ones, is_first, wait
-from memorizing.parallel.mesh import made, placed, shardings
+from memorizing.parallel.hosts import all_agree, broadcast_from_first, is_first, wait
+from memorizing.parallel.mesh import init_sharded, placed, shardings
 from memorizing.storage.damage import is_damage, reason
 from memorizing.storage.fingerprint import fingerprints
 from memorizing.storage.saved_banks import resized, restored_form, saved_form
@@ -58,7 +58,7 @@ def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
     )
 
 
-class Unreadable(RuntimeError):
+class CorruptCheckpoint(RuntimeError):
     """A checkpoint is damaged, in the part that this process reads or in that of another one."""
 
 
@@ -135,8 +135,8 @@ class Checkpoints:
         Others may find others: on a disk that shows them late, or while a run that is evaluated goes on.
         """
         steps = sorted(self._manager.all_steps())
-        count = first_ones(len(steps))
-        return [first_ones(step) for step in (steps + [0] * count)[:count]]
+        count = broadcast_from_first(len(steps))
+        return [broadcast_from_first(step) for step in (steps + [0] * count)[:count]]
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host, then writes it in the background.
@@ -195,11 +195,11 @@ class Checkpoints:
         except Exception as error:  # disks, tensorstore and object stores have each their own
             raise save_failed("a checkpoint", self._folder, error) from error
 
-    def restore(self, step: int, like: TrainState, mesh: Mesh, drop_memory: bool = False) -> TrainState:
+    def restore(self, step: int, like: TrainState, mesh: Mesh, reset_memory: bool = False) -> TrainState:
         """The state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or not).
 
         A memory of another size is laid out anew: all of it when it grows, the newest tokens when it shrinks. Where
-        nothing is saved for a memory of `like`, or with `drop_memory`, it is empty. An index of another search than
+        nothing is saved for a memory of `like`, or with `reset_memory`, it is empty. An index of another search than
         that of `like` is left out: banks then come without one.
 
         Raises:
@@ -209,13 +209,13 @@ class Checkpoints:
         rest = like._replace(parameters={}, carry=like.carry._replace(banks=()))
         items: dict[str, Any] = {"parameters": like.parameters, "progress": rest}
         banks = like.carry.banks
-        saved = [] if drop_memory or not banks else self._saved_banks(step, mesh)
+        saved = [] if reset_memory or not banks else self._saved_banks(step, mesh)
         restored = self._restore(step, **items, **({"memory": saved} if saved else {}))
         if saved:
             found = zip(restored["memory"], banks, strict=True)
             banks = tuple(resized(restored_form(each, like, self._index_kind), like, mesh) for each, like in found)
         elif banks:
-            banks = made(mesh, lambda: tuple(map(emptied, banks)), functools.partial(shardings, mesh))
+            banks = init_sharded(mesh, lambda: tuple(map(emptied, banks)), functools.partial(shardings, mesh))
         progress = restored["progress"]
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
 
@@ -314,7 +314,7 @@ class Checkpoints:
             return result  # type: ignore[bad-return]
         why = reason(problem) if problem else "another process could not read it"
         if all_agree(problem is None or is_damage(problem)):
-            raise Unreadable(f"the checkpoint of step {step} in {self._folder} is damaged ({why})") from problem
+            raise CorruptCheckpoint(f"the checkpoint of step {step} in {self._folder} is damaged ({why})") from problem
         raise ReadFailed(
             f"the checkpoint of step {step} in {self._folder} could not be read ({why}). It is left as it is: mend "
             "that, and repeat the command"

@@ -18,7 +18,7 @@ import jax
 
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, copy_files, run_folder, write_whole
+from memorizing.files import AnyPath, atomic_write, copy_files, run_folder
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, abstract_model, by_path
@@ -62,16 +62,16 @@ def begin_from(
             this model but for the memory.
         Unreadable, ReadFailed: see `Checkpoints.restore`.
     """
-    folder = run_folder("Training.from_run", init_from)
+    folder = run_folder("Training.init_from", init_from)
     check_data(folder, tokens, train=False)
     with Checkpoints(folder) as checkpoints:
         steps = checkpoints.steps()
         step = init_step or max(steps, default=0)
         if step not in steps:
             there = f"checkpoints of steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
-            raise InputError(f"Training.from_step = {init_step}: {folder} has {there}")
+            raise InputError(f"Training.init_step = {init_step}: {folder} has {there}")
         wanted, there = by_path(fresh), checkpoints.parameter_shapes(step)
-        missing = _check(wanted, there, model, f"Training.from_run = {init_from!r} (step {step})")
+        missing = _check(wanted, there, model, f"Training.init_from = {init_from!r} (step {step})")
         restored = checkpoints.restore_parameters(step, _without(fresh, missing))
     taken = by_path(restored)
     drawn = f"; drawn anew, for a memory that it lacks: {', '.join(missing)}" if missing else ""
@@ -114,11 +114,11 @@ def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
     """Writes `FROM_FILE`, and copies what `memorizing export` needs of a pretrained model, in the first process."""
     if not is_first():
         return
-    source = run_folder("Training.from_run", beginning.run) / PRETRAINED
+    source = run_folder("Training.init_from", beginning.run) / PRETRAINED
     if source.is_dir():
         (workdir / PRETRAINED).mkdir(exist_ok=True)
         copy_files(source, workdir / PRETRAINED)
-    write_whole(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
+    atomic_write(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
 
 
 def source_of(

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, reindexed, resize
 from memorizing.memory.search import NO_INDEX, Search
-from memorizing.parallel.mesh import made, shardings
+from memorizing.parallel.mesh import init_sharded, shardings
 
 INDEX_KIND = "index_kind"
 """Beside the arrays of a bank that has an index: what made it."""
@@ -57,7 +57,7 @@ def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
     """
     slots, before = like.keys_BHMD.shape[2], bank.keys_BHMD.shape[2]
     if before != slots:
-        if bank.addresses is not None:
+        if bank.slot_table is not None:
             raise InputError(
                 f"Memory.size = {slots}, but a memory of {before} was saved, and what of it another size would hold is "
                 "not known with these settings of what is kept (Memory.eviction, sink, duplicate_score, writes, "
@@ -69,5 +69,5 @@ def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
     if like.recall is not None:
         counts = like.recall
         nothing = lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), counts)  # noqa: E731
-        bank = bank._replace(recall=made(mesh, nothing, functools.partial(shardings, mesh)))
+        bank = bank._replace(recall=init_sharded(mesh, nothing, functools.partial(shardings, mesh)))
     return bank

@@ -24,14 +24,14 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from memorizing.errors import InputError
-from memorizing.files import write_whole, writing
+from memorizing.files import atomic_write, writing
 from memorizing.memory.bank import Bank, as_ring, refill
 from memorizing.memory.search import NO_INDEX, make_search
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.learned_index import is_of_index
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, Parameters, empty_carry
-from memorizing.parallel.mesh import RULES, MeshSettings, made, make_mesh, placed, shardings
+from memorizing.parallel.mesh import RULES, MeshSettings, init_sharded, make_mesh, placed, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.fingerprint import fingerprints
 from memorizing.storage.saved_banks import indexed, resized
@@ -187,7 +187,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, source: Source, memory: Memo
         unfinished.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(unfinished / ARRAYS, arrays)
-        write_whole(unfinished / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+        atomic_write(unfinished / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         unfinished.rename(folder)
     return True
 
@@ -201,7 +201,7 @@ def load_snapshot(folder: Path, source: Source, memory: MemorySettings, mesh: Me
     manifest = _manifest(folder)
     _check_source(folder, manifest, source, memory)
     made_with = dataclasses.replace(_written_with(manifest["memory"]), dtype=memory.dtype, key_dtype=memory.key_dtype,
-                                    size=manifest["memory"]["size"], search="exact", neighbours=1)  # fmt: skip
+                                    size=manifest["memory"]["size"], search="exact", neighbors=1)  # fmt: skip
     model = dataclasses.replace(source.model, dtype=manifest["made_by"]["model"]["dtype"])
     like = jax.eval_shape(functools.partial(empty_carry, model, made_with, 1, source.segment_length))
     like = placed(like, shardings(mesh, like))
@@ -324,12 +324,12 @@ def _check_source(folder: Path, manifest: dict[str, Any], source: Source, memory
 def _differently_written(kinds: dict[str, Any], memory: MemorySettings) -> dict[str, tuple[Any, Any]]:
     """Settings of what is kept that would not go on with what is there; a memory that is only read takes all kinds."""
     there = _written_with(kinds)
-    if memory.writes == "never" and not memory.addressed:
+    if memory.writes == "never" and not memory.uses_slot_table:
         return {}
     names = ["eviction", "sink"]
     if memory.writes != "never":
         names += ["maximum_age", "write_every"] + ["writes"] * (there.writes != "never")
-    if there.addressed != memory.addressed:
+    if there.uses_slot_table != memory.uses_slot_table:
         names += ["writes", "duplicate_score", "clear_at_documents"]
     return {f"Memory.{name}": (getattr(there, name), getattr(memory, name)) for name in names}
 
@@ -343,10 +343,10 @@ def _laid_out(banks: tuple[Bank, ...], source: Source, memory: MemorySettings, m
     """Banks in a memory of the size that is wanted, with what the search keeps beside the keys."""
     empty = functools.partial(empty_carry, source.model, memory, 1, source.segment_length)
     if len(banks) != len(jax.eval_shape(empty).banks):  # one of the sizes is 0
-        return made(mesh, lambda: empty().banks, functools.partial(shardings, mesh))
+        return init_sharded(mesh, lambda: empty().banks, functools.partial(shardings, mesh))
     with jax.set_mesh(mesh):
         like, search = jax.eval_shape(empty).banks, make_search(memory)
-        banks = banks if memory.addressed else tuple(map(as_ring, banks))
+        banks = banks if memory.uses_slot_table else tuple(map(as_ring, banks))
     banks = tuple(resized(bank, each._replace(recall=None), mesh) for bank, each in zip(banks, like, strict=True))
     if not any(each.index.slots for each in like):
         return banks

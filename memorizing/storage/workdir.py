@@ -7,9 +7,9 @@ from pathlib import Path
 
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, held, write_whole
+from memorizing.files import AnyPath, atomic_write, folder_lock
 from memorizing.model.settings import ModelSettings
-from memorizing.parallel.hosts import first_ones, is_first
+from memorizing.parallel.hosts import broadcast_from_first, is_first
 from memorizing.storage.checkpoints import has_checkpoint
 
 
@@ -44,13 +44,15 @@ def held_run(workdir: AnyPath) -> AbstractContextManager[None]:
     """
     if not is_first() or not isinstance(workdir, Path):
         return nullcontext()
-    return held(workdir, f"--workdir={workdir}: another `memorizing train` is at work there; let it end, or end it")
+    return folder_lock(
+        workdir, f"--workdir={workdir}: another `memorizing train` is at work there; let it end, or end it"
+    )
 
 
 def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
     """Writes `DATA_FILE`, in the first process."""
     if is_first():
-        write_whole(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
+        atomic_write(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
 
 
 def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
@@ -86,7 +88,7 @@ def readable_tokens(workdir: AnyPath, data: str, model: ModelSettings) -> Prepar
 
 
 DROPPED_FILE = "dropped_memory.json"
-"""In a workdir: the step at which `drop_memory` was asked for."""
+"""In a workdir: the step at which `reset_memory` was asked for."""
 
 
 def is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], None]) -> bool:
@@ -94,10 +96,10 @@ def is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], Non
     path, dropped = workdir / DROPPED_FILE, -1
     if is_first() and path.exists():
         dropped = json.loads(path.read_text())["step"]
-    dropped = first_ones(dropped)
+    dropped = broadcast_from_first(dropped)
     if 0 <= dropped < (newest or 0):
-        say(f"--drop_memory: the memory was dropped at step {dropped} already; to drop it again, remove {path}")
+        say(f"--reset_memory: the memory was dropped at step {dropped} already; to drop it again, remove {path}")
         return False
     if is_first() and newest is not None:
-        write_whole(path, json.dumps({"step": newest}) + "\n")
+        atomic_write(path, json.dumps({"step": newest}) + "\n")
     return True

@@ -7,7 +7,7 @@ from typing import Any
 
 from memorizing.config import load
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.sweep.grid import Axis, Point, combinations, parse_axis
 from memorizing.sweep.jobs import write_slurm, write_xpk
 from memorizing.sweep.plots import draw
@@ -157,5 +157,5 @@ def _write(
         return
     described = merged(read_sweep(out), described, out)
     write_sweep(out, described, [standing(out, point) for point in described["points"]])
-    write_whole(path, text)
+    atomic_write(path, text)
     say(f"{len(plans)} points; {path} says how they are started. Then: memorizing sweep --out={out} --collect")

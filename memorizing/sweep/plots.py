@@ -124,16 +124,16 @@ def _draw_sizes(axes: Any, table: Table) -> None:
 
 
 def _draw_curves(axes: Any, table: Table, curves: dict[tuple[tuple[str, str], int, str], Curve]) -> None:
-    """Memory sizes by colour, datasets and further settings by the kind of line."""
+    """Memory sizes by color, datasets and further settings by the kind of line."""
     from matplotlib import colormaps
 
     every = sorted({size for _, size, _ in curves})
     kinds = list(dict.fromkeys((dataset, label) for dataset, _, label in curves))
     for (dataset, size, label), curve in curves.items():
-        colour = colormaps["viridis"](0.9 * every.index(size) / max(len(every) - 1, 1))
+        color = colormaps["viridis"](0.9 * every.index(size) / max(len(every) - 1, 1))
         style = LINES[kinds.index((dataset, label)) % len(LINES)]
         name = ", ".join([_dataset(table, dataset), f"memory {size:,}", *([label] if label else [])])
-        axes.plot(curve.at, curve.mean, style, color=colour, label=name)
+        axes.plot(curve.at, curve.mean, style, color=color, label=name)
         if any(curve.spread):
             low, high = ([m + sign * s for m, s in zip(curve.mean, curve.spread, strict=True)] for sign in (-1, 1))
-            axes.fill_between(curve.at, low, high, color=colour, alpha=0.15)
+            axes.fill_between(curve.at, low, high, color=color, alpha=0.15)

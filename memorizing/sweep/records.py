@@ -11,7 +11,7 @@ from typing import Any
 
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
-from memorizing.files import AnyPath, run_folder, write_whole
+from memorizing.files import AnyPath, atomic_write, run_folder
 from memorizing.storage.checkpoints import CHECKPOINTS, steps_on_disk
 from memorizing.training.metrics import METRICS_FILE, read_lines
 
@@ -45,7 +45,7 @@ def standing(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
 def record(out: AnyPath, described: dict[str, Any], error: str | None, seconds: dict[str, float]) -> None:
     """Writes a point's `point.json`."""
     text = json.dumps({"name": described["name"], "error": error, "seconds": seconds}, indent=1)
-    write_whole(out / POINTS / described["name"] / RECORD, text + "\n")
+    atomic_write(out / POINTS / described["name"] / RECORD, text + "\n")
 
 
 def workdir_of(out: AnyPath, described: dict[str, Any]) -> AnyPath:
@@ -128,7 +128,7 @@ def _described(sweep: dict[str, Any]) -> str:
 def write_sweep(out: AnyPath, sweep: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Writes `sweep.json`; gives what is in it."""
     results = sweep | {"points": list(records)}
-    write_whole(out / RESULTS, json.dumps(results, indent=1) + "\n")
+    atomic_write(out / RESULTS, json.dumps(results, indent=1) + "\n")
     return results
 
 

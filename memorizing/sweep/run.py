@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from memorizing.files import held
+from memorizing.files import folder_lock
 from memorizing.sweep.points import Plan
 from memorizing.sweep.records import is_done, is_trained, merged, read_sweep, record, standing, write_sweep
 from memorizing.training.signals import RUN_ME_AGAIN, Interrupted
@@ -106,7 +106,7 @@ def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], No
     """
     described = plan.described()
     # Not the point's own folder, whose lock its training takes.
-    with held(out / "held" / plan.point.name, f"{plan.folder}: another `memorizing sweep` is at work there"):
+    with folder_lock(out / "held" / plan.point.name, f"{plan.folder}: another `memorizing sweep` is at work there"):
         seconds, error = dict(standing(out, described)["seconds"]), None
         for task, arguments in (("train", plan.train), ("evaluate", plan.evaluate)):
             if is_done(out, described) or (task == "train" and is_trained(out, described)):
@@ -142,7 +142,7 @@ def run_all(
         InputError: when another sweep is at work in `out`.
         Interrupted: see `Children.run`.
     """
-    with held(out, f"--out={out}: another `memorizing sweep` is at work there; let it end, or end it"):
+    with folder_lock(out, f"--out={out}: another `memorizing sweep` is at work there; let it end, or end it"):
         sweep = merged(read_sweep(out), sweep, out)
         records = {point["name"]: standing(out, point) for point in sweep["points"]}
         results = write_sweep(out, sweep, list(records.values()))

@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.sweep.published import CORPORA, MAIN_TABLE, SOURCE
 
 COLUMNS = {
@@ -165,8 +165,8 @@ def write_table(results: Mapping[str, Any], out: AnyPath) -> list[str]:
     for point in results["points"]:
         if point["status"] == "failed":
             markdown += ["", f"{point['name']}:", "", *(f"    {line}" for line in point["error"].splitlines())]
-    write_whole(out / "table.md", "\n".join(markdown) + "\n")
-    write_whole(out / "table.csv", _csv(table))
+    atomic_write(out / "table.md", "\n".join(markdown) + "\n")
+    atomic_write(out / "table.csv", _csv(table))
     return ["perplexity", *_aligned(ours), *(["", NOTE, *_aligned(papers)] if papers else [])]
 
 

@@ -35,7 +35,7 @@ def executed_flops_per_token(model: ModelSettings, memory: MemorySettings, segme
 
 def _layers_forward(model: ModelSettings, memory: MemorySettings, segment_length: int) -> int:
     """Multiplications of a token in all layers, without the search."""
-    attention_size, key_size = model.heads * model.head_size, model.kv_heads * model.head_size
+    attention_size, key_size = model.heads * model.head_size, model.kv_head_count * model.head_size
     matrices = 3 if model.feed_forward == "swiglu" else 2
     per_layer = 2 * model.embedding_size * (attention_size + key_size)
     per_layer += matrices * model.embedding_size * model.feed_forward_size

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from memorizing.errors import InputError
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 
@@ -56,7 +56,7 @@ class Sessions:
             OSError: when the file cannot be written.
         """
         self._own |= {"to_step": step, "until": _now()}
-        write_whole(self._path, json.dumps(self._all, indent=1) + "\n")
+        atomic_write(self._path, json.dumps(self._all, indent=1) + "\n")
 
 
 def _now() -> str:

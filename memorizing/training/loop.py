@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from memorizing.data.batches import Ahead, BatchSettings, batches
+from memorizing.data.batches import BatchSettings, Prefetcher, batches
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import AnyPath
@@ -24,9 +24,9 @@ from memorizing.memory.search import searched_by
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Parameters, count_parameters, open_mesh
-from memorizing.parallel.hosts import Preemption, are_many, is_first, say
+from memorizing.parallel.hosts import Preemption, is_distributed, is_first, say
 from memorizing.parallel.mesh import MeshSettings, assemble, local_rows
-from memorizing.storage.checkpoints import Checkpoints, Unreadable, save_failed
+from memorizing.storage.checkpoints import Checkpoints, CorruptCheckpoint, save_failed
 from memorizing.storage.init_from import begin_from, record_beginning, recorded_beginning
 from memorizing.storage.snapshots import Source, prebuilt_banks, snapshot_digest
 from memorizing.storage.train_state import TrainState
@@ -34,11 +34,11 @@ from memorizing.storage.workdir import is_first_drop, open_tokens, record_data
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
 from memorizing.training.hardware import Sessions, hardware
 from memorizing.training.metrics import MetricsWriter, Progress
-from memorizing.training.optimizer import OptimizerSettings, Trained, learning_rate
+from memorizing.training.optimizer import OptimizerSettings, TrainableMask, learning_rate
 from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.signals import Interrupted, Signals
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 from memorizing.training.step import CallMetrics, SegmentMetrics
 
 
@@ -54,12 +54,12 @@ def train(
     training: TrainingSettings,
     mesh_settings: MeshSettings,
     workdir: AnyPath,
-    drop_memory: bool = False,
+    reset_memory: bool = False,
     say: Callable[[str], None] = say,
 ) -> None:
     """Trains from the newest checkpoint in `workdir`, or from the start, to `training.steps`.
 
-    Every process of a run calls it alike. With `drop_memory` a run goes on with an empty memory.
+    Every process of a run calls it alike. With `reset_memory` a run goes on with an empty memory.
 
     Raises:
         InputError: when the data or the devices do not fit the settings.
@@ -69,25 +69,25 @@ def train(
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
     tokens = open_tokens(training.data, model)
-    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.rows)
-    make = StateMaker(model, memory, batch, optimizer, training, mesh)
-    say(describe(model, memory, batch, make.like(training.steps).parameters, mesh, make.only))
+    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.size)
+    make = StateFactory(model, memory, batch, optimizer, training, mesh)
+    say(describe(model, memory, batch, make.abstract_state(training.steps).parameters, mesh, make.only))
     with (
-        Signals(() if are_many() else (signal.SIGTERM, signal.SIGINT)) as signals,  # else JAX notes them, for all
+        Signals(() if is_distributed() else (signal.SIGTERM, signal.SIGINT)) as signals,  # else JAX notes them, for all
         Checkpoints(
             workdir, training.checkpoints_kept, training.checkpoint_kept_every, make.index_kind()
         ) as checkpoints,
     ):
-        drop_memory = drop_memory and is_first_drop(workdir, checkpoints.latest_step(), say)
-        step, state = resume(checkpoints, make, training, drop_memory, say)
+        reset_memory = reset_memory and is_first_drop(workdir, checkpoints.latest_step(), say)
+        step, state = resume(checkpoints, make, training, reset_memory, say)
         if state is None:
             return
         if not step:
             record_data(workdir, tokens)
-            if training.from_run:
+            if training.init_from:
                 parameters, beginning = begin_from(
-                    training.from_run,
-                    training.from_step,
+                    training.init_from,
+                    training.init_step,
                     training.prebuilt_memory,
                     model,
                     tokens,
@@ -99,8 +99,8 @@ def train(
         documents_begin = _prebuilt(model, memory, batch, training, tokens, workdir, mesh)
         reporter = _Reporter(workdir, step, model, memory, batch, optimizer, training, mesh)
         train_call = make.train_call()
-        own, preemption = local_rows(mesh, batch.rows), Preemption()
-        ahead = Ahead(batches(tokens.split("train"), batch, step, own))
+        own, preemption = local_rows(mesh, batch.size), Preemption()
+        ahead = Prefetcher(batches(tokens.split("train"), batch, step, own))
         try:
             while step < training.steps:
                 before, slots = size(state.carry.banks), make.schedule.at(step)
@@ -111,7 +111,7 @@ def train(
                     )
                     state = make.grown(state, slots)
                 prebuilt = documents_begin(slots)
-                chunk = assemble(mesh, next(ahead), batch.rows, own, leading="S")
+                chunk = assemble(mesh, next(ahead), batch.size, own, leading="S")
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, metrics = train_call(state, chunk, prebuilt)
                 step += batch.segments_per_call
@@ -133,9 +133,9 @@ def train(
 
 def resume(
     checkpoints: Checkpoints,
-    make: StateMaker,
+    make: StateFactory,
     training: TrainingSettings,
-    drop_memory: bool,
+    reset_memory: bool,
     say: Callable[[str], None],
 ) -> tuple[int, TrainState | None]:
     """The newest step that can be read and its state; the beginning; or no state when there is nothing left to do.
@@ -148,25 +148,25 @@ def resume(
         if step >= training.steps:
             say(f"all {training.steps} steps are done already")
             return step, None
-        like = make.like(step)
+        like = make.abstract_state(step)
         try:
             if not checkpoints.has_progress(step):
                 raise InputError(
                     "this run holds parameters alone (of `memorizing import`): begin another one with them, "
-                    "--gin_param \"Training.from_run = 'RUN'\" --workdir=NEW"
+                    "--gin_param \"Training.init_from = 'RUN'\" --workdir=NEW"
                 )
-            state = checkpoints.restore(step, like, make.mesh, drop_memory)
+            state = checkpoints.restore(step, like, make.mesh, reset_memory)
             before = checkpoints.memory_size(step)
-        except Unreadable as error:
+        except CorruptCheckpoint as error:
             if len(checkpoints.steps()) == 1:
-                raise Unreadable(
+                raise CorruptCheckpoint(
                     f"{error}, and there is none before it: mend it, or train anew in another --workdir"
                 ) from error
             aside = checkpoints.set_aside(step)
             say(f"{error}: it is now {aside.name}, and the one before it is used")
             continue
         state = make.indexed(state)
-        say(f"resuming after step {step}{_memory_kept(before, size(like.carry.banks), drop_memory)}")
+        say(f"resuming after step {step}{_memory_kept(before, size(like.carry.banks), reset_memory)}")
         return step, state
     return 0, make.state()
 
@@ -204,7 +204,7 @@ def _prebuilt(
         except InputError as error:
             raise InputError(
                 f"Training.prebuilt_memory: {error}. It has to be made with the parameters that this run began with, "
-                f"those of Training.from_run = {began.run!r}, step {began.step}"
+                f"those of Training.init_from = {began.run!r}, step {began.step}"
             ) from error
 
     return load
@@ -229,7 +229,7 @@ def describe(
     batch: BatchSettings,
     parameters: Parameters,
     mesh: Mesh,
-    only: Trained | None = None,
+    only: TrainableMask | None = None,
 ) -> str:
     """A line on what is trained, and on what."""
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -243,7 +243,7 @@ def describe(
         moving = jax.tree.map(lambda leaf, moves: leaf if moves else None, parameters, only)
         are_trained = f", of which {count_parameters(moving):,} are trained"
     return (
-        f"{count_parameters(parameters):,} parameters{are_trained}, {remembers}; {batch.rows} rows of "
+        f"{count_parameters(parameters):,} parameters{are_trained}, {remembers}; {batch.size} rows of "
         f"{batch.segment_length} tokens on {mesh.size} x {device.device_kind}" + (f" ({axes})" if mesh.size > 1 else "")
     )
 

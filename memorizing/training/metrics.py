@@ -16,7 +16,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from memorizing.files import AnyPath, write_whole
+from memorizing.files import AnyPath, atomic_write
 from memorizing.storage.checkpoints import save_failed
 
 METRICS_FILE = "metrics.jsonl"
@@ -44,7 +44,7 @@ class MetricsWriter:
         kept = [line for line in read_lines(workdir / METRICS_FILE) if line["step"] <= resumed_step]
         path, folder = self._folder / METRICS_FILE, self._folder / "tensorboard"
         with self._writing():
-            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
             self._file = path.open("a")
             folder.mkdir(exist_ok=True)
             name = f"events.out.tfevents.{time.time_ns() // 10**9:010}.{socket.gethostname()}.{os.getpid()}"
@@ -88,7 +88,7 @@ class MetricsWriter:
         with self._writing():
             for path in self._folder.rglob("*"):
                 if path.is_file():
-                    write_whole(self._workdir / path.relative_to(self._folder), path.read_bytes())
+                    atomic_write(self._workdir / path.relative_to(self._folder), path.read_bytes())
 
     def close(self) -> None:
         try:

@@ -34,11 +34,11 @@ class OptimizerSettings:
         clip_norm: gradients with a larger global norm are scaled down to it; 0 for never.
         weight_decay: of AdamW, on matrices only.
         beta1, beta2: of AdamW.
-        trained: which parameters are trained; () for all. `gates` means those of the memory layers' gates, `index`
+        trainable: which parameters are trained; () for all. `gates` means those of the memory layers' gates, `index`
             those of their learned indices, `memory_layers` all in these layers, and anything else is a pattern of
             paths, as they are in checkpoints: `layers/8/attention/*` (layers count from 0 there, so this is layer 9),
             `*/scale_E`.
-        rate_factors: parts, named as in `trained`, whose updates are this much larger than the rate says:
+        learning_rate_multipliers: pairs of a part, named as in `trainable`, and the factor of its learning rate:
             `(('gates', 16.0),)`. Of several that name a parameter the last counts.
     """
 
@@ -51,17 +51,17 @@ class OptimizerSettings:
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.98
-    trained: tuple[str, ...] = ()
-    rate_factors: tuple[tuple[str, int | float], ...] = ()
+    trainable: tuple[str, ...] = ()
+    learning_rate_multipliers: tuple[tuple[str, int | float], ...] = ()
 
     def __post_init__(self):
         if self.learning_rate <= 0:
             raise InputError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
-        for part, factor in self.rate_factors:
+        for part, factor in self.learning_rate_multipliers:
             if not 0 < factor < math.inf:
                 raise InputError(
-                    f"Optimizer.rate_factors: {factor} for {part!r} must be above 0 and finite; to leave a part as it "
-                    "is, name the others in Optimizer.trained"
+                    f"Optimizer.learning_rate_multipliers: {factor} for {part!r} must be above 0 and finite; to leave "
+                    "a part as it is, name the others in Optimizer.trainable"
                 )
         for name in ("warmup_steps", "clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
@@ -93,7 +93,7 @@ def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
-type Trained = dict[str, Any]
+type TrainableMask = dict[str, Any]
 """Nested like the parameters: whether each is trained."""
 
 
@@ -101,36 +101,38 @@ NAMED = {"gates": "attention/gate*", "index": "attention/index_*", "memory_layer
 """Parts of each memory layer that a setting may name, as patterns of paths within it."""
 
 
-def trained(settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]) -> Trained | None:
+def trainable_mask(
+    settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]
+) -> TrainableMask | None:
     """Which of the parameters are trained; None for all. Only their names count, so these may be shapes.
 
     Raises:
         InputError: for a pattern that none of them matches.
     """
-    if not settings.trained:
+    if not settings.trainable:
         return None
-    given = f"Optimizer.trained = {settings.trained}"
-    chosen = {path for part in settings.trained for path in _paths(part, parameters, memory_layers, given)}
+    given = f"Optimizer.trainable = {settings.trainable}"
+    chosen = {path for part in settings.trainable for path in _paths(part, parameters, memory_layers, given)}
     return jax.tree.unflatten(jax.tree.structure(parameters), [path in chosen for path in by_path(parameters)])
 
 
-def rate_factors(
-    settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int], only: Trained | None = None
+def learning_rate_multipliers(
+    settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int], only: TrainableMask | None = None
 ) -> dict[str, float]:
     """By what the updates of a parameter are multiplied, by its path; of those that are left as they are, nothing.
 
-    `only` is what `trained` makes of the same settings.
+    `only` is what `trainable_mask` makes of the same settings.
 
     Raises:
         InputError: for a pattern that no parameter matches, or none that is trained.
     """
-    given = f"Optimizer.rate_factors = {settings.rate_factors}"
+    given = f"Optimizer.learning_rate_multipliers = {settings.learning_rate_multipliers}"
     fixed = {path for path, is_trained in by_path(only).items() if not is_trained} if only is not None else set()
     found: dict[str, float] = {}
-    for part, factor in settings.rate_factors:
+    for part, factor in settings.learning_rate_multipliers:
         paths = _paths(part, parameters, memory_layers, given) - fixed
         if not paths:
-            raise InputError(f"{given}: nothing of {part!r} is trained, by Optimizer.trained = {settings.trained}")
+            raise InputError(f"{given}: nothing of {part!r} is trained, by Optimizer.trainable = {settings.trainable}")
         found |= dict.fromkeys(paths, factor)
     return found
 
@@ -152,11 +154,11 @@ def _paths(part: str, parameters: Parameters, memory_layers: Sequence[int], give
 
 
 def make_optimizer(
-    settings: OptimizerSettings, only: Trained | None = None, factors: Mapping[str, float] | None = None
+    settings: OptimizerSettings, only: TrainableMask | None = None, factors: Mapping[str, float] | None = None
 ) -> optax.GradientTransformation:
     """Clipping, then the optimizer with its schedule; of `only` the parameters that are trained, if not of all.
 
-    `factors` are `rate_factors`: they multiply what is added to a parameter, weight decay included.
+    `factors` are `learning_rate_multipliers`: they multiply what is added to a parameter, weight decay included.
     """
     rate = learning_rate(settings)
     if settings.kind == "adafactor":

@@ -22,11 +22,11 @@ class TrainingSettings:
             none before the first of them. The last is `Memory.size`. With one pair it is `memory_from_step`.
         memory_dropout: share of the rows of each segment that may read only the newest part of their memory, of a
             random size (see memory_dropout.py), so that any size works later.
-        from_run: folder of a run with whose parameters this one begins (see from_run.py), its optimizer and steps anew;
-            memory layers may be new here. Empty to draw all parameters.
-        from_step: of that run's checkpoint; 0 for the newest.
+        init_from: folder of a run with whose parameters this one begins (see storage/init_from.py), its optimizer and
+            steps anew; memory layers may be new here. Empty to draw all parameters.
+        init_step: of that run's checkpoint; 0 for the newest.
         prebuilt_memory: folder of a snapshot (`memorizing memorize`) with whose memory each document begins, made with
-            the parameters of `from_run`. Its keys go stale as the weights move.
+            the parameters of `init_from`. Its keys go stale as the weights move.
         checkpoint_every: steps between checkpoints; the last step is always saved.
         checkpoints_kept: the newest that stay.
         checkpoint_kept_every: those at multiples of so many steps stay too; 0 for none.
@@ -40,8 +40,8 @@ class TrainingSettings:
     memory_from_step: int = 0
     memory_growth: tuple[tuple[int, int], ...] = ()
     memory_dropout: float = 0.0
-    from_run: str = ""
-    from_step: int = 0
+    init_from: str = ""
+    init_step: int = 0
     prebuilt_memory: str = ""
     checkpoint_every: int = 1000
     checkpoints_kept: int = 2
@@ -54,17 +54,17 @@ class TrainingSettings:
                 raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
         if self.seed < 0:
             raise InputError(f"Training.seed = {self.seed}: must be 0 or more")
-        for name in ("negative_rows", "memory_from_step", "from_step", "checkpoint_kept_every"):
+        for name in ("negative_rows", "memory_from_step", "init_step", "checkpoint_kept_every"):
             if getattr(self, name) < 0:
                 raise InputError(f"Training.{name} = {getattr(self, name)}: must be 0 or more")
         if not 0 <= self.memory_dropout <= 1:
             raise InputError(f"Training.memory_dropout = {self.memory_dropout}: must be a share, from 0 to 1")
-        if self.from_step and not self.from_run:
-            raise InputError(f"Training.from_step = {self.from_step} of which run? Name it with Training.from_run")
-        if self.prebuilt_memory and not self.from_run:
+        if self.init_step and not self.init_from:
+            raise InputError(f"Training.init_step = {self.init_step} of which run? Name it with Training.init_from")
+        if self.prebuilt_memory and not self.init_from:
             raise InputError(
                 f"Training.prebuilt_memory = {self.prebuilt_memory!r} means something only to the parameters that made "
-                "it: begin with these, by Training.from_run"
+                "it: begin with these, by Training.init_from"
             )
         self._check_growth()
 

@@ -17,20 +17,20 @@ from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import Carry, abstract_model, create_model, empty_carry
-from memorizing.parallel.mesh import check_sizes, made, placed, shardings
+from memorizing.parallel.mesh import check_sizes, init_sharded, placed, shardings
 from memorizing.parallel.topology import training_options
 from memorizing.shapes import Batch
 from memorizing.storage.saved_banks import indexed, resized
 from memorizing.storage.snapshots import begin_documents
 from memorizing.storage.train_state import TrainState
 from memorizing.training.memory_dropout import limit_memory
-from memorizing.training.optimizer import OptimizerSettings, make_optimizer, rate_factors, trained
+from memorizing.training.optimizer import OptimizerSettings, learning_rate_multipliers, make_optimizer, trainable_mask
 from memorizing.training.schedule import memory_schedule
 from memorizing.training.settings import TrainingSettings
 from memorizing.training.step import TrainCall, make_train_call, state_shardings
 
 
-class StateMaker:
+class StateFactory:
     """Makes a run's state where it belongs (see `made`), or describes it without making it; and what trains it."""
 
     def __init__(
@@ -46,12 +46,12 @@ class StateMaker:
         for _, slots in self.schedule.sizes:
             check_sizes(mesh, {"M": ("a size of the memory, by Training.memory_growth or Memory.size", slots)})
         self.graph, parameters = abstract_model(model, memory)
-        self.only = trained(optimizer, parameters, model.memory_layers)
-        factors = rate_factors(optimizer, parameters, model.memory_layers, self.only)
+        self.only = trainable_mask(optimizer, parameters, model.memory_layers)
+        factors = learning_rate_multipliers(optimizer, parameters, model.memory_layers, self.only)
         self.transformation = make_optimizer(optimizer, self.only, factors)
         self._parameters = lambda: create_model(model, memory, training.seed)[1]
         self._carry = lambda slots: empty_carry(
-            model, dataclasses.replace(memory, size=slots), batch.rows, batch.segment_length
+            model, dataclasses.replace(memory, size=slots), batch.size, batch.segment_length
         )
         self._memory, self._segment_length = memory, batch.segment_length
         self._memory_dropout, self._seed = training.memory_dropout, training.seed
@@ -61,9 +61,9 @@ class StateMaker:
 
     def state(self) -> TrainState:
         """At step 0."""
-        return made(self.mesh, functools.partial(self._make, self.schedule.at(0)), self._where)
+        return init_sharded(self.mesh, functools.partial(self._make, self.schedule.at(0)), self._where)
 
-    def like(self, step: int) -> TrainState:
+    def abstract_state(self, step: int) -> TrainState:
         """Shapes, dtypes and places of the state at the end of `step`."""
         with jax.set_mesh(self.mesh):  # what an index is depends on the devices
             state = jax.eval_shape(functools.partial(self._make, self.schedule.after(step)))
@@ -88,7 +88,7 @@ class StateMaker:
         """The state with a memory of so many slots: what it held is in there, as after a restart (`resized`)."""
         empty = lambda: self._carry(slots).banks  # noqa: E731
         if not state.carry.banks:
-            banks = made(self.mesh, empty, functools.partial(shardings, self.mesh))
+            banks = init_sharded(self.mesh, empty, functools.partial(shardings, self.mesh))
             return state._replace(carry=state.carry._replace(banks=banks))
         with jax.set_mesh(self.mesh):
             like = jax.eval_shape(empty)

@@ -25,7 +25,7 @@ from memorizing.shapes import Array, Batch
 from memorizing.storage.train_state import TrainState
 from memorizing.training.loss import score
 from memorizing.training.memory_dropout import unlimited
-from memorizing.training.optimizer import Trained, model_norm
+from memorizing.training.optimizer import TrainableMask, model_norm
 
 
 def state_shardings(mesh: Mesh, state: TrainState) -> TrainState:
@@ -71,7 +71,7 @@ class CallMetrics(NamedTuple):
         openness: there, the mean over the call's tokens that found something, per memory layer and head; not a number
             while there are none.
         memory_fill: share of slots that are valid, over all rows; 0 without memory.
-        recall: per layer that has a bank (by its number), the share of true neighbours that the searches of it found,
+        recall: per layer that has a bank (by its number), the share of true neighbors that the searches of it found,
             over all rows and heads; not a number while there are none. Only with `Memory.report_recall`.
         ages: likewise, how many updates ago the retrieved keys were computed, on average.
     """
@@ -98,7 +98,7 @@ def make_train_call(
     accumulate: bool,
     dropout_seed: int | None,
     negative_rows: int = 0,
-    only: Trained | None = None,
+    only: TrainableMask | None = None,
     begin: Begin = lambda carry, batch, step, prebuilt: (carry, batch),
     compiler_options: dict[str, bool] | None = None,
 ) -> TrainCall:

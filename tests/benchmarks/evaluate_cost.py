@@ -26,7 +26,7 @@ from memorizing.storage.workdir import open_tokens
 def forward_seconds(workdir: Path, size: int) -> float:
     it = load_trained(workdir, [], [])
     memory = it.with_memory_size(size).memory
-    segment, rows, together = it.batch.segment_length, it.evaluation.rows, it.evaluation.segments_per_call
+    segment, rows, together = it.batch.segment_length, it.evaluation.batch_size, it.evaluation.segments_per_call
     mesh = open_mesh(it.mesh, it.model, memory, segment, rows, devices=jax.devices()[:1])
     parameters, _ = restore(workdir, it.model, mesh)
     split = open_tokens(it.evaluation.data or it.training.data, it.model).split(it.evaluation.split)

@@ -40,7 +40,7 @@ def nats(workdir: Path, *sizes: int) -> list[float]:
     files = [workdir / "evaluations" / f"test-memory-{size}.json" for size in sizes]
     if not all(file.exists() for file in files):
         memory_sizes = f"--memory_size={','.join(map(str, sizes))}"
-        memorizing("evaluate", f"--workdir={workdir}", memory_sizes, "--gin_param=Evaluation.rows = 4")
+        memorizing("evaluate", f"--workdir={workdir}", memory_sizes, "--gin_param=Evaluation.batch_size = 4")
     return [math.log(json.loads(file.read_text())["perplexity"]) for file in files]
 
 
@@ -56,8 +56,8 @@ def tuned(data: Path, out: Path, name: str, seed: int, size: int) -> Path:
     """The run without a memory, fine-tuned with one of `size`."""
     settings = {
         "NUM_STEPS": TUNED, "CHECKPOINT_EVERY": TUNED, "Batch.segments_per_call": 5, "Training.memory_from_step": 0,
-        "SEED": seed, "Batch.seed": 100 + seed, "MEMORY_SIZE": size, "Training.from_run": str(out / f"none-{seed}"),
-        "Optimizer.trained": ("memory_layers",), "Optimizer.rate_factors": (("gates", 40.0),),
+        "SEED": seed, "Batch.seed": 100 + seed, "MEMORY_SIZE": size, "Training.init_from": str(out / f"none-{seed}"),
+        "Optimizer.trainable": ("memory_layers",), "Optimizer.learning_rate_multipliers": (("gates", 40.0),),
         "Optimizer.learning_rate": 0.003, "Optimizer.schedule": "linear", "Optimizer.warmup_steps": 5,
     }  # fmt: skip
     train(data, out / f"{name}-{seed}", *(f"{name} = {value!r}" for name, value in settings.items()))

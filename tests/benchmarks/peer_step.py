@@ -37,7 +37,7 @@ DEFAULTS = {
     "memory_layers": [3],
     "rows": 4,
     "segment": 256,
-    "neighbours": 32,
+    "neighbors": 32,
     "memory_sizes": [0, 1024, 8192, 32768, 65536],
     "steps": 11,
     "train_steps": 100,
@@ -58,7 +58,7 @@ class Run:
 
     def __init__(self, settings: dict, memory_size: int, folder: str, weights: dict | None = None):
         self.rows, self.segment = settings["rows"], settings["segment"]
-        self.neighbours, self.size = settings["neighbours"], memory_size
+        self.neighbors, self.size = settings["neighbors"], memory_size
         room = (settings["steps"] + 4) * self.segment
         torch.manual_seed(0)
         self.model = MemorizingTransformer(
@@ -70,7 +70,7 @@ class Run:
             ff_mult=settings["feed_forward_multiple"],
             memorizing_layers=tuple(settings["memory_layers"]) if memory_size else (),
             max_knn_memories=memory_size + room if memory_size else 1,
-            num_retrieved_memories=self.neighbours,
+            num_retrieved_memories=self.neighbors,
             knn_memories_directory=folder,
             xl_memory_layers=tuple(range(1, settings["layers"] + 1)),
             xl_max_memories=self.segment,
@@ -111,7 +111,7 @@ class Run:
 
     @torch.no_grad()
     def recall(self) -> float:
-        """Share of the exact neighbours that FAISS finds, for the queries of the next segment, in all memories."""
+        """Share of the exact neighbors that FAISS finds, for the queries of the next segment, in all memories."""
         shares: list[float] = []
         searches = [memory.search for memory in self.memories]
 

@@ -18,7 +18,7 @@ from memorizing.benchmarks.vectors import Vectors, random_vectors, recall, store
 from memorizing.cli import main
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.errors import InputError
-from memorizing.memory.search import Index, Keys, Neighbours
+from memorizing.memory.search import Index, Keys, Neighbors
 from memorizing.memory.search.contract import Search
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
@@ -28,9 +28,9 @@ from memorizing.model.transformer import create_model
 TINY = "B2xH1xN8xM64xD16xK4"
 SMALL_STEP = [
     "Model.layers = 1", "Model.embedding_size = 16", "Model.heads = 2", "Model.head_size = 8",
-    "Model.memory_layers = (1,)", "Model.feed_forward_size = 32", "Model.vocabulary_size = 11", "Batch.rows = 2",
+    "Model.memory_layers = (1,)", "Model.feed_forward_size = 32", "Model.vocabulary_size = 11", "Batch.size = 2",
     "Batch.segment_length = 8",
-    "Batch.segments_per_call = 2", "Memory.neighbours = 4",
+    "Batch.segments_per_call = 2", "Memory.neighbors = 4",
 ]  # fmt: skip
 STEP = ["bench", "step", *(word for binding in SMALL_STEP for word in ("--gin_param", binding)), "--rounds=2"]
 
@@ -159,13 +159,13 @@ def test_all_take_turns_and_the_order_turns():
     assert timing([1.0, 2.0, 3.0, 4.0, 5.0]).spread == pytest.approx(1 / 3)
 
 
-def test_recall_is_the_share_of_exact_neighbours():
+def test_recall_is_the_share_of_exact_neighbors():
     vectors = random_vectors(Shape(2, 2, 16, 64, 8, 4), "float32")
     exact = Exact()(vectors.queries_BHND, Keys(vectors.keys_BHMD), vectors.valid_BM, 4)
     assert recall(exact, vectors) == 1.0
     best_twice = exact._replace(slots_BHNK=exact.slots_BHNK.at[..., 1:].set(exact.slots_BHNK[..., :1]))
     assert recall(best_twice, vectors) == 0.25
-    none = Neighbours(jnp.full_like(exact.scores_BHNK, -jnp.inf), exact.slots_BHNK)
+    none = Neighbors(jnp.full_like(exact.scores_BHNK, -jnp.inf), exact.slots_BHNK)
     assert recall(none, vectors) == 0.0
     same = Vectors(vectors.queries_BHND, jnp.ones_like(vectors.keys_BHMD), vectors.valid_BM, "all alike")
     assert recall(exact, same) == 1.0
@@ -208,7 +208,7 @@ def split(tmp_path_factory) -> TokenSplit:
 
 
 def test_trained_keys_are_those_of_the_longest_documents(split):
-    memory = MemorySettings(neighbours=4)
+    memory = MemorySettings(neighbors=4)
     parameters = create_model(MODEL, memory, seed=0)[1]
     shape = Shape(2, 2, 8, 16, 8, 4)
     vectors = trained_vectors(MODEL, memory, 8, parameters, split, shape, "float32", "run")
@@ -237,22 +237,22 @@ def test_trained_keys_are_those_of_the_longest_documents(split):
 def test_what_a_run_cannot_give_is_refused(sizes, words, split):
     shape = Shape(**{"B": 2, "H": 2, "N": 8, "M": 16, "D": 8, "K": 4, **sizes})
     with pytest.raises(InputError, match=words):
-        trained_vectors(MODEL, MemorySettings(neighbours=4), 8, {}, split, shape, "float32", "run")
+        trained_vectors(MODEL, MemorySettings(neighbors=4), 8, {}, split, shape, "float32", "run")
 
 
-def test_what_is_wrong_with_neighbours_is_seen():
+def test_what_is_wrong_with_neighbors_is_seen():
     vectors = random_vectors(Shape(1, 2, 4, 32, 8, 4), "float32")
     vectors = vectors._replace(valid_BM=vectors.valid_BM.at[0, 7].set(False))
     exact = Exact()(vectors.queries_BHND, Keys(vectors.keys_BHMD), vectors.valid_BM, 4)
     scores, slots = exact
     for found, words in [
         (exact, None),
-        (Neighbours(scores, slots.at[0, 0, 0, 0].set(7)), "not valid"),
-        (Neighbours(scores, slots.at[0, 0, 0, 0].set(slots[0, 0, 0, 1])), "named twice"),
-        (Neighbours(scores, slots.at[0, 0, 0, 0].set(32)), "do not exist"),
-        (Neighbours(scores[..., ::-1], slots[..., ::-1]), "not best first"),
-        (Neighbours(scores + 0.1, slots), "off"),
-        (Neighbours(scores.at[0, 0, 0, 0].set(jnp.nan), slots), "no numbers"),
+        (Neighbors(scores, slots.at[0, 0, 0, 0].set(7)), "not valid"),
+        (Neighbors(scores, slots.at[0, 0, 0, 0].set(slots[0, 0, 0, 1])), "named twice"),
+        (Neighbors(scores, slots.at[0, 0, 0, 0].set(32)), "do not exist"),
+        (Neighbors(scores[..., ::-1], slots[..., ::-1]), "not best first"),
+        (Neighbors(scores + 0.1, slots), "off"),
+        (Neighbors(scores.at[0, 0, 0, 0].set(jnp.nan), slots), "no numbers"),
     ]:
         problem = wrong_with(jax.device_get(found), vectors)
         assert problem is None if words is None else words in problem

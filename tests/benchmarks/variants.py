@@ -71,7 +71,7 @@ VARIANTS = {
     ),
     "unnormalized": Variant("queries and keys not normalized", "unnormalized"),
     "no_key_shift": Variant("keys that do not know their predecessors", None, ("Model.key_shift = False",)),
-    "grouped_query": Variant("two query heads share a key head", "grouped_query", ("Model.key_heads = 2",)),
+    "grouped_query": Variant("two query heads share a key head", "grouped_query", ("Model.kv_heads = 2",)),
     "dense": Variant("all of 1,024 slots attended to", "dense", ("MEMORY_SIZE = 1024",)),
     "reservoir": Variant("keeps a fair sample", "reservoir"),
     "least_used": Variant("forgets what is used least, keeps 16 first tokens", "least_used"),
@@ -104,7 +104,7 @@ TASKS = {
         "quickstart",
         ("NUM_STEPS = 600", "CHECKPOINT_EVERY = 600", "Training.memory_from_step = 200", "MEMORY_SIZE = 2048",
          "Folder.document = 'file'", "Prepare.validation = 0.04", "Prepare.test = 0.04", "Batch.seed = 0",
-         "Evaluation.rows = 4"),
+         "Evaluation.batch_size = 4"),
     ),
     "recall": ("recall", ("NUM_STEPS = 304", "CHECKPOINT_EVERY = 304", "MEMORY_SIZE = 1024", "Batch.seed = 0")),
 }  # fmt: skip
@@ -291,11 +291,11 @@ def draw(found: dict[str, dict[str, list[float]]], file: Path) -> None:
             shown = {name: against(found[name]["text"], found["base"]["text"]) for name in names}
             axis.set_xlim(-20, FARTHEST + 10)
         for place, name in enumerate(names):
-            mean, colour = statistics.mean(shown[name]), {"none": "#b3431e", "base": "#1f6f50"}.get(name, "#3b5b92")
+            mean, color = statistics.mean(shown[name]), {"none": "#b3431e", "base": "#1f6f50"}.get(name, "#3b5b92")
             if task == "text" and mean > FARTHEST:
-                axis.annotate(f"{mean:+.0f} % →", (FARTHEST, place), color=colour, va="center", fontsize=9)
+                axis.annotate(f"{mean:+.0f} % →", (FARTHEST, place), color=color, va="center", fontsize=9)
                 continue
-            axis.errorbar(mean, place, xerr=deviation(shown[name]), fmt="o", color=colour, capsize=3)
+            axis.errorbar(mean, place, xerr=deviation(shown[name]), fmt="o", color=color, capsize=3)
         if "base" in names:
             axis.axvline(statistics.mean(shown["base"]), color="#1f6f50", linewidth=0.8, linestyle=":")
         axis.set_yticks(range(len(names)), names)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.data.batches import Ahead, BatchSettings, Schedule, batches, read_batch
+from memorizing.data.batches import BatchSettings, Prefetcher, Schedule, batches, read_batch
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.errors import InputError
@@ -61,7 +61,7 @@ def test_every_segment_of_every_document_is_read_once_an_epoch_and_in_order(leng
 
 def test_targets_of_an_epoch_are_the_documents_whole(split):
     """Independently of the schedule: put together what each row read, document by document."""
-    settings_ = BatchSettings(rows=3, segment_length=8, segments_per_call=2, seed=1)
+    settings_ = BatchSettings(size=3, segment_length=8, segments_per_call=2, seed=1)
     read = [[] for _ in range(3)]
     for batch in itertools.islice(batches(split, settings_, 0), 30):
         for segment in range(2):
@@ -87,7 +87,7 @@ def test_targets_of_an_epoch_are_the_documents_whole(split):
 
 @pytest.mark.parametrize("first_step", [4, 6, 38])
 def test_any_step_can_be_asked_for(split, first_step):
-    settings_ = BatchSettings(rows=2, segment_length=8, segments_per_call=2, seed=5)
+    settings_ = BatchSettings(size=2, segment_length=8, segments_per_call=2, seed=5)
     in_order = list(itertools.islice(batches(split, settings_, 0), 25))[first_step // 2 :]
     for expected, found in zip(in_order, batches(split, settings_, first_step), strict=False):
         for one, other in zip(expected, found, strict=True):
@@ -104,7 +104,7 @@ def test_the_schedule_answers_out_of_order(split):
 
 def test_what_is_read_does_not_depend_on_segments_per_call(split):
     def flat(segments_per_call: int) -> list[np.ndarray]:
-        settings_ = BatchSettings(rows=2, segment_length=8, segments_per_call=segments_per_call)
+        settings_ = BatchSettings(size=2, segment_length=8, segments_per_call=segments_per_call)
         calls = itertools.islice(batches(split, settings_, 0), 12 // segments_per_call)
         return [np.concatenate(parts) for parts in zip(*calls, strict=True)]
 
@@ -134,7 +134,7 @@ def test_reading_ahead_passes_items_and_then_the_error():
         yield from range(5)
         raise OSError("the disk is gone")
 
-    ahead = Ahead(items())
+    ahead = Prefetcher(items())
     assert list(itertools.islice(ahead, 5)) == [0, 1, 2, 3, 4]
     for _ in range(2):
         with pytest.raises(OSError, match="the disk is gone"):
@@ -143,9 +143,9 @@ def test_reading_ahead_passes_items_and_then_the_error():
 
 
 def test_reading_ahead_ends_with_its_items_and_on_request():
-    assert list(Ahead(iter("abc"))) == ["a", "b", "c"]
+    assert list(Prefetcher(iter("abc"))) == ["a", "b", "c"]
     before = threading.active_count()
-    ahead = Ahead(itertools.count())
+    ahead = Prefetcher(itertools.count())
     assert next(ahead) == 0
     ahead.close()
     assert threading.active_count() == before

@@ -68,7 +68,7 @@ def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw,
             "document_id": document["document_id"],
             "title": f"Book {number}",
             "bytes": len(text.encode()),
-            "licence": "public domain (Project Gutenberg)",
+            "license": "public domain (Project Gutenberg)",
         }
     train = [int(document["document_id"]) for document in found["train"]]
     assert train == sorted(train)
@@ -118,8 +118,8 @@ def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, t
 def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp_path):
     build(raw, tmp_path / "data")
     build(raw, tmp_path / "data")  # the same again is found
-    with pytest.raises(InputError, match=r"was made with settings Pg19\(strip_licence=True\).*, not with .*False"):
-        build(raw, tmp_path / "data", corpus=Pg19(strip_licence=False))
+    with pytest.raises(InputError, match=r"was made with settings Pg19\(strip_license=True\).*, not with .*False"):
+        build(raw, tmp_path / "data", corpus=Pg19(strip_license=False))
     (raw / "7-0.txt").write_text("another text")
     with pytest.raises(InputError, match=r"was made from '.*raw', whose files have changed since: remove it"):
         build(raw, tmp_path / "data")
@@ -177,7 +177,7 @@ def test_raw_files_may_be_named_from_elsewhere(raw, tmp_path, monkeypatch):
 
 
 def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not_says_what_to_do(raw, tmp_path):
-    build(raw, tmp_path / "data", corpus=Pg19(strip_licence=False))
+    build(raw, tmp_path / "data", corpus=Pg19(strip_license=False))
     assert len(list(tfds.load("pg19_documents", split="train+validation+test", data_dir=tmp_path / "data"))) == 20
     with pytest.raises(InputError, match="does not exist, and no manual_dir says which raw files"):
         tfds.load("pg19_documents", data_dir=tmp_path / "none")

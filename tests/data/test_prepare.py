@@ -19,7 +19,7 @@ from memorizing.data.settings import PrepareSettings
 from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import SentencePieceVocabulary
 from memorizing.errors import InputError
-from memorizing.files import held
+from memorizing.files import folder_lock
 
 SETTINGS = PrepareSettings(vocabulary_size=290, vocabulary_model="bpe", validation=0.2, test=0.2, part_bytes=1000)
 
@@ -183,7 +183,7 @@ def test_nothing_stays_behind_when_nothing_was_done(tmp_path):
 
 def test_two_at_once_are_refused(raw, tmp_path):
     with (
-        held(tmp_path / "out.unfinished", "taken"),
+        folder_lock(tmp_path / "out.unfinished", "taken"),
         pytest.raises(InputError, match=r"another `memorizing prepare` is writing it now"),
     ):
         run(raw, tmp_path / "out")

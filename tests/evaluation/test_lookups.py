@@ -21,7 +21,7 @@ MODEL = ModelSettings(
     vocabulary_size=259, layers=2, embedding_size=16, heads=2, head_size=8, feed_forward_size=32, memory_layers=(1,),
     gate_bias=0.0, dtype="float32", key_shift=True,
 )  # fmt: skip
-MEMORY = MemorySettings(size=16, neighbours=K, dtype="float32", search="exact")
+MEMORY = MemorySettings(size=16, neighbors=K, dtype="float32", search="exact")
 TOKENS = np.random.default_rng(0).integers(97, 123, T).astype(np.int32) + 3
 
 
@@ -85,7 +85,7 @@ def test_places_scores_and_weights_are_those_of_brute_force(size):
 )
 def test_places_are_those_of_the_tokens_whatever_is_kept(kept):
     """The key at the place that is told has the score that is told; and the place is one that may be kept."""
-    memory = dataclasses.replace(MEMORY, neighbours=8, **kept)
+    memory = dataclasses.replace(MEMORY, neighbors=8, **kept)
     queries_HTD, keys_HTD = queries_and_keys()
     places, youngest = set(), N if memory.writes == "beyond_cache" else 0
     for segment in read_document(MODEL, memory, parameters(), TOKENS, N):

@@ -31,7 +31,7 @@ MODEL = ModelSettings(
     vocabulary_size=259, layers=2, embedding_size=16, heads=2, head_size=8, feed_forward_size=32, memory_layers=(2,),
     gate_bias=0.0, dtype="float32",
 )  # fmt: skip
-MEMORY = MemorySettings(size=4 * TOKENS, neighbours=4, dtype="float32")
+MEMORY = MemorySettings(size=4 * TOKENS, neighbors=4, dtype="float32")
 TEXTS = [
     "ünïcode " * 9,
     "a",

@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 def memory_of(size: int, **settings) -> MemorySettings:
-    return MemorySettings(**{"size": size, "neighbours": 5, "dtype": "float32", "search": "exact"} | settings)
+    return MemorySettings(**{"size": size, "neighbors": 5, "dtype": "float32", "search": "exact"} | settings)
 
 
 def created(model: ModelSettings, memory: MemorySettings):

@@ -24,7 +24,7 @@ MODEL = ModelSettings(
     vocabulary_size=300, layers=2, embedding_size=16, heads=2, head_size=8, feed_forward_size=32, memory_layers=(2,),
     gate_bias=1.0, dtype="float32", position_max_distance=20, key_shift=True,
 )  # fmt: skip
-MEMORY = MemorySettings(size=4 * N, neighbours=4, dtype="float32", search="exact")
+MEMORY = MemorySettings(size=4 * N, neighbors=4, dtype="float32", search="exact")
 VOCABULARY = ByteVocabulary()
 VOCABULARY.size = STOP = 3 + 128  # only ASCII is written, so that what is written can be read again as text
 TEXT = "a text to be read, with ünïcode"

@@ -23,9 +23,9 @@ from memorizing.config import load_trained
 from memorizing.evaluation import evaluate
 from memorizing.parallel.mesh import make_mesh
 from memorizing.storage import checkpoints
-from memorizing.storage.checkpoints import Checkpoints, ReadFailed, Unreadable
+from memorizing.storage.checkpoints import Checkpoints, CorruptCheckpoint, ReadFailed
 from memorizing.training.loop import resume
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 from tests.integration import test_resume
 from tests.integration.test_resume import finish, saved, steps_saved, train, wait_for
 
@@ -177,11 +177,11 @@ def test_the_only_checkpoint_is_not_set_aside_when_it_is_damaged(place, nearly, 
     assert steps_saved(run) == [380] and "Traceback" not in output
 
 
-def maker(run: Path) -> StateMaker:
+def maker(run: Path) -> StateFactory:
     """Of the states of a run, in this process."""
     it = load_trained(run, [], [])
     mesh = make_mesh(it.mesh, jax.devices()[:1])
-    return StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
+    return StateFactory(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
 
 
 NO_DAMAGE = [
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path,
     assert "\n" not in line and "tensorstore_spec" not in line and "page more" not in line
 
 
-@pytest.mark.parametrize("damage, told", [(True, Unreadable), (False, ReadFailed)])
+@pytest.mark.parametrize("damage, told", [(True, CorruptCheckpoint), (False, ReadFailed)])
 def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monkeypatch, damage, told):
     """This process could read all; the other one says whether it could, and then whether that is damage."""
     others = iter([False, damage])
@@ -232,7 +232,7 @@ def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, t
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
     make = maker(run)
-    like = make.like(380)
+    like = make.abstract_state(380)
     longer = jax.tree.map(lambda x: x.update(shape=(*x.shape, 2)), like.parameters)
     for parameters in (longer, {"other": like.parameters}):
         with Checkpoints(run) as kept, pytest.raises(ReadFailed):
@@ -251,7 +251,7 @@ def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing
     )
     assert "tensorstore_spec" not in line
     delete_a_file(run / "checkpoints" / "360")
-    with pytest.raises(Unreadable, match="step 360"):
+    with pytest.raises(CorruptCheckpoint, match="step 360"):
         evaluate.restore(run, load_trained(run, [], []).model, maker(run).mesh)
 
 
@@ -270,7 +270,7 @@ def test_no_flipped_byte_goes_unseen(nearly, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
     make = maker(run)
-    like = make.like(380)
+    like = make.abstract_state(380)
 
     def read():
         with Checkpoints(run) as kept:
@@ -287,7 +287,7 @@ def test_no_flipped_byte_goes_unseen(nearly, tmp_path):
             )
             try:
                 jax.tree.map(np.testing.assert_array_equal, read(), good)
-            except Unreadable as error:
+            except CorruptCheckpoint as error:
                 refused.append(str(error))
         path.write_bytes(content)
     # Without the fingerprints these would have been read as other numbers.
@@ -392,12 +392,12 @@ def test_a_memory_that_grows_keeps_all_and_one_that_shrinks_the_newest(place, re
 def test_a_memory_can_be_dropped(place, remembering, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(remembering, run)
-    output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--drop_memory", steps=84))
+    output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--reset_memory", steps=84))
     assert "resuming after step 80, its memory of 128 tokens dropped\n" in output
     left = bank(run, 84)
     assert left["keys_BHMD"][:, :, :CALL].any(axis=(1, 3)).all() and not left["keys_BHMD"][:, :, CALL:].any()
     assert left["cursor"] == CALL and (left["length_B"] <= CALL).all()
-    again = start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--drop_memory", steps=88)  # as launchers repeat it
+    again = start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--reset_memory", steps=88)  # as launchers repeat it
     output = finish(again)
-    assert "--drop_memory: the memory was dropped at step 80 already" in output
+    assert "--reset_memory: the memory was dropped at step 80 already" in output
     assert bank(run, 88)["length_B"].max() > CALL

@@ -25,11 +25,11 @@ NUM_STEPS = 80
 Model.vocabulary_size = 264
 Model.heads = 4
 Model.embedding_size = 32
-Batch.rows = 4
+Batch.size = 4
 Batch.segment_length = 16
 Training.memory_from_step = 0
 Training.checkpoint_every = 8
-Evaluation.rows = 4
+Evaluation.batch_size = 4
 """
 STEPS = 80
 

@@ -161,7 +161,7 @@ def test_one_point_runs_alone_and_is_gathered(place, undisturbed, tmp_path):
 def test_a_trained_run_is_only_evaluated(place, undisturbed, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(undisturbed / "points" / NAMES[1], run)
-    grid = ["--over=MEMORY_SIZE=0,32", "--over=Memory.neighbours=1,4", f"--workdir={run}", f"--out={out}"]
+    grid = ["--over=MEMORY_SIZE=0,32", "--over=Memory.neighbors=1,4", f"--workdir={run}", f"--out={out}"]
     finish(memorizing("sweep", *grid, cwd=place, **compiled_in(place)))
     points = results(out)["points"]
     assert [point["status"] for point in points] == ["done"] * 4 and not (out / "points" / "checkpoints").exists()
@@ -169,7 +169,7 @@ def test_a_trained_run_is_only_evaluated(place, undisturbed, tmp_path):
     (whole,) = results(undisturbed)["points"][1]["evaluations"]
     assert found[32, 4] == pytest.approx(whole["perplexity"], rel=1e-6)
     assert found[0, 1] == found[0, 4] and len({found[0, 4], found[32, 1], found[32, 4]}) == 3
-    assert "Memory.neighbours" in (out / "table.md").read_text()
+    assert "Memory.neighbors" in (out / "table.md").read_text()
 
 
 def test_the_table_of_the_command_is_that_of_its_points(undisturbed):

@@ -20,7 +20,7 @@ ROWS, HEADS, SIZE, SEGMENT = 3, 2, 4, 4
 
 
 def bank_of(rows: int, heads: int, slots: int, size: int) -> Bank:
-    return empty_bank(rows, heads, size, MemorySettings(size=slots, neighbours=1, dtype="float32"))
+    return empty_bank(rows, heads, size, MemorySettings(size=slots, neighbors=1, dtype="float32"))
 
 
 def segment_of(number: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def test_a_segment_that_would_wrap_around_is_refused():
 @pytest.mark.parametrize("search", [LSH(candidates=8), IVF(lists=4, probes=2), Proposed(kind="int8")])
 def test_an_index_made_anew_is_that_of_writing_again(search):
     """Also where part of the bank was never written, and where rows hold different parts of it."""
-    settings = MemorySettings(size=32, neighbours=1, dtype="float32")
+    settings = MemorySettings(size=32, neighbors=1, dtype="float32")
     bank = empty_bank(ROWS, HEADS, SIZE, settings)._replace(index=search.empty_index(ROWS, HEADS, 32, SIZE))
     for number in range(3):
         keys = np.random.default_rng(number).normal(size=(ROWS, HEADS, 8, SIZE)).astype(np.float32)
@@ -88,10 +88,10 @@ def test_an_index_made_anew_is_that_of_writing_again(search):
 
 @pytest.mark.parametrize("kind", ["plain", "int8", "lsh", "ivf"])
 def test_refilled_rows_hold_what_was_prebuilt_and_others_what_they_held(kind):
-    """Wherever the two cursors stand; and the index knows of it: each key is its own nearest neighbour."""
+    """Wherever the two cursors stand; and the index knows of it: each key is its own nearest neighbor."""
     slots = 6 * SEGMENT
     memory = MemorySettings(
-        size=slots, neighbours=1, dtype="float32", key_dtype="int8" if kind == "int8" else None,
+        size=slots, neighbors=1, dtype="float32", key_dtype="int8" if kind == "int8" else None,
         search=kind if kind in ("lsh", "ivf") else "exact", candidates=slots - 4,
         lsh_tables=2, lsh_bits=1, lsh_probes=2, ivf_lists=2, ivf_probes=2,
     )  # fmt: skip

@@ -21,14 +21,14 @@ from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 def test_a_reservoir_keeps_every_token_with_the_same_probability(sink):
     """After any number of writes, over 10,000 documents: 5,000 rows that read two each, which are kept differently."""
     rows, slots, tokens = 5_000, 6, 3
-    memory = MemorySettings(size=slots, neighbours=1, dtype="float32", eviction="reservoir", sink=sink)
+    memory = MemorySettings(size=slots, neighbors=1, dtype="float32", eviction="reservoir", sink=sink)
     part = Tokens(*(jnp.zeros((rows, 1, tokens, 1)) for _ in range(2)))
     run = jax.jit(functools.partial(write, memory=memory, search=Search()))
     bank, kept = empty_bank(rows, 1, 1, memory), {}
     for _ in range(2):
         for number in range(1, 9):
             bank = run(bank, part, part)
-            held_BM = np.sort(np.asarray(bank.addresses.positions_BM), axis=1)
+            held_BM = np.sort(np.asarray(bank.slot_table.positions_BM), axis=1)
             kept.setdefault(number * tokens, []).append(held_BM)
         bank = clear(bank, np.ones(rows, bool))
     for read, documents in kept.items():
@@ -49,15 +49,15 @@ def test_a_reservoir_keeps_every_token_with_the_same_probability(sink):
 @pytest.mark.parametrize("eviction", ["fifo", "least_used"])
 def test_a_token_that_is_read_again_and_again_stays_only_where_use_counts(eviction):
     """Its key is what all queries look for. Those that nothing looks for go in the order in which they came."""
-    memory = MemorySettings(size=8, neighbours=2, dtype="float32", eviction=eviction)
+    memory = MemorySettings(size=8, neighbors=2, dtype="float32", eviction=eviction)
     rng, bank = np.random.default_rng(0), empty_bank(1, 1, 8, memory)
     wanted = np.eye(8, dtype=np.float32)[0]
 
     @jax.jit
     def run(bank, keys):
         query = jnp.broadcast_to(30 * wanted, (1, 1, 2, 8))
-        _, _, noticed = attend_to_memory(query, bank, Exact(), 2)
-        return write(add(bank, noticed), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
+        _, _, read_stats = attend_to_memory(query, bank, Exact(), 2)
+        return write(add(bank, read_stats), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
 
     for number in range(12):
         keys = np.concatenate([np.zeros((2, 1)), 0.1 * rng.random((2, 7))], axis=1).astype(np.float32)
@@ -67,22 +67,22 @@ def test_a_token_that_is_read_again_and_again_stays_only_where_use_counts(evicti
     is_there = (np.asarray(bank.keys_BHMD[0, 0]) == wanted).all(1).any()
     assert is_there == (eviction == "least_used")
     if eviction == "least_used":
-        newest = sorted(set(np.asarray(bank.addresses.positions_BM[0]).tolist()) - {2})
+        newest = sorted(set(np.asarray(bank.slot_table.positions_BM[0]).tolist()) - {2})
         assert newest == list(range(17, 24))
 
 
 def test_attention_received_is_that_of_the_softmax_also_over_devices():
-    rows, heads, tokens, slots, size, neighbours = 2, 2, 8, 16, 4, 5
-    memory = MemorySettings(size=slots, neighbours=neighbours, dtype="float32", eviction="least_used")
+    rows, heads, tokens, slots, size, neighbors = 2, 2, 8, 16, 4, 5
+    memory = MemorySettings(size=slots, neighbors=neighbors, dtype="float32", eviction="least_used")
     rng = np.random.default_rng(0)
     keys, query = (jnp.asarray(rng.normal(size=(rows, heads, count, size)), jnp.float32) for count in (slots, tokens))
     bank = write(empty_bank(rows, heads, size, memory), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
     real_B = np.array([tokens, 3], np.int32)
-    bank = bank._replace(addresses=bank.addresses._replace(coming_B=jnp.asarray(real_B)))
+    bank = bank._replace(slot_table=bank.slot_table._replace(coming_B=jnp.asarray(real_B)))
     expected_BM = np.zeros((rows, slots))
     for row, head, token in np.ndindex(rows, heads, tokens):
         scores = keys[row, head] @ query[row, head, token]
-        best = np.argsort(-scores)[:neighbours]
+        best = np.argsort(-scores)[:neighbors]
         weights = np.exp(scores[best] - scores.max())
         if token < real_B[row]:
             expected_BM[row, best] += weights / weights.sum()
@@ -90,5 +90,5 @@ def test_attention_received_is_that_of_the_softmax_also_over_devices():
         opened = make_mesh(mesh, jax.devices()[: mesh.data * mesh.model * mesh.memory])
         with jax.set_mesh(opened):
             placed = jax.device_put(bank, shardings(opened, bank))
-            received = jax.jit(lambda bank: add(bank, attend_to_memory(query, bank, Exact(), neighbours)[2]))(placed)
-        np.testing.assert_allclose(received.addresses.used_BM, expected_BM, atol=1e-3)
+            received = jax.jit(lambda bank: add(bank, attend_to_memory(query, bank, Exact(), neighbors)[2]))(placed)
+        np.testing.assert_allclose(received.slot_table.used_BM, expected_BM, atol=1e-3)

@@ -12,7 +12,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from memorizing.errors import InputError
-from memorizing.memory.bank import PARTS, Bank, Noticed, add, clear, empty_bank, masked, tokens_ago, valid
+from memorizing.memory.bank import PARTS, Bank, ReadStats, add, clear, empty_bank, masked, tokens_ago, valid
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
@@ -40,7 +40,7 @@ KEPT = {
 
 
 def memory_of(slots: int = M, **kept) -> MemorySettings:
-    return MemorySettings(**{"size": slots, "neighbours": 1, "dtype": "float32", "search": "exact"} | kept)
+    return MemorySettings(**{"size": slots, "neighbors": 1, "dtype": "float32", "search": "exact"} | kept)
 
 
 @functools.cache
@@ -120,7 +120,7 @@ def step(memory: MemorySettings):
     @jax.jit
     def run(bank: Bank, cached: Tokens, clears_B, mask_BN, segment: Tokens, received_BM) -> Bank:
         bank = masked(clear(bank, clears_B), mask_BN)
-        return write(add(bank, Noticed(None, received_BM)), segment, cached, memory, search)
+        return write(add(bank, ReadStats(None, received_BM)), segment, cached, memory, search)
 
     return run
 
@@ -153,7 +153,7 @@ def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
     bank, plain = empty_bank(ROWS, HEADS, D, memory), [PlainRow(memory, row) for row in range(ROWS)]
     cached, most_read = Tokens(*(np.zeros((ROWS, HEADS, N, D), np.float32) for _ in range(2))), 0
     for segment, tokens_B, clears_B, received_BM in segments(seed, 9):
-        if not memory.addressed:  # in a ring only the end of a document is padded, which is then forgotten
+        if not memory.uses_slot_table:  # in a ring only the end of a document is padded, which is then forgotten
             tokens_B = np.full(ROWS, N)
         mask_BN = np.arange(N) < tokens_B[:, None]
         bank = step(memory)(bank, cached, clears_B, mask_BN, segment, received_BM)
@@ -172,7 +172,7 @@ def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
                 used = {
                     int(at): use
                     for at, use in zip(
-                        *(np.asarray(part)[row] for part in bank.addresses[:1] + bank.addresses[-1:]), strict=True
+                        *(np.asarray(part)[row] for part in bank.slot_table[:1] + bank.slot_table[-1:]), strict=True
                     )
                 }
                 assert {at: used[at] for at in expected} == pytest.approx({at: it[1] for at, it in expected.items()})
@@ -203,7 +203,7 @@ def test_over_devices_it_keeps_the_same(kind, mesh):
 
 @pytest.mark.parametrize("search", ["lsh", "ivf", "faiss"])
 def test_an_index_follows_what_is_replaced_at_any_address(search):
-    """Each key that is held is its own nearest neighbour among all, once all lists and buckets are looked into."""
+    """Each key that is held is its own nearest neighbor among all, once all lists and buckets are looked into."""
     if search == "faiss":
         pytest.importorskip("faiss")
     memory = memory_of(8 * N, eviction="reservoir", search=search, candidates=8 * N - 1, lsh_tables=4, lsh_bits=1,
@@ -216,7 +216,7 @@ def test_an_index_follows_what_is_replaced_at_any_address(search):
         bank = run(bank, Tokens(keys, keys), Tokens(keys, keys))
     found = finder(bank.keys_BHMD, bank.keys, valid(bank), 1).slots_BHNK[..., 0]
     assert np.asarray(found == np.arange(8 * N)).mean() > 0.95
-    assert np.asarray(bank.addresses.positions_BM).max() > 8 * N  # some were replaced
+    assert np.asarray(bank.slot_table.positions_BM).max() > 8 * N  # some were replaced
 
 
 def test_a_segment_that_does_not_fit_beside_the_sink_is_refused():
@@ -244,5 +244,5 @@ def test_settings_that_keep_nothing_or_make_no_sense_are_refused(kept, words):
 
 def test_defaults_add_nothing_to_a_bank():
     bank = empty_bank(1, 1, D, memory_of())
-    assert bank.addresses is None and not memory_of().writing() and len(jax.tree.leaves(bank)) == 4
+    assert bank.slot_table is None and not memory_of().writing() and len(jax.tree.leaves(bank)) == 4
     assert dataclasses.replace(memory_of(), sink=1, writes="never").writing() == {"sink": 1, "writes": "never"}

@@ -13,12 +13,12 @@ from memorizing.model.attention import Attention, empty_cache
 from memorizing.model.positions import RelativeBias, angles, buckets, frequencies, rotate
 from memorizing.model.settings import ModelSettings
 
-ROWS, TOKENS, HEADS, SIZE, EMBEDDING, SLOTS, NEIGHBOURS = 2, 6, 2, 4, 8, 24, 5
+ROWS, TOKENS, HEADS, SIZE, EMBEDDING, SLOTS, NEIGHBORS = 2, 6, 2, 4, 8, 24, 5
 SETTINGS = ModelSettings(
     vocabulary_size=10, layers=1, embedding_size=EMBEDDING, heads=HEADS, head_size=SIZE, memory_layers=(1,),
     gate_bias=-0.5, dtype="float32", key_shift=True,
 )  # fmt: skip
-MEMORY = MemorySettings(size=SLOTS, neighbours=NEIGHBOURS, search="exact", dtype="float32")
+MEMORY = MemorySettings(size=SLOTS, neighbors=NEIGHBORS, search="exact", dtype="float32")
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ def written_out(layer: Attention, x, bias, cache, cached, memory):
                     scores.append(q[token, head] @ key + bias[head, token, place])
                 local = softmax(np.array(scores)) @ np.array(values)
                 if memory[row]:
-                    nearest = sorted(memory[row], key=lambda pair: -(q[token, head] @ pair[0][head]))[:NEIGHBOURS]
+                    nearest = sorted(memory[row], key=lambda pair: -(q[token, head] @ pair[0][head]))[:NEIGHBORS]
                     weights = softmax(np.array([q[token, head] @ key[head] for key, _ in nearest]))
                     remote = sum(weight * value[head] for weight, (_, value) in zip(weights, nearest, strict=True))
                     local = gate[head] * remote + (1 - gate[head]) * local

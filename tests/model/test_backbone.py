@@ -37,7 +37,7 @@ LLAMA = dataclasses.replace(
     rope_theta=500.0, rope_scaling="llama3", rope_factor=4.0, rope_original_length=64, tie_embeddings=False,
 )  # fmt: skip
 MODELS = {"gpt": GPT, "llama": LLAMA}
-MEMORY = MemorySettings(size=4 * N, neighbours=3, dtype="float32", search="exact")
+MEMORY = MemorySettings(size=4 * N, neighbors=3, dtype="float32", search="exact")
 
 
 @functools.cache

@@ -25,7 +25,7 @@ MODEL = ModelSettings(
     vocabulary_size=13, layers=3, embedding_size=8, heads=2, head_size=4, feed_forward_size=8,
     memory_layers=(1, 2, 3), banks_of=(2, 2, 3), gate_bias=-100.0, dtype="float32",
 )  # fmt: skip
-MEMORY = MemorySettings(size=2 * N, neighbours=3, dtype="float32", search="exact")
+MEMORY = MemorySettings(size=2 * N, neighbors=3, dtype="float32", search="exact")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Watched(Exact):
 
     seen: list = dataclasses.field(default_factory=list)
 
-    def __call__(self, queries_BHND, keys, valid_BM, neighbours):
+    def __call__(self, queries_BHND, keys, valid_BM, neighbors):
         self.seen.append(np.asarray(keys.vectors_BHMD))
-        return super().__call__(queries_BHND, keys, valid_BM, neighbours)
+        return super().__call__(queries_BHND, keys, valid_BM, neighbors)
 
 
 def test_layers_of_one_bank_see_the_same_slots_and_write_those_of_its_layer():
@@ -90,7 +90,7 @@ def test_lookups_tell_gates_and_all_that_dense_attention_reads(kind, search):
         count = len(segment.nats_N)
         for layer, looked in segment.layers.items():
             np.testing.assert_allclose(looked.gates_HN, gates[number][layer][0, :, :count], rtol=1e-5)
-            held = min(segment.first, memory.size) if search == "dense" else memory.neighbours
+            held = min(segment.first, memory.size) if search == "dense" else memory.neighbors
             assert ((looked.places_HNK >= -1).sum(-1) == held).all()
             np.testing.assert_allclose(looked.weights_HNK.sum(-1), 1, rtol=1e-5)
     assert list(segment.layers) == [1, 2, 3]

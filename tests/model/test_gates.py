@@ -31,7 +31,7 @@ MINIMUM = 1.0
 
 
 def memory(search: str = "exact", **settings) -> MemorySettings:
-    own = {"size": SLOTS, "neighbours": K, "dtype": "float32", "search": search, "minimum_score": MINIMUM} | settings
+    own = {"size": SLOTS, "neighbors": K, "dtype": "float32", "search": search, "minimum_score": MINIMUM} | settings
     return MemorySettings(**own)
 
 
@@ -56,7 +56,7 @@ def attended(query, local_keys, bank, kind, settings, negative_rows):
     return mixed(gate_BHN, remote.out_BHND, out), gate_BHN
 
 
-def by_hand(kind: str, neighbours: int, negative_rows: int):
+def by_hand(kind: str, neighbors: int, negative_rows: int):
     """The same with loops, in float64."""
     out, gates = np.zeros((ROWS, HEADS, N, SIZE)), np.zeros((ROWS, HEADS, N))
     for row, head, token in np.ndindex(ROWS, HEADS, N):
@@ -69,7 +69,7 @@ def by_hand(kind: str, neighbours: int, negative_rows: int):
             pairs = [pair for pair in pairs if pair[0] >= MINIMUM]
             if other == row and not pairs:
                 break
-            found += sorted(pairs, key=lambda pair: -pair[0])[:neighbours]
+            found += sorted(pairs, key=lambda pair: -pair[0])[:neighbors]
         far = np.array([score for score, _ in found])
         average = lambda scores, values: np.exp(scores) @ np.array(values) / np.exp(scores).sum()  # noqa: E731
         local = average(near, LOCAL[1][row, head, : token + 1])
@@ -135,7 +135,7 @@ def test_gates_that_compare_scores_are_their_formulas(kind, search, negative_row
 def test_dense_attention_is_exact_search_for_all_slots():
     for kind in KINDS:
         dense, exact = (
-            compiled(kind, settings, 0, 1) for settings in (memory("dense"), memory("exact", neighbours=SLOTS))
+            compiled(kind, settings, 0, 1) for settings in (memory("dense"), memory("exact", neighbors=SLOTS))
         )
         jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5), dense, exact)
     with pytest.raises(InputError, match="'dense', which attends to all slots"):
@@ -144,11 +144,11 @@ def test_dense_attention_is_exact_search_for_all_slots():
 
 SEGMENTS, VOCABULARY = 3, 13
 MODEL = ModelSettings(
-    vocabulary_size=VOCABULARY, layers=2, embedding_size=8, heads=2, key_heads=1, head_size=4, feed_forward_size=8,
+    vocabulary_size=VOCABULARY, layers=2, embedding_size=8, heads=2, kv_heads=1, head_size=4, feed_forward_size=8,
     memory_layers=(1, 2), gate="joint", xl_cache=False, gate_bias=0.5, dtype="float32",
 )  # fmt: skip
 DOCUMENT = RNG.integers(3, VOCABULARY, SEGMENTS * N).astype(np.int32)
-WHOLE = MemorySettings(size=SEGMENTS * N, neighbours=SEGMENTS * N, dtype="float32", search="exact")
+WHOLE = MemorySettings(size=SEGMENTS * N, neighbors=SEGMENTS * N, dtype="float32", search="exact")
 
 
 def drawn(model: ModelSettings, memory: MemorySettings = WHOLE):
@@ -210,7 +210,7 @@ def test_joint_with_the_whole_document_in_memory_is_full_attention(search, norma
     ("token", {"banks_of": (1, 1)}), ("layer", {}), ("score", {"search": "dense"}), ("joint", {"banks_of": (2, 2)}),
 ])  # fmt: skip
 def test_token_by_token_equals_the_whole(kind, change):
-    memory = dataclasses.replace(WHOLE, search=change.pop("search", "exact"), size=2 * N, neighbours=3)
+    memory = dataclasses.replace(WHOLE, search=change.pop("search", "exact"), size=2 * N, neighbors=3)
     model = dataclasses.replace(MODEL, gate=kind, **change)
     expected, carry, told = read_in_segments(model, memory)
     graph, parameters = drawn(model, memory)
@@ -236,7 +236,7 @@ def test_token_by_token_equals_the_whole(kind, change):
 
 
 def test_defaults_have_the_parameters_and_the_carry_that_they_had():
-    model = dataclasses.replace(MODEL, gate="head", key_heads=None)
+    model = dataclasses.replace(MODEL, gate="head", kv_heads=None)
     _, parameters = create_model(model, WHOLE, seed=0)
     names = {name: leaf.shape for name, leaf in parameters["layers"][0]["attention"].items()}
     projections = dict.fromkeys(("query_EHD", "key_EHD", "value_EHD"), (8, 2, 4))

@@ -19,11 +19,11 @@ from memorizing.shapes import Batch
 
 N, SEGMENTS, ROWS, HEADS, GROUP = 8, 3, 2, 8, 4
 MODEL = ModelSettings(
-    vocabulary_size=32, layers=2, embedding_size=16, heads=HEADS, key_heads=HEADS // GROUP, head_size=4,
+    vocabulary_size=32, layers=2, embedding_size=16, heads=HEADS, kv_heads=HEADS // GROUP, head_size=4,
     feed_forward_size=16, memory_layers=(2,), gate_bias=0.0, dtype="float32", key_shift=True,
 )  # fmt: skip
-WHOLE = dataclasses.replace(MODEL, key_heads=None)
-MEMORY = MemorySettings(size=2 * N, neighbours=3, dtype="float32", search="exact", report_recall=True)
+WHOLE = dataclasses.replace(MODEL, kv_heads=None)
+MEMORY = MemorySettings(size=2 * N, neighbors=3, dtype="float32", search="exact", report_recall=True)
 TOKENS = np.random.default_rng(0).integers(3, 32, (ROWS, SEGMENTS * N)).astype(np.int32)
 BATCHES = [
     Batch(part, (part + 1) % 32, np.ones((ROWS, N), bool), np.full(ROWS, number == 0))
@@ -117,10 +117,10 @@ def test_a_mesh_changes_nothing(settings):
 
 
 def test_a_mesh_that_does_not_divide_key_heads_is_refused():
-    with pytest.raises(InputError, match=r"Model\.key_heads = 2 does not divide over Mesh\.model = 4: use 4"):
+    with pytest.raises(InputError, match=r"Model\.kv_heads = 2 does not divide over Mesh\.model = 4: use 4"):
         open_mesh(MeshSettings(data=2, model=4), MODEL, MEMORY, N, ROWS)
-    with pytest.raises(InputError, match=r"Model\.key_heads = 3 does not divide Model\.heads = 8 .* use 1, 2, 4, 8"):
-        dataclasses.replace(MODEL, key_heads=3)
+    with pytest.raises(InputError, match=r"Model\.kv_heads = 3 does not divide Model\.heads = 8 .* use 1, 2, 4, 8"):
+        dataclasses.replace(MODEL, kv_heads=3)
 
 
 def test_token_by_token_equals_the_whole():
@@ -152,10 +152,10 @@ def test_lookups_are_told_by_query_head():
 def test_before_anything_is_learned_shifted_heads_find_a_token_again_and_what_followed_it():
     """In the second round of a text of different tokens; of two key heads one is shifted, for both its queries."""
     model = ModelSettings(
-        vocabulary_size=256, layers=1, embedding_size=64, heads=8, key_heads=4, head_size=32, feed_forward_size=16,
+        vocabulary_size=256, layers=1, embedding_size=64, heads=8, kv_heads=4, head_size=32, feed_forward_size=16,
         memory_layers=(1,), dtype="float32", key_shift=True,
     )  # fmt: skip
-    memory = MemorySettings(size=160, neighbours=2, dtype="float32", search="exact")
+    memory = MemorySettings(size=160, neighbors=2, dtype="float32", search="exact")
     parameters = create_model(model, memory, seed=5)[1]
     round_ = np.random.default_rng(1).permutation(np.arange(3, 256))[:80].astype(np.int32)
     share_H = np.zeros(8)

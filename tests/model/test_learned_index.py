@@ -26,21 +26,21 @@ from memorizing.model.transformer import abstract_model, create_model, empty_car
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
-from memorizing.training.optimizer import OptimizerSettings, make_optimizer, trained
+from memorizing.training.optimizer import OptimizerSettings, make_optimizer, trainable_mask
 from memorizing.training.step import make_train_call
 
-ROWS, HEADS, TOKENS, SLOTS, SIZE, NEIGHBOURS = 2, 2, 16, 64, 16, 4
+ROWS, HEADS, TOKENS, SLOTS, SIZE, NEIGHBORS = 2, 2, 16, 64, 16, 4
 SEARCH = Proposed(kind="learned", candidates=8, inner=Blocked(block_size=32))
 MODEL = ModelSettings(
-    vocabulary_size=11, layers=2, embedding_size=16, heads=4, key_heads=2, head_size=8, feed_forward_size=16,
+    vocabulary_size=11, layers=2, embedding_size=16, heads=4, kv_heads=2, head_size=8, feed_forward_size=16,
     memory_layers=(2,), dtype="float32", gate_bias=0.0, index_size=4,
 )  # fmt: skip
-MEMORY = MemorySettings(size=64, neighbours=4, dtype="float32", search="blocked", proposer="learned", proposals=8)
+MEMORY = MemorySettings(size=64, neighbors=4, dtype="float32", search="blocked", proposer="learned", proposals=8)
 
 
 def bank_and_query(seed: int = 0, written: int = 32, key_dtype=None):
     """A bank whose last slots are empty, and queries of unit length times 4."""
-    settings = MemorySettings(size=SLOTS, neighbours=NEIGHBOURS, dtype="float32", key_dtype=key_dtype)
+    settings = MemorySettings(size=SLOTS, neighbors=NEIGHBORS, dtype="float32", key_dtype=key_dtype)
     rngs = jax.random.split(jax.random.key(seed), 3)
     keys, values = (jax.random.normal(rng, (ROWS, HEADS, written, SIZE)) for rng in rngs[:2])
     bank = append(empty_bank(ROWS, HEADS, SIZE, settings), l2_normalize(keys), values, Exact())
@@ -72,9 +72,9 @@ def test_its_loss_is_the_cross_entropy_of_both_softmaxes_over_valid_slots(key_dt
 def test_with_all_features_it_finds_what_an_exact_search_finds():
     bank, query = bank_and_query()
     index = first_index(HEADS, SIZE, SIZE)  # orthonormal, so that nothing is lost
-    search = dataclasses.replace(SEARCH, candidates=NEIGHBOURS)
-    found = search(query, indexed(bank.keys, index), valid(bank), NEIGHBOURS)
-    wanted = Exact()(query, bank.keys, valid(bank), NEIGHBOURS)
+    search = dataclasses.replace(SEARCH, candidates=NEIGHBORS)
+    found = search(query, indexed(bank.keys, index), valid(bank), NEIGHBORS)
+    wanted = Exact()(query, bank.keys, valid(bank), NEIGHBORS)
     np.testing.assert_array_equal(found.slots_BHNK, wanted.slots_BHNK)
     np.testing.assert_allclose(found.scores_BHNK, wanted.scores_BHNK, rtol=1e-6)
 
@@ -82,10 +82,10 @@ def test_with_all_features_it_finds_what_an_exact_search_finds():
 def test_where_few_ask_the_keys_themselves_are_searched():
     bank, query = bank_and_query()
     index, minimum = first_index(HEADS, SIZE, 4), 1.0
-    search = dataclasses.replace(SEARCH, candidates=NEIGHBOURS, minimum_score=minimum)
+    search = dataclasses.replace(SEARCH, candidates=NEIGHBORS, minimum_score=minimum)
     keys = indexed(bank.keys, index)
-    few, many = (search(part, keys, valid(bank), NEIGHBOURS) for part in (query[:, :, :5], query))
-    wanted = Exact(minimum_score=minimum)(query, bank.keys, valid(bank), NEIGHBOURS)
+    few, many = (search(part, keys, valid(bank), NEIGHBORS) for part in (query[:, :, :5], query))
+    wanted = Exact(minimum_score=minimum)(query, bank.keys, valid(bank), NEIGHBORS)
     np.testing.assert_allclose(few.scores_BHNK, wanted.scores_BHNK[:, :, :5], rtol=1e-6)
     assert np.isneginf(few.scores_BHNK).any()
     assert (np.asarray(many.slots_BHNK) != np.asarray(wanted.slots_BHNK)).any()
@@ -97,15 +97,15 @@ def test_it_begins_as_the_projection_that_is_not_learned():
     fixed = Proposed(kind="projection", projection_size=4, candidates=8)
     entries, _ = fixed.entries(keys, {})
     counts = jnp.ones((ROWS, SLOTS), bool)
-    one = fixed(query, Keys(keys, None, NO_INDEX._replace(slots=entries)), counts, NEIGHBOURS)
-    other = SEARCH(query, indexed(Keys(keys), first_index(HEADS, SIZE, 4)), counts, NEIGHBOURS)
+    one = fixed(query, Keys(keys, None, NO_INDEX._replace(slots=entries)), counts, NEIGHBORS)
+    other = SEARCH(query, indexed(Keys(keys), first_index(HEADS, SIZE, 4)), counts, NEIGHBORS)
     assert (np.asarray(one.slots_BHNK) == np.asarray(other.slots_BHNK)).mean() > 0.9  # they round differently
 
 
 def attended(query, bank, index):
     search = dataclasses.replace(SEARCH, candidates=SLOTS)  # with any index the same is found
     mask = None if index is None else jnp.ones((ROWS, TOKENS), bool)
-    read, _, _ = attend_to_memory(query, bank, search if index else Blocked(), NEIGHBOURS, index=index, mask_BN=mask)
+    read, _, _ = attend_to_memory(query, bank, search if index else Blocked(), NEIGHBORS, index=index, mask_BN=mask)
     return read.out_BHND
 
 
@@ -146,8 +146,8 @@ def test_it_learns_which_features_matter():
 
     def recall(index):
         query, keys, counts = drawn(jax.random.key(99))
-        wanted = Exact()(query, keys, counts, NEIGHBOURS).slots_BHNK
-        found = Proposed(kind="learned", **settings)(query, indexed(keys, index), counts, NEIGHBOURS).slots_BHNK
+        wanted = Exact()(query, keys, counts, NEIGHBORS).slots_BHNK
+        found = Proposed(kind="learned", **settings)(query, indexed(keys, index), counts, NEIGHBORS).slots_BHNK
         return float((wanted[..., None] == found[..., None, :]).any(-1).mean())
 
     optimizer = optax.adam(0.02)
@@ -169,9 +169,9 @@ def trained_calls(model: ModelSettings, memory: MemorySettings, only: tuple[str,
     """States and losses of three calls of four segments, with a clip that takes effect."""
     graph, parameters = create_model(model, memory, 0)
     settings = OptimizerSettings(
-        kind="adamw", learning_rate=0.01, schedule="constant", warmup_steps=0, clip_norm=0.5, trained=only
+        kind="adamw", learning_rate=0.01, schedule="constant", warmup_steps=0, clip_norm=0.5, trainable=only
     )
-    moves = trained(settings, parameters, model.memory_layers)
+    moves = trainable_mask(settings, parameters, model.memory_layers)
     optimizer = make_optimizer(settings, moves)
     state = TrainState(
         parameters, optimizer.init(parameters), jnp.zeros((), jnp.int32), empty_carry(model, memory, 2, 16)
@@ -199,12 +199,12 @@ def test_all_else_is_trained_as_without_it(remat):
         assert np.abs(learned - first).max() > 1e-3
 
 
-@pytest.mark.parametrize("key_heads", [4, 2])
-def test_padding_teaches_nothing(key_heads):
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_padding_teaches_nothing(kv_heads):
     """What lies in padding changes no index, and no more than rounding how far it moves."""
-    model = dataclasses.replace(MODEL, key_heads=key_heads)
+    model = dataclasses.replace(MODEL, kv_heads=kv_heads)
     graph, parameters = create_model(model, MEMORY, 0)
-    moves = trained(OptimizerSettings(trained=("index",)), parameters, (2,))
+    moves = trainable_mask(OptimizerSettings(trainable=("index",)), parameters, (2,))
     optimizer = optax.sgd(1.0)
     call = make_train_call(graph, optimizer, False, None, only=moves)
     found = []
@@ -218,7 +218,7 @@ def test_padding_teaches_nothing(key_heads):
         starts = batch._replace(starts_document_B=np.asarray([[True, True], *[[False, True]] * 3]))
         found.append(call(state, starts, ())[0].parameters["layers"][1]["attention"]["index_key_HDP"])
     np.testing.assert_array_equal(*found)
-    assert np.abs(found[0] - first_index(key_heads, 8, 4).index_key_HDP).max() > 1e-4
+    assert np.abs(found[0] - first_index(kv_heads, 8, 4).index_key_HDP).max() > 1e-4
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -260,5 +260,5 @@ def test_what_cannot_be_is_refused():
         dataclasses.replace(MEMORY, search="ivf")
     with pytest.raises(InputError, match=r"'index' matches no parameter.*`index` Model.index_size"):
         parameters = abstract_model(dataclasses.replace(MODEL, index_size=0), MEMORY)[1]
-        trained(OptimizerSettings(trained=("index",)), parameters, (2,))
+        trainable_mask(OptimizerSettings(trainable=("index",)), parameters, (2,))
     assert make_search(MEMORY).empty_index(1, 2, 64, 8) == NO_INDEX

@@ -15,7 +15,7 @@ from memorizing.model.transformer import apply_model, create_model, empty_carry,
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
 VOCABULARY, TOKENS = 17, 8
-MEMORY = MemorySettings(size=4 * TOKENS, neighbours=5, dtype="float32")
+MEMORY = MemorySettings(size=4 * TOKENS, neighbors=5, dtype="float32")
 MODEL = ModelSettings(
     vocabulary_size=VOCABULARY, layers=3, embedding_size=16, heads=2, head_size=8, feed_forward_size=32,
     memory_layers=(2, 3), gate_bias=0.0, dtype="float32", position_max_distance=20,
@@ -94,10 +94,10 @@ def test_the_memory_reaches_further_than_the_cache():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_document_is_read_as_if_alone_whatever_the_row_read_before(name):
     first, second, third = document(1, 2), document(2, 4), document(3, 4)
-    neighbour = as_segments([document(4, 2)]) + as_segments([document(5, 6)]) + as_segments([document(6, 2)])
+    neighbor = as_segments([document(4, 2)]) + as_segments([document(5, 6)]) + as_segments([document(6, 2)])
     row = as_segments([first]) + as_segments([second]) + as_segments([third])
     both = [
-        jax.tree.map(lambda a, b: np.concatenate([a, b]), one, other) for one, other in zip(row, neighbour, strict=True)
+        jax.tree.map(lambda a, b: np.concatenate([a, b]), one, other) for one, other in zip(row, neighbor, strict=True)
     ]
     together, _ = read(VARIANTS[name], both)
     for start, text in ((0, first), (2, second), (6, third)):
@@ -153,7 +153,7 @@ def test_beyond_the_cache_every_token_is_seen_once(positions):
     """In the cache or in the memory, and not in both; from every token of a segment alike."""
     model = dataclasses.replace(MODEL, layers=1, memory_layers=(1,), positions=positions)
     length = 4 * TOKENS
-    memory = MemorySettings(size=length, neighbours=length, dtype="float32", writes="beyond_cache")
+    memory = MemorySettings(size=length, neighbors=length, dtype="float32", writes="beyond_cache")
     text = np.random.default_rng(0).integers(3, VOCABULARY, length)
     others = [np.where(np.arange(length) == place, 3 + (text - 2) % (VOCABULARY - 3), text) for place in range(length)]
     batches, carry, logits = as_segments([text, *others]), None, []
@@ -162,7 +162,7 @@ def test_beyond_the_cache_every_token_is_seen_once(positions):
         one, carry = read(model, [batch], memory, carry)
         logits.append(one)
         bank = carry.banks[0]
-        slots = np.argsort(bank.addresses.positions_BM[0])[length - number * TOKENS :]  # behind those that are empty
+        slots = np.argsort(bank.slot_table.positions_BM[0])[length - number * TOKENS :]  # behind those that are empty
         joined = np.concatenate([bank.keys_BHMD[0][:, slots], carry.caches[0].keys_BHWD[0]], axis=1)
         np.testing.assert_allclose(joined, every[:, : (number + 1) * TOKENS], atol=1e-5)
         assert int(valid(bank)[0].sum()) == number * TOKENS

@@ -54,7 +54,7 @@ def test_axes_make_up_all_devices(settings, words):
 @pytest.mark.parametrize(
     ("mesh", "model", "memory", "rows", "words"),
     [
-        ({}, {}, 64, 12, "Batch.rows = 12 does not divide over Mesh.data = 8: use 8 or 16"),
+        ({}, {}, 64, 12, "Batch.size = 12 does not divide over Mesh.data = 8: use 8 or 16"),
         ({"memory": 8}, {}, 60, 8, "Memory.size = 60 does not divide over Mesh.memory = 8: use 56 or 64"),
         ({"model": 8}, {"heads": 4}, 64, 8, "Model.heads = 4 does not divide over Mesh.model = 8: use 8"),
         ({"model": 2}, {"vocabulary_size": 259}, 64, 8, "Model.vocabulary_size = 259 does not divide"),

@@ -28,7 +28,7 @@ from memorizing.planning.collectives import collectives
 from memorizing.planning.plan import compile_call
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 
 ONE = MeshSettings(data=1)
 MESHES = {
@@ -47,21 +47,21 @@ def mesh_of(settings: MeshSettings) -> jax.sharding.Mesh:
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize("search", ["exact", "blocked"])
 def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
-    """With ties across devices, and more neighbours than a device has slots."""
+    """With ties across devices, and more neighbors than a device has slots."""
     rng = np.random.default_rng(0)
     queries, keys = (rng.integers(-2, 3, (8, 4, size, 4)).astype(np.float32) for size in (8, 64))
     valid_BM = rng.random((8, 64)) < 0.6
     mesh = mesh_of(MESHES[name])
     inner = make_search(MemorySettings(size=64, search=search, block_size=5))
-    for neighbours in (1, 3, 16):
+    for neighbors in (1, 3, 16):
         found = jax.shard_map(
-            lambda queries, keys, valid, k=neighbours: Sharded(inner=inner)(queries, Keys(keys), valid, k),
+            lambda queries, keys, valid, k=neighbors: Sharded(inner=inner)(queries, Keys(keys), valid, k),
             mesh=mesh,
             in_specs=(spec("BH_D"), spec("BHMD"), spec("BM")),
             out_specs=spec("BH__"),
             check_vma=False,
         )(queries, keys, valid_BM)
-        expected = Exact()(jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid_BM), neighbours)
+        expected = Exact()(jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid_BM), neighbors)
         np.testing.assert_array_equal(found.scores_BHNK, expected.scores_BHNK)
         exists = np.asarray(expected.scores_BHNK) > -np.inf
         np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], np.asarray(expected.slots_BHNK)[exists])
@@ -69,7 +69,7 @@ def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
 
 def bank_after(writes: int, slots: int, tokens: int, mesh: jax.sharding.Mesh | None = None) -> Bank:
     """A bank into which segments of distinct numbers were written; row 1 was cleared once."""
-    bank = empty_bank(2, 2, 2, MemorySettings(size=slots, neighbours=1, dtype="float32"))
+    bank = empty_bank(2, 2, 2, MemorySettings(size=slots, neighbors=1, dtype="float32"))
     step = jax.jit(lambda bank, part: append(bank, part, -part, Search()))
     if mesh is not None:
         bank = jax.device_put(bank, shardings(mesh, bank))
@@ -122,8 +122,8 @@ MODEL = ModelSettings(
     vocabulary_size=VOCABULARY, layers=2, embedding_size=32, heads=4, head_size=8, feed_forward_size=32,
     memory_layers=(2,), dtype="float32", gate_bias=0.0, key_shift=True,
 )  # fmt: skip
-MEMORY = MemorySettings(size=4 * TOKENS, neighbours=4, dtype="float32")
-BATCH = BatchSettings(rows=ROWS, segment_length=TOKENS, segments_per_call=5)
+MEMORY = MemorySettings(size=4 * TOKENS, neighbors=4, dtype="float32")
+BATCH = BatchSettings(size=ROWS, segment_length=TOKENS, segments_per_call=5)
 OPTIMIZER = OptimizerSettings(kind="adamw", learning_rate=0.01, schedule="constant", warmup_steps=5)
 TRAINING = TrainingSettings(steps=20, checkpoint_every=20)
 
@@ -138,7 +138,7 @@ def split(tmp_path_factory) -> TokenSplit:
 
 
 OTHER_MODEL = dataclasses.replace(
-    MODEL, key_heads=2, memory_layers=(1, 2), banks_of=(1, 1), gate="token", normalize_memory_layers=False
+    MODEL, kv_heads=2, memory_layers=(1, 2), banks_of=(1, 1), gate="token", normalize_memory_layers=False
 )
 OTHER_TRAINING = dataclasses.replace(TRAINING, negative_rows=2)
 
@@ -150,7 +150,7 @@ def trained(
     """The loss of each of 20 steps, and the perplexity of the same documents after them."""
     devices = jax.devices()[: max(settings.data, 1) * settings.model * settings.memory]
     mesh = open_mesh(settings, model, MEMORY, TOKENS, ROWS, devices=devices)
-    make = StateMaker(model, MEMORY, BATCH, OPTIMIZER, training, mesh)
+    make = StateFactory(model, MEMORY, BATCH, OPTIMIZER, training, mesh)
     call = make.train_call()
     state, losses, own = make.state(), [], local_rows(mesh, ROWS)
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -193,7 +193,7 @@ def test_gates_shared_banks_key_heads_and_negatives_are_the_same_on_a_mesh(split
 
 def test_the_state_is_split_as_the_rules_say(split):
     mesh = mesh_of(MESHES["all"])
-    state = StateMaker(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING, mesh).state()
+    state = StateFactory(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING, mesh).state()
     parts = lambda leaf: leaf.size // leaf.addressable_shards[0].data.size  # noqa: E731
     attention = state.parameters["layers"][1]["attention"]
     assert parts(attention["query_EHD"]) == 8 and parts(attention["gate_H"]) == 1
@@ -240,11 +240,11 @@ def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
     """What travels of it are numbers of slots, one or two of a row; of keys and values only the segment's."""
     slots, mesh = 65_536, mesh_of(MESHES["all"])
     memory = MemorySettings(
-        size=slots, neighbours=4, block_size=512, dtype="float32", eviction="least_used", duplicate_score=0.9,
+        size=slots, neighbors=4, block_size=512, dtype="float32", eviction="least_used", duplicate_score=0.9,
         writes="beyond_cache", sink=4,
     )  # fmt: skip
-    make = StateMaker(MODEL, memory, BATCH, OPTIMIZER, TRAINING, mesh)
-    compiled = compile_call(make, make.like(1), BATCH)
+    make = StateFactory(MODEL, memory, BATCH, OPTIMIZER, TRAINING, mesh)
+    compiled = compile_call(make, make.abstract_state(1), BATCH)
     for each in collectives(compiled.as_text()):
         for _, shape in each.arrays:
             assert max(shape, default=0) < slots // 2 or math.prod(shape) <= ROWS * slots, each
@@ -253,7 +253,7 @@ def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
     assert compiled.memory_analysis().temp_size_in_bytes < share / 2  # keys are of 8 numbers only: a sort counts
 
 
-SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate": "joint", "key_heads": 2}
+SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate": "joint", "kv_heads": 2}
 
 
 @pytest.mark.parametrize(("settings", "changes"), [
@@ -262,15 +262,15 @@ SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate"
 def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, changes):
     """In the whole train call: nothing that any collective gives to a device has an axis of a device's slots."""
     slots = 65_536
-    mesh, memory = mesh_of(settings), MemorySettings(size=slots, neighbours=4, block_size=512, dtype="float32")
+    mesh, memory = mesh_of(settings), MemorySettings(size=slots, neighbors=4, block_size=512, dtype="float32")
     model = dataclasses.replace(MODEL, **changes)
-    make = StateMaker(model, memory, BATCH, OPTIMIZER, TRAINING, mesh)
-    compiled = compile_call(make, make.like(1), BATCH)
+    make = StateFactory(model, memory, BATCH, OPTIMIZER, TRAINING, mesh)
+    compiled = compile_call(make, make.abstract_state(1), BATCH)
     found = collectives(compiled.as_text())
     assert bool(found) == (mesh.size > 1)
     sizes = {size for each in found for _, shape in each.arrays for size in shape}
     assert max(sizes, default=0) < slots // settings.memory
     # Each device holds its share of the banks, and nothing beside it that is nearly as large.
-    share = 2 * ROWS * model.kv_heads * slots * model.head_size * 4 // mesh.size
+    share = 2 * ROWS * model.kv_head_count * slots * model.head_size * 4 // mesh.size
     assert compiled.memory_analysis().alias_size_in_bytes > share
     assert compiled.memory_analysis().temp_size_in_bytes < share / 4

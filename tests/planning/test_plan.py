@@ -16,7 +16,7 @@ from memorizing.parallel.mesh import MeshSettings
 from memorizing.parallel.topology import CHIPS, chip_of, memory_of
 from memorizing.planning.plan import GIB, advice, needed
 from memorizing.training.flops import training_flops_per_token
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 from tests.integration.test_resume import ROOT, finish, memorizing
 
 GIN = """
@@ -50,10 +50,10 @@ def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
     output, figures = planned(settings, "--gin_param", "Mesh.memory = 2")
     it, _ = load([str(settings)], ["Mesh.memory = 2"])
     mesh = open_mesh(
-        MeshSettings(data=2, memory=2), it.model, it.memory, it.batch.segment_length, it.batch.rows,
+        MeshSettings(data=2, memory=2), it.model, it.memory, it.batch.segment_length, it.batch.size,
         devices=jax.devices()[:4],
     )  # fmt: skip
-    state = StateMaker(it.model, it.memory, it.batch, it.optimizer, it.training, mesh).state()
+    state = StateFactory(it.model, it.memory, it.batch, it.optimizer, it.training, mesh).state()
     first = jax.devices()[0]
 
     def held(tree) -> int:
@@ -66,7 +66,7 @@ def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
     assert figures["bytes_per_device"]["xl_caches"] == held(state.carry.caches)
     assert figures["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
     flops = training_flops_per_token(it.model, it.memory, it.batch.segment_length)
-    assert figures["flops_per_device"] == pytest.approx(flops * it.batch.rows * it.batch.segment_length / 4)
+    assert figures["flops_per_device"] == pytest.approx(flops * it.batch.size * it.batch.segment_length / 4)
     assert figures["executed_flops_per_device"] == figures["flops_per_device"]
     assert figures["mesh"] == {"data": 2, "model": 1, "memory": 2}
     assert figures["fits"] is None  # nothing is known of CPUs
@@ -197,7 +197,7 @@ def test_shapes_that_a_version_does_not_have_are_refused(settings):
     output, _ = planned(settings, "--topology=v5e:3x5", status=2)
     assert output.splitlines()[-1].startswith("memorizing plan: error: --topology=v5e:3x5:")
     output, _ = planned(settings, "--topology=v5e:4x4", status=2)
-    assert "BATCH_SIZE" in output or "Batch.rows = 8 does not divide over Mesh.data = 16: use 16" in output
+    assert "BATCH_SIZE" in output or "Batch.size = 8 does not divide over Mesh.data = 16: use 16" in output
 
 
 PODS = sorted(

@@ -168,7 +168,7 @@ def test_other_tensors_are_refused_by_name(tmp_path, own, message):
         ({"layer_types": 5}, "layer_types = 5: has to be a list of names"),
         ({"model_type": ["llama"]}, r"model_type = \['llama'\]: supported are"),
         ({"bos_token_id": True}, "no bos_token_id and no eos_token_id"),
-        ({"num_key_value_heads": 3}, r"Model\.key_heads = 3"),
+        ({"num_key_value_heads": 3}, r"Model\.kv_heads = 3"),
         ({"sliding_window": 20}, r"segment_length = 32.*knows Model\.max_positions = 20"),
         ({"layer_types": ["chunked_attention"] * 2}, "chunked_attention"),
         ({"bos_token_id": None, "eos_token_id": None}, "no bos_token_id and no eos_token_id"),

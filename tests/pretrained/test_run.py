@@ -29,8 +29,8 @@ from tests.tiny_run import write_texts
 
 N = 16
 BINDINGS = [
-    "Model.dtype = 'float32'", "Memory.dtype = 'float32'", "Memory.size = 64", "Memory.neighbours = 4",
-    f"Batch.segment_length = {N}", "Batch.rows = 8", "Evaluation.rows = 8", "Evaluation.segments_per_call = 2",
+    "Model.dtype = 'float32'", "Memory.dtype = 'float32'", "Memory.size = 64", "Memory.neighbors = 4",
+    f"Batch.segment_length = {N}", "Batch.size = 8", "Evaluation.batch_size = 8", "Evaluation.segments_per_call = 2",
 ]  # fmt: skip
 
 
@@ -133,8 +133,8 @@ def test_a_run_of_parameters_alone_is_not_gone_on_with_but_another_begins_with_t
     assert main(["train", f"--workdir={place / 'run'}", *given]) == 2
     assert "holds parameters alone" in capsys.readouterr().err
     given += [f"--gin_param={binding}" for binding in (
-        f"Training.from_run = '{place / 'run'}'", "Training.steps = 8", "Training.checkpoint_every = 8",
-        "Batch.segments_per_call = 4", "Optimizer.trained = ('memory_layers',)", "Optimizer.warmup_steps = 1",
+        f"Training.init_from = '{place / 'run'}'", "Training.steps = 8", "Training.checkpoint_every = 8",
+        "Batch.segments_per_call = 4", "Optimizer.trainable = ('memory_layers',)", "Optimizer.warmup_steps = 1",
     )]  # fmt: skip
     assert main(["train", f"--workdir={place / 'tuned'}", *given]) == 0
     before, after = (by_path(parameters_of(place / name)) for name in ("run", "tuned"))
@@ -150,9 +150,9 @@ def test_export_then_import_is_the_identity(place, tmp_path, capsys):
     run = place / "run"
     assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 2
     assert (
-        "gates (and with them the memory of layers 2)" in (said := capsys.readouterr().err) and "--drop=gates" in said
+        "gates (and with them the memory of layers 2)" in (said := capsys.readouterr().err) and "--omit=gates" in said
     )
-    assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--drop=gates"]) == 0
+    assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--omit=gates"]) == 0
     assert "left out: gates" in capsys.readouterr().out
     exported = load_file(tmp_path / "out/model.safetensors")
     assert exported.keys() == tensors().keys()
@@ -161,7 +161,7 @@ def test_export_then_import_is_the_identity(place, tmp_path, capsys):
     assert json.loads((tmp_path / "out/config.json").read_text()) == CONFIG
     for name in ("tokenizer.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (place / "folder" / name).read_bytes()
-    assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--drop=gates"]) == 2  # nothing is replaced
+    assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--omit=gates"]) == 2  # nothing is replaced
     import_pretrained(tmp_path / "out", tmp_path / "again", [2], [], BINDINGS)
     jax.tree.map(np.testing.assert_array_equal, parameters_of(tmp_path / "again"), parameters_of(run))
     with pytest.raises(InputError, match="is there already"):
@@ -190,7 +190,7 @@ def test_a_model_trained_here_is_exported_if_there_is_such_a_one(place, tmp_path
     run = own_run(tmp_path / "run", data, **LLAMA)
     export(run, tmp_path / "out")
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (place / "folder/tokenizer.json").read_bytes()
-    with pytest.raises(InputError, match=r"--drop=gates: .* has no gates; leave that out"):
+    with pytest.raises(InputError, match=r"--omit=gates: .* has no gates; leave that out"):
         export(run, tmp_path / "none", ["gates"])
     assert json.loads((tmp_path / "out/config.json").read_text())["bos_token_id"] == 290
     import_pretrained(tmp_path / "out", tmp_path / "again", [], [], ["Model.dtype = 'float32'"])

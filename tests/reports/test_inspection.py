@@ -21,7 +21,7 @@ from tests.evaluation.test_lookups import MODEL
 from tests.tiny_run import TEXTS, prepare_and_train
 
 TEXT = "".join(f"line {n} of ünï </script><script>alert({n})</script> <b>&amp;\n\n\tend\n" for n in range(12))
-MEMORY = MemorySettings(size=256, neighbours=4, dtype="float32", search="exact")
+MEMORY = MemorySettings(size=256, neighbors=4, dtype="float32", search="exact")
 
 
 @functools.cache
@@ -93,11 +93,11 @@ def test_every_context_shown_is_the_text_at_that_place(browser, page, place):
 def test_controls_do_what_they_say(browser, page):
     show(browser, page)
     choose(browser, "scale", "2")
-    coloured = (
+    colored = (
         "return [...document.querySelectorAll('[data-place]')].filter((it) => it.style.background)"
         ".map((it) => Number(it.dataset.place))"
     )
-    places = browser.execute_script(coloured)
+    places = browser.execute_script(colored)
     assert places == [place for place in range(len(inspected().texts)) if place % 50 < 2]
     by_id(browser, "next-gained").click()
     assert "at 100" in panel(browser) and "+1.00 gained" in panel(browser)
@@ -107,8 +107,8 @@ def test_controls_do_what_they_say(browser, page):
     assert "at 151" in panel(browser) and "-1.00 gained" in panel(browser)
     choose(browser, "head", "0.1")
     assert [it.get_attribute("data-head") for it in browser.find_elements(By.CSS_SELECTOR, "#panel .head")] == ["0.1"]
-    choose(browser, "colour", "none")
-    assert browser.execute_script(coloured) == []
+    choose(browser, "color", "none")
+    assert browser.execute_script(colored) == []
     assert_sound(browser)
 
 

@@ -59,7 +59,7 @@ def run(tmp_path_factory):
     (workdir / "config.gin").write_text(
         "# Every setting\n\nMEMORY_SIZE = 2048\nModel.layers = 2\nModel.embedding_size = 64\n"
         "Model.memory_layers = (2,)\nModel.xl_cache = True\nMemory.size = %MEMORY_SIZE\n"
-        "Batch.rows = 8\nBatch.segment_length = 128\n"
+        "Batch.size = 8\nBatch.segment_length = 128\n"
         f"Training.steps = 100\nTraining.data = '{HOSTILE}'\n"
     )
     text = "".join(json.dumps(line) + "\n" for line in metrics(10))
@@ -201,7 +201,7 @@ def test_tables_sort_by_any_column_and_say_so(browser, run):
         assert shown == sorted(shown)
 
 
-def test_the_button_changes_colours_of_charts_too_until_then_the_system_does(browser, run):
+def test_the_button_changes_colors_of_charts_too_until_then_the_system_does(browser, run):
     show(browser, run / "report.html")
     seen = []
     for theme in ("light", "dark", "light"):
@@ -291,10 +291,10 @@ def test_settings_are_read_as_values_with_macros_followed():
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colours, after WCAG 2."""
+    """Of two colors, after WCAG 2."""
 
-    def luminance(colour: str) -> float:
-        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
@@ -303,15 +303,15 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("theme", [0, 1])
-def test_colours_have_enough_contrast(theme):
+def test_colors_have_enough_contrast(theme):
     block = re.findall(r":root[^{]*\{(.*?)\}", script("page.css"), flags=re.DOTALL)[theme]
-    colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
-    assert contrast(colours["accent"], colours["on-accent"]) >= 4.5
-    for name, colour in colours.items():
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    assert contrast(colors["accent"], colors["on-accent"]) >= 4.5
+    for name, color in colors.items():
         if name in ("text", "muted", "accent", "good", "bad", "warn"):
-            assert all(contrast(colour, colours[ground]) >= 4.5 for ground in ("surface", "panel", "raised")), name
+            assert all(contrast(color, colors[ground]) >= 4.5 for ground in ("surface", "panel", "raised")), name
         if re.match("series|ramp|baseline", name):
-            assert contrast(colour, colours["panel"]) >= 3 or name == "ramp-low", name
+            assert contrast(color, colors["panel"]) >= 3 or name == "ramp-low", name
 
 
 def test_a_run_says_on_what_it_was_trained(tmp_path):

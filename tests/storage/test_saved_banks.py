@@ -15,7 +15,7 @@ from memorizing.shapes import Batch
 from memorizing.storage.checkpoints import Checkpoints
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 
 ROWS, N, S, VOCABULARY = 4, 8, 6, 18
 MODEL = ModelSettings(
@@ -29,14 +29,14 @@ KEPT = {
 
 
 def memory_of(kind: str, size: int = 3 * N) -> MemorySettings:
-    return MemorySettings(size=size, neighbours=4, dtype="float32", search="blocked", **KEPT[kind])
+    return MemorySettings(size=size, neighbors=4, dtype="float32", search="blocked", **KEPT[kind])
 
 
-def maker(memory: MemorySettings, mesh: MeshSettings = MeshSettings(1)) -> StateMaker:  # noqa: B008
+def maker(memory: MemorySettings, mesh: MeshSettings = MeshSettings(1)) -> StateFactory:  # noqa: B008
     opened = make_mesh(mesh, jax.devices()[: mesh.data * mesh.model * mesh.memory])
     optimizer = OptimizerSettings(kind="adamw", learning_rate=0.01, schedule="constant", warmup_steps=1)
-    batch = BatchSettings(rows=ROWS, segment_length=N, segments_per_call=S)
-    return StateMaker(MODEL, memory, batch, optimizer, TrainingSettings(steps=2 * S, checkpoint_every=S), opened)
+    batch = BatchSettings(size=ROWS, segment_length=N, segments_per_call=S)
+    return StateFactory(MODEL, memory, batch, optimizer, TrainingSettings(steps=2 * S, checkpoint_every=S), opened)
 
 
 @functools.cache
@@ -61,17 +61,17 @@ def test_a_restored_run_is_the_uninterrupted_one(kind, tmp_path):
         checkpoints.save(S, state)
         checkpoints.finish()
         expected, _ = run(state, batches(1))
-        restored = checkpoints.restore(S, make.like(S), make.mesh)
+        restored = checkpoints.restore(S, make.abstract_state(S), make.mesh)
         found, _ = run(restored, batches(1))
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-        assert int(found.carry.banks[0].addresses.positions_BM.max()) > 2 * N
+        assert int(found.carry.banks[0].slot_table.positions_BM.max()) > 2 * N
         with pytest.raises(InputError, match=r"Memory.size = 48, but a memory of 24 was saved"):
             other = maker(memory_of(kind, 6 * N))
-            checkpoints.restore(S, other.like(S), other.mesh)
+            checkpoints.restore(S, other.abstract_state(S), other.mesh)
         empty = other.state().carry.banks[0]
-        dropped = checkpoints.restore(S, other.like(S), other.mesh, drop_memory=True).carry.banks[0]
+        dropped = checkpoints.restore(S, other.abstract_state(S), other.mesh, reset_memory=True).carry.banks[0]
         jax.tree.map(np.testing.assert_array_equal, dropped, empty)
-        assert not dropped.addresses.held_BM.any()
+        assert not dropped.slot_table.held_BM.any()
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -84,5 +84,5 @@ def test_over_devices_a_run_keeps_and_learns_the_same(kind):
     np.testing.assert_allclose(over_devices.segments.nats, losses.segments.nats, rtol=2e-4)
     one, other = (state.carry.banks[0] for state in (expected, found))
     for name in ("positions_BM", "read_B", "admitted_B", "documents_B", "cached_B"):
-        np.testing.assert_array_equal(getattr(one.addresses, name), getattr(other.addresses, name))
+        np.testing.assert_array_equal(getattr(one.slot_table, name), getattr(other.slot_table, name))
     np.testing.assert_allclose(other.values_BHMD, one.values_BHMD, atol=1e-3)

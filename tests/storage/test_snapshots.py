@@ -90,7 +90,7 @@ def test_whatever_is_kept_goes_on(kept, tmp_path):
     assert one.write(tokens=20, seed=1) == loaded.write(tokens=20, seed=1)
     with pytest.raises(InputError, match=r"Memory.eviction = .*here 'none'"):
         reader(dataclasses.replace(MEMORY, eviction="none")).load(tmp_path / "memory")
-    if loaded.memory.addressed:
+    if loaded.memory.uses_slot_table:
         with pytest.raises(InputError, match=r"Memory.size = 64, but a memory of 32 was saved"):
             reader(dataclasses.replace(MEMORY, size=8 * N, **kept)).load(tmp_path / "memory")
 
@@ -171,7 +171,7 @@ def test_settings_that_an_older_program_did_not_know_are_at_their_defaults_there
     read().save(tmp_path / "memory")
     path = tmp_path / "memory" / MANIFEST
     manifest = json.loads(path.read_text())
-    for name in ("gate", "key_heads", "banks_of", "normalize_memory_layers"):
+    for name in ("gate", "kv_heads", "banks_of", "normalize_memory_layers"):
         del manifest["made_by"]["model"][name]
     path.write_text(json.dumps(manifest))
     reader().load(tmp_path / "memory")
@@ -245,9 +245,9 @@ def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, k
     graph, _ = create_model(MODEL, memory, seed=0)
     run = jax.jit(functools.partial(apply_model, graph, parameters()))
     begun = made._carry._replace(cached_B=np.zeros(1, bool))
-    if (addresses := begun.banks[0].addresses) is not None:
-        uncached = addresses._replace(cached_B=np.zeros(1, np.int32))
-        begun = begun._replace(banks=(begun.banks[0]._replace(addresses=uncached),))
+    if (slot_table := begun.banks[0].slot_table) is not None:
+        uncached = slot_table._replace(cached_B=np.zeros(1, np.int32))
+        begun = begun._replace(banks=(begun.banks[0]._replace(slot_table=uncached),))
     for document, length in enumerate(split.lengths):
         carry, nats = begun, []
         for segment in range(-(-length // N)):

@@ -139,7 +139,7 @@ def test_what_is_refused_before_anything_runs(arguments, words, place, tmp_path,
 
 def test_the_devices_are_left_to_the_points(place):
     """Devices of accelerators serve one process only; here asking for any fails."""
-    command = [sys.executable, "-m", "memorizing.cli", "sweep", f"--out={place / 'none'}", "--dry-run"]
+    command = [sys.executable, "-m", "memorizing.cli", "sweep", f"--out={place / 'none'}", "--dry_run"]
     given = [f"--gin_file={place / 'settings.gin'}", f"--over=DATA={place / 'one'}", "--memory_size=0,64"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "abacus"}
     done = subprocess.run([*command, *given], env=environment, capture_output=True, text=True, timeout=120, check=False)
@@ -147,7 +147,7 @@ def test_the_devices_are_left_to_the_points(place):
 
 
 def test_a_dry_run_prints_the_commands_and_makes_nothing(place, tmp_path, capsys):
-    assert sweep(place, tmp_path / "out", "--over=MEMORY_SIZE=0,64", "--seeds=2", "--dry-run", "--xl_cache=both") == 0
+    assert sweep(place, tmp_path / "out", "--over=MEMORY_SIZE=0,64", "--seeds=2", "--dry_run", "--xl_cache=both") == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [command[1] for command in commands] == ["train", "evaluate"] * 4
     workdirs = [word for command in commands for word in command if word.startswith("--workdir")]
@@ -282,16 +282,16 @@ def trained(place, tmp_path) -> Path:
 
 @pytest.mark.parametrize("binding", ["Optimizer.learning_rate = 0.5", "MEMORY_SIZE = 32", "NUM_STEPS = 4"])
 def test_what_was_trained_with_other_settings_is_not_taken_for_these(place, trained, binding, capsys):
-    assert sweep(place, trained, "--dry-run") == 0
-    assert sweep(place, trained, "--dry-run", "--gin_param=NUM_STEPS = 16") == 0  # it goes on
-    assert sweep(place, trained, "--dry-run", f"--gin_param={binding}") == 2
+    assert sweep(place, trained, "--dry_run") == 0
+    assert sweep(place, trained, "--dry_run", "--gin_param=NUM_STEPS = 16") == 0  # it goes on
+    assert sweep(place, trained, "--dry_run", f"--gin_param={binding}") == 2
     message = capsys.readouterr().err
     assert binding.partition(" = ")[2] in message and "was trained with" in message and "another --out" in message
 
 
 def test_how_points_are_evaluated_may_change_once_they_are_trained(place, trained, capsys):
-    evaluation = ["--gin_param=Evaluation.split = 'validation'", "--gin_param=Evaluation.rows = 16"]
-    assert sweep(place, trained, "--dry-run", *evaluation) == 0
+    evaluation = ["--gin_param=Evaluation.split = 'validation'", "--gin_param=Evaluation.batch_size = 16"]
+    assert sweep(place, trained, "--dry_run", *evaluation) == 0
     _, evaluate = map(shlex.split, capsys.readouterr().out.splitlines())
     assert main(evaluate[1:]) == 0
     assert [path.name for path in (trained / "points" / "seed=0" / "evaluations").glob("*.json")] == [
@@ -328,7 +328,7 @@ def test_the_slurm_array_runs_each_point_of_the_same_sweep(place, tmp_path, monk
         assert f"\n#SBATCH {option}\n" in text[: text.index("set -euo pipefail")]
     variables = {"PATH": os.environ["PATH"], "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "5"}
     done = subprocess.run(
-        ["bash", script, "--dry-run"], env=variables, cwd="/", capture_output=True, text=True, timeout=60, check=True
+        ["bash", script, "--dry_run"], env=variables, cwd="/", capture_output=True, text=True, timeout=60, check=True
     )
     run, tell, requeue = map(shlex.split, done.stdout.splitlines())
     assert run[:2] == ["memorizing", "sweep"] and set(arguments) <= set(run)

@@ -21,7 +21,7 @@ from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, empty_bank, readable, resize, valid
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.slot_table import Addresses
+from memorizing.memory.slot_table import SlotTable
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import by_path, create_model
@@ -86,8 +86,8 @@ def assert_same(one: dict, other: dict) -> None:
 @pytest.fixture(scope="module")
 def retrofitted(place) -> Path:
     """A memory for the run that had none, of which only gates are trained."""
-    source = f"Training.from_run = '{place / 'without'}'"
-    return train(place, "retrofitted", source, "Optimizer.trained = ('gates', '*/scale_H')", "Model.key_shift = True")
+    source = f"Training.init_from = '{place / 'without'}'"
+    return train(place, "retrofitted", source, "Optimizer.trainable = ('gates', '*/scale_H')", "Model.key_shift = True")
 
 
 def test_a_memory_is_added_and_only_what_is_named_is_trained(place, retrofitted, capsys):
@@ -123,12 +123,15 @@ def test_a_run_that_goes_on_does_not_ask_for_the_other_again(place, retrofitted,
 
 
 REFUSED = {
-    "another model": (("Model.positions = 'rope'",), "Model.positions = 'rope', but the model of Training.from_run"),
+    "another model": (("Model.positions = 'rope'",), "Model.positions = 'rope', but the model of Training.init_from"),
     "a pattern that matches nothing": (
-        ("Optimizer.trained = ('gates', 'layers/2/*')",),
+        ("Optimizer.trainable = ('gates', 'layers/2/*')",),
         "'layers/2/*' matches no parameter",
     ),
-    "a factor of nothing": (("Optimizer.rate_factors = (('index', 2.0),)",), "'index' matches no parameter"),
+    "a factor of nothing": (
+        ("Optimizer.learning_rate_multipliers = (('index', 2.0),)",),
+        "'index' matches no parameter",
+    ),
     "negatives of one memory": (
         ("Training.prebuilt_memory = 'some'", "Memory.writes = 'never'", "Training.negative_rows = 1"),
         "Training.negative_rows = 1 with Memory.writes = 'never'",
@@ -141,7 +144,7 @@ REFUSED = {
         ("Model.index_size = 7", "Memory.proposer = 'learned'"),
         "Model.index_size = 7 would never be used",
     ),
-    "no such step": (("Training.from_step = 3",), "has checkpoints of steps 4, 8"),
+    "no such step": (("Training.init_step = 3",), "has checkpoints of steps 4, 8"),
     "a snapshot of nothing": (("Training.prebuilt_memory = 'nowhere'",), "nowhere holds no memory snapshot"),
 }
 
@@ -149,7 +152,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_begun_with_is_refused_by_its_name(place, name, capsys):
     bindings, words = REFUSED[name]
-    train(place, "refused", f"Training.from_run = '{place / 'without'}'", *bindings, status=2)
+    train(place, "refused", f"Training.init_from = '{place / 'without'}'", *bindings, status=2)
     assert words in capsys.readouterr().err
     shutil.rmtree(place / "refused", ignore_errors=True)
 
@@ -169,7 +172,7 @@ def test_what_cannot_be_begun_with_is_refused_by_its_name(place, name, capsys):
 def test_parameters_that_do_not_fit_are_named(place, retrofitted, run, change, words):
     settings = ModelSettings(**{**MODEL, "memory_layers": (), **change})
     fresh = create_model(settings, MemorySettings(size=0), 0)[1]
-    training = TrainingSettings(from_run=str(place / run))
+    training = TrainingSettings(init_from=str(place / run))
     with pytest.raises(InputError, match=words):
         begin_from(training, settings, PreparedTokens(place / "data"), fresh, print)
 
@@ -179,7 +182,7 @@ def test_another_vocabulary_is_refused(place, tmp_path, capsys):
     shutil.copytree(place / "without", other)
     told = json.loads((other / "data.json").read_text())
     (other / "data.json").write_text(json.dumps(told | {"vocabulary": "0" * 64}))
-    train(place, "refused", f"Training.from_run = '{other}'", status=2)
+    train(place, "refused", f"Training.init_from = '{other}'", status=2)
     assert "has another vocabulary" in capsys.readouterr().err
 
 
@@ -198,7 +201,7 @@ def snapshot(place, retrofitted) -> Path:
 @pytest.fixture(scope="module")
 def beginning(place, retrofitted, snapshot) -> tuple[str, ...]:
     """The settings of a run whose documents begin with the snapshot."""
-    run, memory = f"Training.from_run = '{retrofitted}'", f"Training.prebuilt_memory = '{snapshot}'"
+    run, memory = f"Training.init_from = '{retrofitted}'", f"Training.prebuilt_memory = '{snapshot}'"
     return (run, memory, "Model.key_shift = True", *DROPS)
 
 
@@ -286,15 +289,15 @@ def test_a_sweep_of_runs_that_only_read_evaluates_them_with_their_snapshot(place
 def test_what_would_come_to_nothing_is_refused_before_training(place, retrofitted, capsys):
     train(place, "empty", "Memory.writes = 'never'", status=2)
     assert "the memory would stay empty. Name a snapshot" in capsys.readouterr().err
-    train(place, "nothing", "MEMORY_SIZE = 0", "Optimizer.trained = ('gates',)", status=2)
+    train(place, "nothing", "MEMORY_SIZE = 0", "Optimizer.trainable = ('gates',)", status=2)
     assert "so nothing would be trained; set Memory.size" in capsys.readouterr().err
     assert not (place / "empty").exists() and not (place / "nothing").exists()
 
 
 def test_a_snapshot_of_a_model_fits_it_with_an_index_too(place, snapshot, retrofitted):
-    own = (f"Training.from_run = '{retrofitted}'", "Model.key_shift = True", "Model.index_size = 2")
+    own = (f"Training.init_from = '{retrofitted}'", "Model.key_shift = True", "Model.index_size = 2")
     run = train(place, "index-and-snapshot", *own, f"Training.prebuilt_memory = '{snapshot}'",
-                "Optimizer.trained = ('index',)")  # fmt: skip
+                "Optimizer.trainable = ('index',)")  # fmt: skip
     reader = open_reader(run)
     reader.load(snapshot)
     assert reader.remembered == 64 and reader.read("one two three " * 10)
@@ -309,8 +312,8 @@ def test_a_memory_that_is_given_once_and_never_written_does_not_grow(place, begi
 def test_an_index_is_learned_for_a_model_that_has_none(place, retrofitted):
     """Alone, so that nothing else changes; then searches use it, and report what it finds."""
     tuned = train(
-        place, "indexed", f"Training.from_run = '{retrofitted}'", "Model.key_shift = True", "Model.index_size = 2",
-        "Optimizer.trained = ('index',)", "Memory.report_recall = True", "Memory.proposer = 'learned'",
+        place, "indexed", f"Training.init_from = '{retrofitted}'", "Model.key_shift = True", "Model.index_size = 2",
+        "Optimizer.trainable = ('index',)", "Memory.report_recall = True", "Memory.proposer = 'learned'",
         "Memory.proposals = 6",
     )  # fmt: skip
     before, found = (saved(run, 8) for run in (retrofitted, tuned))
@@ -335,17 +338,17 @@ def test_another_snapshot_than_that_which_a_run_began_with_is_refused(place, who
 
 
 def test_a_snapshot_of_other_parameters_than_those_begun_with_is_refused(place, whole, snapshot, capsys):
-    train(place, "stale", f"Training.from_run = '{whole}'", f"Training.prebuilt_memory = '{snapshot}'",
+    train(place, "stale", f"Training.init_from = '{whole}'", f"Training.prebuilt_memory = '{snapshot}'",
           "Model.key_shift = True", status=2)  # fmt: skip
     error = capsys.readouterr().err
-    assert "other parameters, of step 8" in error and f"those of Training.from_run = '{whole}', step 12" in error
+    assert "other parameters, of step 8" in error and f"those of Training.init_from = '{whole}', step 12" in error
 
 
 def test_a_shared_bank_is_added_to_a_model_without_a_memory_and_stays(place, capsys):
     shared = ("Model.memory_layers = (1, 2)", "Model.banks_of = (2, 2)")
-    run = train(place, "shared", f"Training.from_run = '{place / 'without'}'", *shared)
+    run = train(place, "shared", f"Training.init_from = '{place / 'without'}'", *shared)
     assert "drawn anew, for a memory that it lacks: layers/0/attention/gate_H" in capsys.readouterr().out
-    train(place, "shared-again", f"Training.from_run = '{run}'", *shared)
+    train(place, "shared-again", f"Training.init_from = '{run}'", *shared)
     assert "drawn anew" not in capsys.readouterr().out
 
 
@@ -422,7 +425,7 @@ def test_dropped_sizes_are_spread_over_every_doubling_and_are_the_same_on_any_me
 def test_rows_that_may_read_less_read_what_a_smaller_memory_holds():
     rng = np.random.default_rng(0)
     keys, values = rng.normal(size=(2, 3, 2, 32, 4)).astype(np.float32)
-    bank = empty_bank(3, 2, 4, MemorySettings(size=32, neighbours=4, dtype="float32"))
+    bank = empty_bank(3, 2, 4, MemorySettings(size=32, neighbors=4, dtype="float32"))
     bank = bank._replace(
         keys_BHMD=jnp.asarray(keys),
         values_BHMD=jnp.asarray(values),
@@ -432,8 +435,8 @@ def test_rows_that_may_read_less_read_what_a_smaller_memory_holds():
     query = jnp.asarray(rng.normal(size=(3, 2, 8, 4)), jnp.float32)
     limited = bank._replace(visible_B=jnp.array([16, 0, 16]))
     assert readable(limited).tolist() == valid(limited).sum(1).tolist() == [16, 0, 8]
-    newest = Addresses(jnp.array([[3, 9, -1, 7]]), *[jnp.array([10])] * 5)
-    kept = Bank(*[jnp.zeros((1, 2, 4, 4))] * 2, jnp.int32(0), jnp.array([3]), addresses=newest)
+    newest = SlotTable(jnp.array([[3, 9, -1, 7]]), *[jnp.array([10])] * 5)
+    kept = Bank(*[jnp.zeros((1, 2, 4, 4))] * 2, jnp.int32(0), jnp.array([3]), slot_table=newest)
     assert valid(kept._replace(visible_B=jnp.array([2]))).tolist() == [[False, True, False, True]]
     read, found_BHN, _ = attend_to_memory(query, limited, Exact(), 4)
     small, _, _ = attend_to_memory(query, resize(bank, 16, 8), Exact(), 4)

@@ -61,9 +61,9 @@ def test_arithmetic_is_counted_by_hand(cache, memory):
     attention = 2 * window * 6  # scores, and the weighted sum of values
     forward = 2 * (projections + attention) + 100 * 10
     if memory:
-        forward += 2 * 4 * 6  # the same over 4 neighbours
+        forward += 2 * 4 * 6  # the same over 4 neighbors
     search = memory * 6
-    settings = MemorySettings(size=memory, neighbours=4)
+    settings = MemorySettings(size=memory, neighbors=4)
     found = training_flops_per_token(model, settings, segment_length=8)
     assert found == 2 * (3 * forward + search)
     assert executed_flops_per_token(model, settings, segment_length=8) == found

@@ -9,7 +9,13 @@ from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, by_path, create_model
-from memorizing.training.optimizer import OptimizerSettings, learning_rate, make_optimizer, rate_factors, trained
+from memorizing.training.optimizer import (
+    OptimizerSettings,
+    learning_rate,
+    learning_rate_multipliers,
+    make_optimizer,
+    trainable_mask,
+)
 
 
 @pytest.mark.parametrize("warmup", [1, 10, 1000])
@@ -89,17 +95,24 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
         vocabulary_size=11, layers=2, embedding_size=4, heads=2, head_size=2, feed_forward_size=8, memory_layers=(2,),
         dtype="float32",
     )  # fmt: skip
-    parameters = create_model(model, MemorySettings(size=8, neighbours=4), seed=0)[1]
+    parameters = create_model(model, MemorySettings(size=8, neighbors=4), seed=0)[1]
     gradient = jax.tree.map(
         lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=jnp.float32)).reshape(leaf.shape), parameters
     )
 
     def changes(*factors: tuple[str, float]) -> dict[str, np.ndarray]:
         settings = OptimizerSettings(
-            kind=kind, schedule="constant", warmup_steps=0, trained=only, rate_factors=factors, weight_decay=0.1
+            kind=kind,
+            schedule="constant",
+            warmup_steps=0,
+            trainable=only,
+            learning_rate_multipliers=factors,
+            weight_decay=0.1,
         )
-        moves = trained(settings, parameters, model.memory_layers)
-        optimizer = make_optimizer(settings, moves, rate_factors(settings, parameters, model.memory_layers, moves))
+        moves = trainable_mask(settings, parameters, model.memory_layers)
+        optimizer = make_optimizer(
+            settings, moves, learning_rate_multipliers(settings, parameters, model.memory_layers, moves)
+        )
         state = optimizer.init(parameters)
         for _ in range(2):
             found, state = optimizer.update(gradient, state, parameters)
@@ -117,17 +130,23 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
     ("factors", "words"),
     [
         ((("gates", 0.0),), "0.0 for 'gates' must be above 0 and finite"),
-        ((("embedding/*", 16.0),), r"nothing of 'embedding/\*' is trained, by Optimizer.trained = \('layers/0/\*',\)"),
-        ((("gates", 16.0), ("layers/7/*", 2.0)), r"Optimizer.rate_factors = .*'layers/7/\*' matches no parameter"),
+        (
+            (("embedding/*", 16.0),),
+            r"nothing of 'embedding/\*' is trained, by Optimizer.trainable = \('layers/0/\*',\)",
+        ),
+        (
+            (("gates", 16.0), ("layers/7/*", 2.0)),
+            r"Optimizer.learning_rate_multipliers = .*'layers/7/\*' matches no parameter",
+        ),
     ],
 )
 def test_factors_that_say_nothing_are_refused(factors, words):
     """Of a run that trains its layer alone."""
     model = ModelSettings(vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, memory_layers=(1,))
-    parameters = abstract_model(model, MemorySettings(size=8, neighbours=4))[1]
+    parameters = abstract_model(model, MemorySettings(size=8, neighbors=4))[1]
     with pytest.raises(InputError, match=words):
-        settings = OptimizerSettings(trained=("layers/0/*",), rate_factors=factors)
-        rate_factors(settings, parameters, (1,), trained(settings, parameters, (1,)))
+        settings = OptimizerSettings(trainable=("layers/0/*",), learning_rate_multipliers=factors)
+        learning_rate_multipliers(settings, parameters, (1,), trainable_mask(settings, parameters, (1,)))
 
 
 def test_adafactor_moves_a_parameter_by_the_rate_times_its_own_size():

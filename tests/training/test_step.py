@@ -20,7 +20,7 @@ MODEL = ModelSettings(
     vocabulary_size=VOCABULARY, layers=2, embedding_size=16, heads=2, head_size=8, feed_forward_size=32,
     memory_layers=(2,), dtype="float32",
 )  # fmt: skip
-MEMORY = MemorySettings(size=2 * TOKENS, neighbours=4, dtype="float32")
+MEMORY = MemorySettings(size=2 * TOKENS, neighbors=4, dtype="float32")
 
 
 @functools.cache

@@ -5,7 +5,7 @@ r"""arXiv: a document is a paper, its LaTeX files joined as its `\input`s say an
     raw/arXiv_src_YYMM_NNN.tar               arXiv's bulk form, read in place: YYMM/YYMM.NNNNN.gz is a gzip of one .tex
                                              file or of a tar; a .pdf there has no source
 
-arXiv's `arxiv-metadata-oai-snapshot.json` can be named to choose categories and to know titles and licences.
+arXiv's `arxiv-metadata-oai-snapshot.json` can be named to choose categories and to know titles and licenses.
 What becomes of the LaTeX is in `latex` (one file) and `latex_inputs` (files together).
 """
 
@@ -40,7 +40,7 @@ from memorizing.errors import InputError
 type Files = Mapping[str, Callable[[], bytes]]
 
 _BULK = "arXiv_src_*.tar"
-_LICENCES = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.-][\w.-]*)?", re.IGNORECASE)
+_LICENSES = re.compile(r"(?:licen[cs]e|copying|unlicense)(?:[.-][\w.-]*)?", re.IGNORECASE)
 _PACKED = (".gz", ".pdf")
 _OTHER_FORMS = {
     "PostScript": re.compile(rb"\s*(?:\x04\s*)?%!PS"),
@@ -105,7 +105,7 @@ class Arxiv:
     def _read(self, item: Item) -> Reading:
         if item.note:
             return noted(item)
-        title, licence, problems = "", "", ()
+        title, license, problems = "", "", ()
         if self.metadata:
             place = _papers(self.metadata, self.categories).get(_key(item.id))
             if place == _UNWANTED:
@@ -116,10 +116,10 @@ class Arxiv:
                 if self.categories:
                     return Reading(None, problems)
             else:
-                title, licence = _title_and_licence(self.metadata, place)
+                title, license = _title_and_license(self.metadata, place)
         document, others = _packed(item, self) if item.member else _folder(item, self)
         if document:
-            document = document._replace(title=title or document.title, licence=licence or document.licence)
+            document = document._replace(title=title or document.title, license=license or document.license)
         return Reading(document, (*problems, *others))
 
 
@@ -240,12 +240,12 @@ def _document(id: str, files: Files, settings: Arxiv) -> Reading:
     problems += [Problem(f"{id}/{place}" if place else id, message) for place, message in others]
     if not text.strip():
         return Reading(None, (*problems, Problem(id, "left out: no text in it but comments")))
-    return Reading(Document(id, latex.title(text) or id, text, _licence(files)), tuple(problems))
+    return Reading(Document(id, latex.title(text) or id, text, _license(files)), tuple(problems))
 
 
-def _licence(files: Files) -> str:
+def _license(files: Files) -> str:
     """The first line with words of the file that is named like a licence, of those the shallowest and first by name."""
-    named = [name for name in files if _LICENCES.fullmatch(PurePosixPath(name).name)]
+    named = [name for name in files if _LICENSES.fullmatch(PurePosixPath(name).name)]
     for name in sorted(named, key=lambda name: (name.count("/"), name)):
         for line in latex.decode(files[name](), name)[0].split("\n"):
             if words := line.strip(" \t#=*-"):
@@ -278,7 +278,7 @@ def _papers(metadata: str, categories: tuple[str, ...]) -> Mapping[str, int]:
     return places
 
 
-def _title_and_licence(metadata: str, place: int) -> tuple[str, str]:
+def _title_and_license(metadata: str, place: int) -> tuple[str, str]:
     with Path(metadata).open("rb") as file:
         file.seek(place)
         paper = json.loads(file.readline())

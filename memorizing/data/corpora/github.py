@@ -20,11 +20,11 @@ from typing import Literal, NamedTuple
 from memorizing.data.corpora import archives
 from memorizing.data.corpora.github_rules import (
     LANGUAGES,
-    LICENCE_FILE,
-    LICENCES,
+    LICENSE_FILE,
+    LICENSES,
     VENDORED,
     code_of_notebook,
-    licence_of,
+    license_of,
     why_not,
 )
 from memorizing.data.corpora.source import (
@@ -52,7 +52,7 @@ _NAMED = 5
 _HIDDEN = "or folders that are hidden"
 _MAX_DEPTH = 100
 """No person nests folders so deep; only archives that are made to break their readers do."""
-_MAX_LICENCE_BYTES = 1 << 20
+_MAX_LICENSE_BYTES = 1 << 20
 
 
 class _File(NamedTuple):
@@ -81,7 +81,7 @@ class Github:
         seed: of random orders.
         max_file_bytes: larger files are left out.
         max_repository_bytes: repositories with more in files to read are left out: one is in memory as a whole.
-        licences: of which a repository must have one, as SPDX writes them (`github_rules.LICENCES`); () for any.
+        licenses: of which a repository must have one, as SPDX writes them (`github_rules.LICENSES`); () for any.
     """
 
     languages: tuple[str, ...] = ("c", "c++", "java", "python", "go", "typescript")
@@ -90,10 +90,10 @@ class Github:
     seed: int = 0
     max_file_bytes: int = 400_000
     max_repository_bytes: int = 1 << 30
-    licences: tuple[str, ...] = ()
+    licenses: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for setting, known in (("languages", tuple(LANGUAGES)), ("licences", LICENCES)):
+        for setting, known in (("languages", tuple(LANGUAGES)), ("licenses", LICENSES)):
             for name in getattr(self, setting):
                 if name not in known:
                     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -145,9 +145,9 @@ class Github:
                 hidden[name] = None
             else:
                 files[found[0]] = found[1]
-        licence = _licence(files)
-        if self.licences and not set(licence.split(" OR ")) & set(self.licences):
-            reason = f"left out: its licence ({licence or 'unknown'}) is not in Github.licences = {self.licences}"
+        license = _license(files)
+        if self.licenses and not set(license.split(" OR ")) & set(self.licenses):
+            reason = f"left out: its license ({license or 'unknown'}) is not in Github.licenses = {self.licenses}"
             yield Reading(None, (*problems, Problem(item.id, reason)))
             return
         texts, others = _texts(self, files)
@@ -162,7 +162,7 @@ class Github:
             rng = random.Random(f"{self.seed}:{item.id}:{number}") if self.order == "shuffled" else None
             text = "".join(_framed(name, texts[name]) for name in _walked(texts, rng))
             id = f"{item.id}#{number + 1}" if number else item.id
-            yield Reading(Document(id, item.id, text, licence), tuple(problems) if not number else ())
+            yield Reading(Document(id, item.id, text, license), tuple(problems) if not number else ())
 
 
 def files_of(text: str) -> dict[str, str]:
@@ -334,18 +334,18 @@ def _text(name: str, raw: bytes) -> tuple[str, str | None]:
 
 
 def _is_read(settings: Github, name: str, size: int) -> bool:
-    """Whether the content of a file matters: whether it may be taken, or says the licence."""
-    return _is_licence(name, size) or (not _hidden(name) and not _unread(settings, name, size))
+    """Whether the content of a file matters: whether it may be taken, or says the license."""
+    return _is_license(name, size) or (not _hidden(name) and not _unread(settings, name, size))
 
 
-def _is_licence(name: str, size: int) -> bool:
-    return "/" not in name and LICENCE_FILE.fullmatch(name) is not None and size <= _MAX_LICENCE_BYTES
+def _is_license(name: str, size: int) -> bool:
+    return "/" not in name and LICENSE_FILE.fullmatch(name) is not None and size <= _MAX_LICENSE_BYTES
 
 
-def _licence(files: Mapping[str, _File]) -> str:
-    """Of the licence files at the top; several of them are a choice."""
-    names = sorted(name for name, file in files.items() if _is_licence(name, file.size))
-    found = (licence_of(files[name].read().decode("utf-8", errors="replace")) for name in names)
+def _license(files: Mapping[str, _File]) -> str:
+    """Of the license files at the top; several of them are a choice."""
+    names = sorted(name for name, file in files.items() if _is_license(name, file.size))
+    found = (license_of(files[name].read().decode("utf-8", errors="replace")) for name in names)
     return " OR ".join(dict.fromkeys(name for name in found if name))
 
 

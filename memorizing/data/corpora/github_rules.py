@@ -1,4 +1,4 @@
-"""What counts as source code, and under which licence: by names and by the first lines of a file."""
+"""What counts as source code, and under which license: by names and by the first lines of a file."""
 
 import json
 import re
@@ -52,7 +52,7 @@ _HEAD = 10
 _LONG_LINE = 5_000
 _LONG_AVERAGE = 200
 
-_LICENCE_PHRASES = (  # what comes first in a text counts; of those that begin together, what stands first here
+_LICENSE_PHRASES = (  # what comes first in a text counts; of those that begin together, what stands first here
     ("AGPL-3.0", r"gnu affero general public license\s+version 3"),
     ("LGPL-3.0", r"gnu lesser general public license\s+version 3"),
     ("LGPL-2.1", r"gnu lesser general public license\s+version 2\.1"),
@@ -70,8 +70,8 @@ _LICENCE_PHRASES = (  # what comes first in a text counts; of those that begin t
     ("CC0-1.0", r"cc0 1\.0 universal"),
     ("Unlicense", r"this is free and unencumbered software released into the public domain"),
 )
-LICENCES = tuple(name for name, _ in _LICENCE_PHRASES)
-LICENCE_FILE = re.compile(r"(un)?licen[cs]e([._-].*)?|copying([._-].*)?", re.IGNORECASE)
+LICENSES = tuple(name for name, _ in _LICENSE_PHRASES)
+LICENSE_FILE = re.compile(r"(un)?licen[cs]e([._-].*)?|copying([._-].*)?", re.IGNORECASE)
 
 
 def why_not(name: str, text: str) -> str | None:
@@ -84,10 +84,10 @@ def why_not(name: str, text: str) -> str | None:
     return None
 
 
-def licence_of(text: str) -> str:
-    """The SPDX name of a licence's text; "" if it is none that is known."""
+def license_of(text: str) -> str:
+    """The SPDX name of a license's text; "" if it is none that is known."""
     words = " ".join(text.lower().split())
-    found = [(match.start(), name) for name, phrase in _LICENCE_PHRASES if (match := re.search(phrase, words))]
+    found = [(match.start(), name) for name, phrase in _LICENSE_PHRASES if (match := re.search(phrase, words))]
     return min(found, key=lambda match: match[0])[1] if found else ""
 
 

@@ -37,7 +37,7 @@ _OF_DISTRIBUTION = re.compile(
     r"(Main|Complex_Main|Pure|HOLCF|IFOL|FOL|ZF|ZFC|(HOL|ZF|FOL|FOLP|CCL|CTT|Cube|LCF|Sequents|Pure|Tools|Haskell|SPARK)(-[\w-]+)?\..+)"
 )
 # What the archive's LICENSE says: its own for all files but those so marked.
-_LICENCES = ("BSD-3-Clause", "LGPL-2.1")
+_LICENSES = ("BSD-3-Clause", "LGPL-2.1")
 _READ = re.compile(r"thys|src|Isabelle.*")
 _NO_ENTRY = re.compile(r"ROOTS?|LICENSE.*")
 _MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
@@ -87,10 +87,10 @@ class Isabelle:
         if not texts:
             yield Reading(None, (*problems, Problem(item.id, "left out: no theory in it")))
             return
-        licence = " AND ".join(
-            name for name, part in zip(_LICENCES, (len(texts) - marked, marked), strict=True) if part
+        license = " AND ".join(
+            name for name, part in zip(_LICENSES, (len(texts) - marked, marked), strict=True) if part
         )
-        yield Reading(Document(item.id, item.id, "".join(texts), licence if its.licensed else ""), tuple(problems))
+        yield Reading(Document(item.id, item.id, "".join(texts), license if its.licensed else ""), tuple(problems))
 
 
 class Entry(NamedTuple):

@@ -1,4 +1,4 @@
-"""PG-19: a document is a book of Project Gutenberg, without the licence that its files carry.
+"""PG-19: a document is a book of Project Gutenberg, without the license that its files carry.
 
     raw/2600-0.txt ... and raw/metadata.csv          `-0` is UTF-8, `-8` ISO-8859-1, and neither ASCII, usually, or
     raw/train|validation|test/2600-0.txt ...         the same with the split in the layout
@@ -47,7 +47,7 @@ _LAST_LINE = re.compile(
     r"^[ \t]*(?:\*+[ \t]*)?End of (?:the |this )?Project Gutenberg(?:['’]s|\b)", re.IGNORECASE | re.MULTILINE
 )
 _TAIL = 30_000
-"""Characters from the end in which a last line without a marker is looked for: the licence has about 19,000."""
+"""Characters from the end in which a last line without a marker is looked for: the license has about 19,000."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Pg19:
     """How books are read.
 
     Attributes:
-        strip_licence: remove Project Gutenberg's header and tail, by their markers; books without are kept whole.
+        strip_license: remove Project Gutenberg's header and tail, by their markers; books without are kept whole.
     """
 
-    strip_licence: bool = True
+    strip_license: bool = True
 
     def list(self, raw: Path) -> list[Item]:
         """All books, by split and number. Of several files of a book the one in UTF-8 is taken."""
@@ -96,14 +96,14 @@ class Pg19:
             return
         listed = {**_titles(path.parent.parent / METADATA), **_titles(path.parent / METADATA)}
         title = listed.get(item.id) or _title(text) or item.id
-        if self.strip_licence:
-            text = without_licence(text)
+        if self.strip_license:
+            text = without_license(text)
         text = text.strip("\n")
         if not text.strip():
             yield Reading(None, (*problems, Problem(path.name, "left out: no text in it")))
             return
-        licence = "public domain (Project Gutenberg)"
-        yield Reading(Document(item.id, title, text + "\n", licence), problems)
+        license = "public domain (Project Gutenberg)"
+        yield Reading(Document(item.id, title, text + "\n", license), problems)
 
 
 def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
@@ -122,7 +122,7 @@ def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
 
-def without_licence(text: str) -> str:
+def without_license(text: str) -> str:
     """What lies between the markers; `text` itself where there are none."""
     half = len(text) // 2
     if (small_print := _SMALL_PRINT.search(text, half)) is not None:  # some old books have it at their end

@@ -13,7 +13,7 @@ Searches are interchangeable: each takes queries, keys and validity and gives sc
     dense        none: all slots are attended to
     auto         the fastest of the first six for the devices at hand
 
-Any of them can also search a small copy of the keys to propose neighbours, see `proposed.py`.
+Any of them can also search a small copy of the keys to propose neighbors, see `proposed.py`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from memorizing.errors import InputError
 from memorizing.memory.search.approximate import Approximate
 from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.blocked import Blocked
-from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbours, Search
+from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbors, Search
 from memorizing.memory.search.dense import Dense
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.faiss_host import Faiss
@@ -33,7 +33,7 @@ from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.settings import MemorySettings
 from memorizing.parallel.topology import has_ampere, platform_compiled_for
 
-__all__ = ["NO_INDEX", "Index", "Keys", "Neighbours", "Search", "chosen", "make_search", "searched_by"]
+__all__ = ["NO_INDEX", "Index", "Keys", "Neighbors", "Search", "chosen", "make_search", "searched_by"]
 
 SMALL = 1024
 """Slots up to which a GPU has little to gain from a kernel."""
@@ -113,8 +113,8 @@ def chosen(settings: MemorySettings, platform: str) -> str:
     if platform == "cpu":
         return "blocked" if why_unavailable() else "native"
     if platform == "tpu":
-        # The kernel selects few neighbours itself and leaves many to a sort; XLA's does all with a sort.
-        return "pallas" if settings.neighbours <= 64 else "approximate"
+        # The kernel selects few neighbors itself and leaves many to a sort; XLA's does all with a sort.
+        return "pallas" if settings.neighbors <= 64 else "approximate"
     if settings.size <= SMALL:
         return "exact"
     return "pallas" if has_ampere() else "binned"  # the same algorithm

@@ -7,7 +7,7 @@ import dataclasses
 
 from jax import lax
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products
+from memorizing.memory.search.contract import Keys, Neighbors, Search, counted, inner_products
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class Approximate(Search):
 
     recall_target: float = 0.95
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         scores_BHNM = inner_products(queries_BHND, keys.vectors_BHMD, keys.scales_BHM)
         scores_BHNM = counted(scores_BHNM, valid_BM, self.minimum_score)
-        return Neighbours(*lax.approx_max_k(scores_BHNM, neighbours, recall_target=self.recall_target))
+        return Neighbors(*lax.approx_max_k(scores_BHNM, neighbors, recall_target=self.recall_target))

@@ -4,7 +4,7 @@
     winners         for each query and bin the best valid slot     a block of slots is one maximum, elementwise
     top-K           of the R winners, exact
 
-Only the best of each bin can be found. Of K neighbours that fall into R bins at random the share that is found,
+Only the best of each bin can be found. Of K neighbors that fall into R bins at random the share that is found,
 `expected_recall`, is expected to be `(R / K) (1 - (1 - 1/R)^K)`: 64% for R = K = 32, 97% for R = 512. Tokens next to
 each other lie in different bins, so that a passage that is retrieved as a whole does not compete with itself.
 
@@ -19,21 +19,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products, pad
+from memorizing.memory.search.contract import Keys, Neighbors, Search, counted, inner_products, pad
 
 LANES = 128
 """Bins come in multiples of this: the width of a TPU's vector registers, and of comfortable tiles on GPUs."""
 
 
-def expected_recall(bins: int, neighbours: int) -> float:
-    """Share of the neighbours that are the best of their bin, when each is in any bin with equal probability."""
-    return bins / neighbours * (1 - (1 - 1 / bins) ** neighbours)
+def expected_recall(bins: int, neighbors: int) -> float:
+    """Share of the neighbors that are the best of their bin, when each is in any bin with equal probability."""
+    return bins / neighbors * (1 - (1 - 1 / bins) ** neighbors)
 
 
-def bins_for(recall_target: float, neighbours: int) -> int:
+def bins_for(recall_target: float, neighbors: int) -> int:
     """The least power of two of bins, at least `LANES`, for which `expected_recall` reaches `recall_target` (< 1)."""
     bins = LANES
-    while bins < neighbours or expected_recall(bins, neighbours) < recall_target:
+    while bins < neighbors or expected_recall(bins, neighbors) < recall_target:
         bins *= 2
     return bins
 
@@ -50,11 +50,11 @@ class Binned(Search):
     recall_target: float = 0.95
     block_size: int = 8192
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
-        bins = bins_for(self.recall_target, neighbours)
-        return top_winners(self.winners(queries_BHND, keys, valid_BM, bins), neighbours)
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
+        bins = bins_for(self.recall_target, neighbors)
+        return top_winners(self.winners(queries_BHND, keys, valid_BM, bins), neighbors)
 
-    def winners(self, queries_BHND, keys: Keys, valid_BM, bins: int) -> Neighbours:
+    def winners(self, queries_BHND, keys: Keys, valid_BM, bins: int) -> Neighbors:
         """The best of each bin, `[B, H, N, bins]`, in the order of bins; score `-inf` where a bin has no slot."""
         slots = valid_BM.shape[1]
         steps = max(1, min(self.block_size, slots) // bins)  # strides over all bins that one block makes
@@ -64,7 +64,7 @@ class Binned(Search):
         vectors_BHMD, valid_BM = pad(keys.vectors_BHMD, {2: padded}), pad(valid_BM, {1: padded})
         scales_BHM = None if keys.scales_BHM is None else pad(keys.scales_BHM, {2: padded})
 
-        def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
+        def search_block(best: Neighbors, block: jax.Array) -> tuple[Neighbors, None]:
             part = functools.partial(lax.dynamic_slice_in_dim, start_index=block * block_size, slice_size=block_size)
             scores_BHNM = inner_products(
                 queries_BHND, part(vectors_BHMD, axis=2), None if scales_BHM is None else part(scales_BHM, axis=2)
@@ -74,17 +74,17 @@ class Binned(Search):
             found = binned_BHNSR.max(-2)
             slots = block * block_size + binned_BHNSR.argmax(-2) * bins + jnp.arange(bins)
             is_better = found > best.scores_BHNK
-            return Neighbours(
+            return Neighbors(
                 jnp.where(is_better, found, best.scores_BHNK), jnp.where(is_better, slots, best.slots_BHNK)
             ), None
 
         shape = (*queries_BHND.shape[:3], bins)
-        nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+        nothing = Neighbors(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
         return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
 
 
-def top_winners(winners: Neighbours, neighbours: int) -> Neighbours:
-    """The best `neighbours` of the winners of bins, of equal scores the lower slot first."""
+def top_winners(winners: Neighbors, neighbors: int) -> Neighbors:
+    """The best `neighbors` of the winners of bins, of equal scores the lower slot first."""
     # Winners stand in the order of their bins, not of their slots: sorted by both score and slot.
     scores, slots = lax.sort((-winners.scores_BHNK, winners.slots_BHNK), dimension=-1, num_keys=2)
-    return Neighbours(-scores[..., :neighbours], slots[..., :neighbours])
+    return Neighbors(-scores[..., :neighbors], slots[..., :neighbors])

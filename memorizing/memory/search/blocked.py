@@ -22,19 +22,19 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search, counted, inner_products, pad
+from memorizing.memory.search.contract import Keys, Neighbors, Search, counted, inner_products, pad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocked(Search):
-    """Exact neighbours while holding the scores of `block_size` slots at a time.
+    """Exact neighbors while holding the scores of `block_size` slots at a time.
 
     `block_size` (slots) need not divide `M`: the last block is then padded with slots that are not valid.
     """
 
     block_size: int = 8192
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         slots = valid_BM.shape[1]
         block_size = min(self.block_size, slots)
         blocks = -(-slots // block_size)
@@ -42,45 +42,45 @@ class Blocked(Search):
         vectors_BHMD, valid_BM = pad(keys.vectors_BHMD, {2: padded}), pad(valid_BM, {1: padded})
         scales_BHM = None if keys.scales_BHM is None else pad(keys.scales_BHM, {2: padded})
 
-        def search_block(best: Neighbours, block: jax.Array) -> tuple[Neighbours, None]:
+        def search_block(best: Neighbors, block: jax.Array) -> tuple[Neighbors, None]:
             part = functools.partial(lax.dynamic_slice_in_dim, start_index=block * block_size, slice_size=block_size)
             scores_BHNM = inner_products(
                 queries_BHND, part(vectors_BHMD, axis=2), None if scales_BHM is None else part(scales_BHM, axis=2)
             )
-            found = best_of_block(counted(scores_BHNM, part(valid_BM, axis=1), self.minimum_score), neighbours)
+            found = best_of_block(counted(scores_BHNM, part(valid_BM, axis=1), self.minimum_score), neighbors)
             return merge(best, found._replace(slots_BHNK=found.slots_BHNK + block * block_size)), None
 
-        shape = (*queries_BHND.shape[:3], neighbours)
-        nothing = Neighbours(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
+        shape = (*queries_BHND.shape[:3], neighbors)
+        nothing = Neighbors(jnp.full(shape, -jnp.inf, jnp.float32), jnp.zeros(shape, jnp.int32))
         if blocks == 1:
             return search_block(nothing, jnp.zeros((), jnp.int32))[0]
         return lax.scan(search_block, nothing, jnp.arange(blocks))[0]
 
 
-def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbours: int) -> Neighbours:
-    """The best slots of one block (at most `neighbours`), by maxima of groups first where that saves work."""
+def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbors: int) -> Neighbors:
+    """The best slots of one block (at most `neighbors`), by maxima of groups first where that saves work."""
     slots = scores_BHNM.shape[-1]
-    group = group_size(slots, neighbours)
-    if slots % group or slots // group <= neighbours:
-        return Neighbours(*lax.top_k(scores_BHNM, min(neighbours, slots)))
+    group = group_size(slots, neighbors)
+    if slots % group or slots // group <= neighbors:
+        return Neighbors(*lax.top_k(scores_BHNM, min(neighbors, slots)))
     grouped_BHNGg = scores_BHNM.reshape(*scores_BHNM.shape[:-1], slots // group, group)
-    _, chosen_BHNK = lax.top_k(grouped_BHNGg.max(-1), neighbours)
+    _, chosen_BHNK = lax.top_k(grouped_BHNGg.max(-1), neighbors)
     chosen_BHNK = jnp.sort(chosen_BHNK, axis=-1)
     candidates_BHNKg = jnp.take_along_axis(grouped_BHNGg, chosen_BHNK[..., None], axis=-2)
-    scores_BHNK, places_BHNK = lax.top_k(candidates_BHNKg.reshape(*scores_BHNM.shape[:-1], -1), neighbours)
+    scores_BHNK, places_BHNK = lax.top_k(candidates_BHNKg.reshape(*scores_BHNM.shape[:-1], -1), neighbors)
     groups_BHNK = jnp.take_along_axis(chosen_BHNK, places_BHNK // group, axis=-1)
-    return Neighbours(scores_BHNK, groups_BHNK * group + places_BHNK % group)
+    return Neighbors(scores_BHNK, groups_BHNK * group + places_BHNK % group)
 
 
-def group_size(slots: int, neighbours: int) -> int:
+def group_size(slots: int, neighbors: int) -> int:
     """The power of two for which both selections, of `slots / G` groups and of `K * G` candidates, are small."""
-    return 1 << round(math.log2(max(slots / neighbours, 1)) / 2)
+    return 1 << round(math.log2(max(slots / neighbors, 1)) / 2)
 
 
-def merge(first: Neighbours, second: Neighbours) -> Neighbours:
+def merge(first: Neighbors, second: Neighbors) -> Neighbors:
     """The best of both, as many as `first` holds; of equal scores, those of `first`."""
-    neighbours = first.scores_BHNK.shape[-1]
+    neighbors = first.scores_BHNK.shape[-1]
     scores = jnp.concatenate([first.scores_BHNK, second.scores_BHNK], axis=-1)
     slots = jnp.concatenate([first.slots_BHNK, second.slots_BHNK], axis=-1)
-    scores_BHNK, places_BHNK = lax.top_k(scores, neighbours)
-    return Neighbours(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))
+    scores_BHNK, places_BHNK = lax.top_k(scores, neighbors)
+    return Neighbors(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.search.contract import Keys, Neighbours, inner_products, pad
+from memorizing.memory.search.contract import Keys, Neighbors, inner_products, pad
 from memorizing.memory.search.gather import gather
 
 GATHERED = 1 << 24
@@ -91,7 +91,7 @@ def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[j
     return lax.optimization_barrier((place_BHNC, number_C < ends_BHNR[..., -1:]))
 
 
-def by_queries[T](find: Callable[[T], Neighbours], queries: T, features: int) -> Neighbours:
+def by_queries[T](find: Callable[[T], Neighbors], queries: T, features: int) -> Neighbors:
     """`find` for blocks of queries, of which each gathers `features`: `GATHERED` are held at a time.
 
     `queries` are arrays `[B, H, N, ...]`.
@@ -118,11 +118,11 @@ def best_candidates(
     keys: Keys,
     slots_BHNC: Int[jax.Array, "B H N C"],
     is_one_BHNC: Bool[jax.Array, "B H N C"],
-    neighbours: int,
+    neighbors: int,
     minimum_score: float | None,
-) -> Neighbours:
+) -> Neighbors:
     """The best of the candidates, by their present keys; one that is named several times counts once."""
-    slots_BHNC, is_one_BHNC = pad(slots_BHNC, {3: neighbours}), pad(is_one_BHNC, {3: neighbours})
+    slots_BHNC, is_one_BHNC = pad(slots_BHNC, {3: neighbors}), pad(is_one_BHNC, {3: neighbors})
     # In the order of slots: what is named again stands next to itself, and of equal scores `top_k` takes the first.
     none = keys.vectors_BHMD.shape[2]
     slots_BHNC = jnp.sort(jnp.where(is_one_BHNC, slots_BHNC, none), axis=-1)
@@ -132,8 +132,8 @@ def best_candidates(
     scores_BHNC = scores_of(queries_BHND, keys, slots_BHNC)
     if minimum_score is not None:
         counts_BHNC &= scores_BHNC >= minimum_score
-    scores_BHNK, places_BHNK = lax.top_k(jnp.where(counts_BHNC, scores_BHNC, -jnp.inf), neighbours)
-    return Neighbours(scores_BHNK, jnp.take_along_axis(slots_BHNC, places_BHNK, axis=-1))
+    scores_BHNK, places_BHNK = lax.top_k(jnp.where(counts_BHNC, scores_BHNC, -jnp.inf), neighbors)
+    return Neighbors(scores_BHNK, jnp.take_along_axis(slots_BHNC, places_BHNK, axis=-1))
 
 
 def scores_of(

@@ -1,7 +1,7 @@
 """What every search takes, keeps and returns.
 
     index entries, learned = search.entries(keys, learned)       # as a segment is written
-    neighbours             = search(queries, keys, valid, K)     # as one is read
+    neighbors             = search(queries, keys, valid, K)     # as one is read
 
 Most searches keep nothing beside the keys: their index is empty, and `entries` gives none.
 """
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from memorizing.memory.quantize import dequantize
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The `K` best slots of each query, best first, equal scores by lower slot first.
 
     Where fewer than `K` slots are valid the rest have score `-inf`, and their slot means nothing.
@@ -64,7 +64,7 @@ class Keys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """Finds, for each query, the `neighbours` valid slots of the same row and head with the largest inner product.
+    """Finds, for each query, the `neighbors` valid slots of the same row and head with the largest inner product.
 
     Scores are float32 whatever the dtype of the keys. No gradient flows through a search. Rows and heads never mix.
 
@@ -76,7 +76,7 @@ class Search:
 
     @property
     def is_dense(self) -> bool:
-        """Whether all valid slots are attended to, without selection; neighbours are then only told to who asks."""
+        """Whether all valid slots are attended to, without selection; neighbors are then only told to who asks."""
         return False
 
     def __call__(
@@ -84,9 +84,9 @@ class Search:
         queries_BHND: Float[jax.Array, "B H N D"],
         keys: Keys,
         valid_BM: Bool[jax.Array, "B M"],
-        neighbours: int,
-    ) -> Neighbours:
-        """The neighbours; `neighbours` may not exceed the number of slots."""
+        neighbors: int,
+    ) -> Neighbors:
+        """The neighbors; `neighbors` may not exceed the number of slots."""
         raise NotImplementedError
 
     def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:

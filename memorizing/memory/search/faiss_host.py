@@ -4,7 +4,7 @@
     host      compares stamps with those of the keys it has added;     searches among
               adds what is new, gives up what is stale                 valid, current keys
 
-The host's indexes are only a cache of what the bank holds. A bank is recognised by its stamps: when they differ from
+The host's indexes are only a cache of what the bank holds. A bank is recognized by its stamps: when they differ from
 those of each bank seen before in more slots than one segment writes (another process, a resumed run, an evaluation
 beside training), its index is built afresh. So nothing has to be told to the host, saved or kept in step.
 """
@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 
 from memorizing.errors import InputError
 from memorizing.memory.search.buckets import best_candidates
-from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+from memorizing.memory.search.contract import Index, Keys, Neighbors, Search
 
 
 def load_faiss() -> Any:
@@ -70,7 +70,7 @@ class Part:
             self.stamp_M[missing] = stamp_M[missing]
             self.slots = np.concatenate([self.slots, missing])
 
-    def search(self, queries_ND: np.ndarray, valid_M: np.ndarray, neighbours: int) -> np.ndarray:
+    def search(self, queries_ND: np.ndarray, valid_M: np.ndarray, neighbors: int) -> np.ndarray:
         """Slots of the best keys, `[N, K]`; -1 where too few are found."""
         faiss, settings = load_faiss(), self.settings
         in_use = np.zeros(len(self.slots), bool)
@@ -79,11 +79,11 @@ class Part:
         selector = faiss.IDSelectorBitmap(bits)
         if settings.kind == "hnsw":
             # What is stale takes places in the queue, too.
-            effort = max(settings.effort, neighbours) * len(in_use) // max(int(valid_M.sum()), 1)
+            effort = max(settings.effort, neighbors) * len(in_use) // max(int(valid_M.sum()), 1)
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
         else:
             parameters = faiss.SearchParametersIVF(sel=selector, nprobe=min(settings.probes, self.index.nlist))
-        _, numbers = self.index.search(queries_ND, neighbours, params=parameters)
+        _, numbers = self.index.search(queries_ND, neighbors, params=parameters)
         return np.where(numbers >= 0, self.slots[numbers], -1)
 
     def _made(self, keys_XD: np.ndarray) -> Any:
@@ -126,17 +126,17 @@ class Host:
         """Calls that are part of compiled programs."""
         self._lock = threading.Lock()
 
-    def search(self, settings: "Faiss", neighbours: int, queries, vectors, scales, stamps, valid) -> np.ndarray:
+    def search(self, settings: "Faiss", neighbors: int, queries, vectors, scales, stamps, valid) -> np.ndarray:
         """The slots found, `[B, H, N, K]`; -1 where too few are."""
         queries_BHND, vectors_BHMD, valid_BM = np.asarray(queries, np.float32), np.asarray(vectors), np.asarray(valid)
         stamps_BHM = np.array(stamps)  # the buffer is the device's, and is written again
         scales_BHM = None if scales is None else np.asarray(scales)
         rows, heads, tokens = queries_BHND.shape[:3]
-        found = np.full((rows, heads, tokens, neighbours), -1, np.int32)
+        found = np.full((rows, heads, tokens, neighbors), -1, np.int32)
         if not valid_BM.any():
             return found
         with self._lock:
-            bank = self._recognised(settings, stamps_BHM, tokens)
+            bank = self._recognized(settings, stamps_BHM, tokens)
             for row in np.flatnonzero(valid_BM.any(1)):
                 for head in range(heads):
 
@@ -147,11 +147,11 @@ class Host:
                     part = bank.parts[row][head]
                     part.update(stamps_BHM[row, head], valid_BM[row], read)
                     found[row, head] = part.search(
-                        np.ascontiguousarray(queries_BHND[row, head]), valid_BM[row], neighbours
+                        np.ascontiguousarray(queries_BHND[row, head]), valid_BM[row], neighbors
                     )
         return found
 
-    def _recognised(self, settings: "Faiss", stamps_BHM: np.ndarray, tokens: int) -> Known:
+    def _recognized(self, settings: "Faiss", stamps_BHM: np.ndarray, tokens: int) -> Known:
         nearest = min(self.banks, key=lambda bank: bank.differs(stamps_BHM), default=None)
         if nearest is not None and nearest.differs(stamps_BHM) <= tokens:
             self.banks.remove(nearest)
@@ -164,9 +164,9 @@ class Host:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Faiss(Search):
-    """Neighbours from Faiss' indexes in the memory of the host.
+    """Neighbors from Faiss' indexes in the memory of the host.
 
-    What is found is right at any time, but which neighbours are missed depends on what an index has seen before: a
+    What is found is right at any time, but which neighbors are missed depends on what an index has seen before: a
     resumed run need not repeat the interrupted one to the last digit. All keys pass to the host with each search, which
     costs nothing much on CPUs alone.
 
@@ -195,18 +195,18 @@ class Faiss(Search):
     def entries(self, keys_BHND, learned):
         return {"stamps_BHM": stamps(keys_BHND)}, learned
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         queries_BHND, keys = lax.stop_gradient((queries_BHND, keys))
         self.host.calls += isinstance(queries_BHND, jax.core.Tracer)
 
         def search(queries, vectors, scales, stamps, valid) -> np.ndarray:
-            return self.host.search(self, neighbours, queries, vectors, scales, stamps, valid)
+            return self.host.search(self, neighbors, queries, vectors, scales, stamps, valid)
 
-        shape = jax.ShapeDtypeStruct((*queries_BHND.shape[:3], neighbours), jnp.int32)
+        shape = jax.ShapeDtypeStruct((*queries_BHND.shape[:3], neighbors), jnp.int32)
         slots_BHNK = jax.pure_callback(
             search, shape, queries_BHND, keys.vectors_BHMD, keys.scales_BHM, keys.index.slots["stamps_BHM"], valid_BM
         )
-        return best_candidates(queries_BHND, keys, slots_BHNK, slots_BHNK >= 0, neighbours, self.minimum_score)
+        return best_candidates(queries_BHND, keys, slots_BHNK, slots_BHNK >= 0, neighbors, self.minimum_score)
 
 
 def stamps(keys_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N"]:

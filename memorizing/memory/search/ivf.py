@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import Runs, best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
-from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+from memorizing.memory.search.contract import Index, Keys, Neighbors, Search
 
 FIRST_ROUNDS = 8
 """Rounds of k-means over the first segment, which finds no centroids."""
@@ -75,9 +75,9 @@ class IVF(Search):
         learned = {"centroids_BHCD": centroids_BHCD, "counts_BHC": counts_BHC, "written": written + tokens}
         return entries, learned
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         if self.candidates >= valid_BM.shape[1]:  # all may be looked at
-            return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbours)
+            return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbors)
         entries, learned = keys.index.slots, keys.index.learned
         age_BHM = learned["written"] - entries["stamps_BHM"]
         buckets = sort_into_buckets(entries["lists_BHM"][..., None], age_BHM, valid_BM)
@@ -92,7 +92,7 @@ class IVF(Search):
             runs = Runs(take(starts_BH1C[:, :, 0], wanted_BHNP), take(sizes_BH1C[:, :, 0], wanted_BHNP))
             place_BHNC, is_one_BHNC = fill(runs, self.candidates)
             slots_BHNC = take(flat_BHM, place_BHNC)
-            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
+            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbors, self.minimum_score)
 
         return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.probes))
 

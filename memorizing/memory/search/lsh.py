@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
-from memorizing.memory.search.contract import Index, Keys, Neighbours, Search
+from memorizing.memory.search.contract import Index, Keys, Neighbors, Search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ class LSH(Search):
         codes = (is_above * self._weights()).sum(-1, dtype=jnp.int32)
         return {"codes_BHMT": codes, "stamps_BHM": stamps_BHN}, {"mean_BHD": mean_BHD, "written": written + tokens}
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         if self.candidates >= valid_BM.shape[1]:  # all may be looked at
-            return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbours)
+            return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbors)
         entries = keys.index.slots
         # Ages by subtraction are right even when the count of what was written has wrapped around.
         age_BHM = keys.index.learned["written"] - entries["stamps_BHM"]
@@ -79,7 +79,7 @@ class LSH(Search):
             runs = runs._replace(sizes_BHNR=jnp.minimum(runs.sizes_BHNR, self.bucket_size))
             place_BHNC, is_one_BHNC = fill(runs, self.candidates)
             slots_BHNC = take(flat_BHX, place_BHNC)
-            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
+            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbors, self.minimum_score)
 
         return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.tables * self.probes))
 

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search, just_below
+from memorizing.memory.search.contract import Keys, Neighbors, Search, just_below
 
 SOURCE = Path(__file__).with_name("native.cc")
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
@@ -30,16 +30,16 @@ TIMEOUT = 120  # seconds to compile in; it takes three to ten
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Native(Search):
-    """Exact neighbours; holds no scores. For keys in float32, bfloat16, int8 and float8."""
+    """Exact neighbors; holds no scores. For keys in float32, bfloat16, int8 and float8."""
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
         queries_BHND = queries_BHND.astype(dtype).astype(jnp.float32)  # with the precision of `inner_products`
         scales_BHM = jnp.zeros((0, 0, 0), jnp.float32) if keys.scales_BHM is None else keys.scales_BHM
-        shape = (*queries_BHND.shape[:3], neighbours)
+        shape = (*queries_BHND.shape[:3], neighbors)
         results = (jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct(shape, jnp.int32))
         search = jax.ffi.ffi_call("memorizing_search", results)
-        return Neighbours(
+        return Neighbors(
             *search(
                 queries_BHND, keys.vectors_BHMD, scales_BHM, valid_BM, above=np.float32(just_below(self.minimum_score))
             )

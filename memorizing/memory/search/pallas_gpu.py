@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 
 from memorizing.errors import InputError
 from memorizing.memory.search.binned import bins_for
-from memorizing.memory.search.contract import Keys, Neighbours, Search, pad
+from memorizing.memory.search.contract import Keys, Neighbors, Search, pad
 from memorizing.memory.search.pallas_hopper import hopper_winners
 from memorizing.memory.search.words import LOWEST, ordered, pack, scores_of, stride_bits_for, strides_of
 
@@ -77,18 +77,18 @@ class PallasGPU(Search):
     stages: int = 3
     interpret: bool = False
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
-        bins = bins_for(self.recall_target, neighbours)
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
+        bins = bins_for(self.recall_target, neighbors)
         stride_bits = stride_bits_for(valid_BM.shape[1], bins)
         words_BHNR = self.winners(queries_BHND, keys, valid_BM, bins)
-        words_BHNK, bins_BHNK = self.select(words_BHNR, stride_bits, neighbours)
+        words_BHNK, bins_BHNK = self.select(words_BHNR, stride_bits, neighbors)
         words_BHNK, bins_BHNK = (part[:, :, : queries_BHND.shape[2]] for part in (words_BHNK, bins_BHNK))
         scores_BHNK = scores_of(words_BHNK, stride_bits)
         if self.minimum_score is not None:
             # Winners with a lower score are the last: what they kept out has a lower score still.
             scores_BHNK = jnp.where(scores_BHNK >= self.minimum_score, scores_BHNK, -jnp.inf)
         slots_BHNK = strides_of(words_BHNK, stride_bits) * bins + bins_BHNK
-        return Neighbours(scores_BHNK, jnp.where(scores_BHNK > -jnp.inf, slots_BHNK, 0))
+        return Neighbors(scores_BHNK, jnp.where(scores_BHNK > -jnp.inf, slots_BHNK, 0))
 
     def winners(
         self, queries_BHND: jax.Array, keys: Keys, valid_BM: Bool[jax.Array, "B M"], bins: int
@@ -125,17 +125,17 @@ class PallasGPU(Search):
         return words.reshape(rows, heads, padded, bins)
 
     def select(
-        self, words_BHNR: Float[jax.Array, "B H N R"], stride_bits: int, neighbours: int
+        self, words_BHNR: Float[jax.Array, "B H N R"], stride_bits: int, neighbors: int
     ) -> tuple[Int[jax.Array, "B H N K"], Int[jax.Array, "B H N K"]]:
         """The exact top-K of the winners: ordered words, best first, and their bins; equal words by lower bin first."""
         bins = words_BHNR.shape[3]
-        if neighbours * bins > MOST_EXTRACTED or bins > MOST_BINS:
-            return tuple(lax.top_k(ordered(words_BHNR, stride_bits), neighbours))
+        if neighbors * bins > MOST_EXTRACTED or bins > MOST_BINS:
+            return tuple(lax.top_k(ordered(words_BHNR, stride_bits), neighbors))
         words = words_BHNR.reshape(-1, bins)
         block_rows = 2 if bins <= MOST_BINS // 2 else 1  # one warp: its maxima then need no shared memory
-        width = pl.next_power_of_2(neighbours)
+        width = pl.next_power_of_2(neighbors)
         found = pl.pallas_call(
-            functools.partial(select_kernel, stride_bits=stride_bits, neighbours=neighbours),
+            functools.partial(select_kernel, stride_bits=stride_bits, neighbors=neighbors),
             grid=(words.shape[0] // block_rows,),
             in_specs=[pl.BlockSpec((block_rows, bins), lambda block: (block, 0))],
             out_specs=(pl.BlockSpec((block_rows, width), lambda block: (block, 0)),) * 2,
@@ -144,7 +144,7 @@ class PallasGPU(Search):
             interpret=self.interpret,
             name="memory_search_select",
         )(words)
-        return tuple(part[:, :neighbours].reshape(*words_BHNR.shape[:3], neighbours) for part in found)
+        return tuple(part[:, :neighbors].reshape(*words_BHNR.shape[:3], neighbors) for part in found)
 
 
 def triton_winners(
@@ -248,7 +248,7 @@ def winners_kernel(run_ref, others_ref, bounds_ref, queries_ref, keys_ref, *rest
     words_ref[...] = lax.fori_loop(0, others, visit_other, best_NR)
 
 
-def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighbours: int):
+def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighbors: int):
     """One program: of some rows of words the greatest, one after the other."""
     left_NR = ordered(words_ref[...], stride_bits)
     rows, bins = left_NR.shape
@@ -267,4 +267,4 @@ def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighb
         )
 
     nothing = jnp.zeros(selected_ref.shape, jnp.int32)
-    _, selected_ref[...], bins_ref[...] = lax.fori_loop(0, neighbours, extract, (left_NR, nothing, nothing))
+    _, selected_ref[...], bins_ref[...] = lax.fori_loop(0, neighbors, extract, (left_NR, nothing, nothing))

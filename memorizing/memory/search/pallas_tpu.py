@@ -22,13 +22,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from memorizing.memory.search.binned import LANES, bins_for, top_winners
-from memorizing.memory.search.contract import Keys, Neighbours, Search, just_below, pad
+from memorizing.memory.search.contract import Keys, Neighbors, Search, just_below, pad
 
 SUBLANES = 8
 """Rows of a vector register, of `LANES` numbers each."""
 
 MOST_SELECTED = 64
-"""More neighbours than these are selected by XLA: their network of comparisons would be too long to write out."""
+"""More neighbors than these are selected by XLA: their network of comparisons would be too long to write out."""
 
 ACCUMULATED = 2**19
 """Bins of all queries of a block, at most: 8 bytes each, 4 MiB."""
@@ -56,10 +56,10 @@ class PallasTPU(Search):
     slot_block: int = 4096
     interpret: bool = False
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         queries_BHND, keys = lax.stop_gradient((queries_BHND, keys))
         rows, heads, tokens, features = queries_BHND.shape
-        slots, bins = valid_BM.shape[1], bins_for(self.recall_target, neighbours)
+        slots, bins = valid_BM.shape[1], bins_for(self.recall_target, neighbors)
         strides = strides_of_block(slots, bins, self.slot_block)
         query_block = max(LANES, min(self.query_block, ACCUMULATED // bins // LANES * LANES, round_up(tokens, LANES)))
         slot_block, padded = strides * bins, round_up(tokens, query_block)
@@ -87,8 +87,8 @@ class PallasTPU(Search):
             # Those of all heads: one head's rows do not lie together.
             operands.append(pad(keys.scales_BHM.astype(jnp.float32), {2: slot_block}))
             in_specs.append(pl.BlockSpec((None, heads, slot_block), lambda b, h, n, m: (b, 0, m)))
-        selects = selects_inside(bins, neighbours)
-        found = power_of_two(neighbours) if selects else bins
+        selects = selects_inside(bins, neighbors)
+        found = power_of_two(neighbors) if selects else bins
         kernel = functools.partial(
             search_block,
             strides=strides,
@@ -113,8 +113,8 @@ class PallasTPU(Search):
         )(*operands)
         scores_BHNK, slots_BHNK = (part[..., :tokens].swapaxes(2, 3) for part in winners)
         if not selects:
-            return top_winners(Neighbours(scores_BHNK, slots_BHNK), neighbours)
-        return Neighbours(scores_BHNK[..., :neighbours], slots_BHNK[..., :neighbours])
+            return top_winners(Neighbors(scores_BHNK, slots_BHNK), neighbors)
+        return Neighbors(scores_BHNK[..., :neighbors], slots_BHNK[..., :neighbors])
 
 
 def strides_of_block(slots: int, bins: int, slot_block: int) -> int:
@@ -125,9 +125,9 @@ def strides_of_block(slots: int, bins: int, slot_block: int) -> int:
     return next(strides for strides in range(most, 0, -1) if slots // bins % strides == 0)
 
 
-def selects_inside(bins: int, neighbours: int) -> bool:
+def selects_inside(bins: int, neighbors: int) -> bool:
     """Whether the kernel selects from the winners; else it gives all of them."""
-    return power_of_two(neighbours) <= min(MOST_SELECTED, bins // SUBLANES)
+    return power_of_two(neighbors) <= min(MOST_SELECTED, bins // SUBLANES)
 
 
 def power_of_two(number: int) -> int:
@@ -226,8 +226,8 @@ Pair = tuple[jax.Array, jax.Array]
 """Scores and slots, of one shape."""
 
 
-def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> Pair:
-    """The best of each column, best first: `neighbours`, a power of two, of at least eight times as many.
+def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbors: int) -> Pair:
+    """The best of each column, best first: `neighbors`, a power of two, of at least eight times as many.
 
     Each of the eight sublanes has lists of its own, which lie along registers: so almost all comparisons are of one
     register with another, and nothing moves within them until the last eight lists are merged.
@@ -236,17 +236,17 @@ def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbours: int) -> Pair:
     shape = (-1, SUBLANES, scores_RN.shape[1])
     pair = scores_RN.reshape(shape), slots_RN.reshape(shape)
     size = 2
-    while size <= neighbours:  # lists of 1, 2, 4 .. that go down and up by turns, each two merged
+    while size <= neighbors:  # lists of 1, 2, 4 .. that go down and up by turns, each two merged
         pair = merge(pair, size)
         size *= 2
-    while pair[0].shape[0] > neighbours:  # of two lists, one down and one up, the better of each two are bitonic again
-        scores, slots = (part.reshape(-1, 2, neighbours, *shape[1:]) for part in pair)
+    while pair[0].shape[0] > neighbors:  # of two lists, one down and one up, the better of each two are bitonic again
+        scores, slots = (part.reshape(-1, 2, neighbors, *shape[1:]) for part in pair)
         (scores, slots), _ = exchange((scores[:, 0], slots[:, 0]), (scores[:, 1], slots[:, 1]))
-        pair = merge((scores.reshape(shape), slots.reshape(shape)), neighbours)
+        pair = merge((scores.reshape(shape), slots.reshape(shape)), neighbors)
     for shift in (4, 2, 1):
         scores, slots = (backwards(pltpu.roll(part, shift, 1)) for part in pair)
         better, _ = exchange(pair, (scores, slots))
-        pair = merge(better, neighbours)
+        pair = merge(better, neighbors)
     return pair[0][:, 0], pair[1][:, 0]
 
 

@@ -6,7 +6,7 @@
     inner       any search over the copy: its best `candidates` slots
     decision    their keys gathered, scored in full; the K best by score, then slot
 
-A neighbour is lost only if `candidates` others look better in the copy. What `inner` keeps itself, it keeps of the
+A neighbor is lost only if `candidates` others look better in the copy. What `inner` keeps itself, it keeps of the
 copy, under names that begin with `inner_`. A learned copy is made as the memory is read (`model/learned_index.py`), by
 parameters that come with the keys, so that nothing of it is kept; where few ask, that would cost more than it saves,
 and `inner` searches the keys.
@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from memorizing.memory.quantize import DTYPES, EightBits, dequantize, quantize
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import best_candidates, by_queries
-from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbours, Search
+from memorizing.memory.search.contract import NO_INDEX, Index, Keys, Neighbors, Search
 
 INNER = "inner_"
 
@@ -35,7 +35,7 @@ class Proposed(Search):
     Attributes:
         inner: the search over the copy; without a minimum score of its own, since the copy's scores are not the keys'.
         kind: what the copy is.
-        candidates: proposals for each query; at least `neighbours` are made.
+        candidates: proposals for each query; at least `neighbors` are made.
         projection_size: features of a projected copy (`P`); a turned copy of all where there are not so many.
         seed: of the projection.
     """
@@ -69,19 +69,19 @@ class Proposed(Search):
         entries, learned = self.inner.entries(copy.astype(keys_BHND.dtype), inners(learned))
         return own | named(entries), named(learned)
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         if self.kind == "learned":
             tokens, (size, features) = queries_BHND.shape[2], keys.index.learned["index_key_HDP"].shape[1:]
             if not is_worth_it(tokens, size, features):
                 search = dataclasses.replace(self.inner, minimum_score=self.minimum_score)
-                return search(queries_BHND, keys._replace(index=NO_INDEX), valid_BM, neighbours)
-        candidates = min(max(self.candidates, neighbours), valid_BM.shape[1])
+                return search(queries_BHND, keys._replace(index=NO_INDEX), valid_BM, neighbors)
+        candidates = min(max(self.candidates, neighbors), valid_BM.shape[1])
         proposals = self.inner(*self._copies(queries_BHND, keys), valid_BM, candidates)
 
         def decide(parts):
             queries_BHND, (scores_BHNC, slots_BHNC) = parts
             is_one_BHNC = scores_BHNC > -jnp.inf
-            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbours, self.minimum_score)
+            return best_candidates(queries_BHND, keys, slots_BHNC, is_one_BHNC, neighbors, self.minimum_score)
 
         return by_queries(decide, (queries_BHND, proposals), candidates * queries_BHND.shape[-1])
 

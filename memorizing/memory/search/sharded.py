@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import lax
 
-from memorizing.memory.search.contract import Keys, Neighbours, Search
+from memorizing.memory.search.contract import Keys, Neighbors, Search
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +25,10 @@ class Sharded(Search):
     inner: Search
     axis: str = "memory"
 
-    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbours: int) -> Neighbours:
+    def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         slots = valid_BM.shape[1]
-        own = self.inner(queries_BHND, keys, valid_BM, min(neighbours, slots))
+        own = self.inner(queries_BHND, keys, valid_BM, min(neighbors, slots))
         own = own._replace(slots_BHNK=own.slots_BHNK + lax.axis_index(self.axis) * slots)
         scores, slots = (lax.all_gather(part, self.axis, axis=3, tiled=True) for part in own)
-        scores_BHNK, places_BHNK = lax.top_k(scores, neighbours)
-        return Neighbours(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))
+        scores_BHNK, places_BHNK = lax.top_k(scores, neighbors)
+        return Neighbors(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))

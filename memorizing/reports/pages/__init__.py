@@ -2,8 +2,8 @@
 
     page("Title", body, scripts=[script("report.js")], data={...})
 
-`page.css` is colours (variables, light and dark), type, tables, panels and controls; `page.js` gives scripts
-`page.data`, `page.element`, `page.table` and the colours of the theme at hand. What comes from a user goes into `data`,
+`page.css` is colors (variables, light and dark), type, tables, panels and controls; `page.js` gives scripts
+`page.data`, `page.element`, `page.table` and the colors of the theme at hand. What comes from a user goes into `data`,
 and from there into the document as text; `body` is markup, so that names in it have to go through `html.escape`.
 """
 

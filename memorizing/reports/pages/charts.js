@@ -1,5 +1,5 @@
 "use strict";
-/* Charts by Plotly in the colours of the page, drawn again when these or a control change. */
+/* Charts by Plotly in the colors of the page, drawn again when these or a control change. */
 const charts = (() => {
   const drawn = [];
   const touch = matchMedia("(pointer: coarse)").matches;
@@ -8,12 +8,12 @@ const charts = (() => {
   /** Text that Plotly, which takes some markup for its own, shows as it is. */
   const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-  /** Colour and dash of the i-th of several things without an order. */
-  const line = (i) => ({ color: page.colour(`series-${(i % SERIES) + 1}`), dash: DASHES[Math.floor(i / SERIES) % 4] });
+  /** Color and dash of the i-th of several things without an order. */
+  const line = (i) => ({ color: page.color(`series-${(i % SERIES) + 1}`), dash: DASHES[Math.floor(i / SERIES) % 4] });
 
-  /** Colour of the i-th of n things that have an order, from pale to strong. */
+  /** Color of the i-th of n things that have an order, from pale to strong. */
   function ramp(i, n) {
-    const rgb = (name) => [1, 3, 5].map((at) => parseInt(page.colour(name).slice(at, at + 2), 16));
+    const rgb = (name) => [1, 3, 5].map((at) => parseInt(page.color(name).slice(at, at + 2), 16));
     const [low, high] = [rgb("ramp-low"), rgb("ramp-high")], share = n > 1 ? i / (n - 1) : 1;
     const mixed = low.map((from, at) => Math.round(from + share * (high[at] - from)));
     return `#${mixed.map((it) => it.toString(16).padStart(2, "0")).join("")}`;
@@ -25,7 +25,7 @@ const charts = (() => {
     const least = positive.reduce((a, b) => Math.min(a, b), Infinity), most = positive.reduce((a, b) => Math.max(a, b), 0);
     return {
       title: { text: title, standoff: 10 }, automargin: true, zeroline: false, exponentformat: "none", separatethousands: true,
-      gridcolor: page.colour("grid"), linecolor: page.colour("line"), tickcolor: page.colour("line"), fixedrange: touch,
+      gridcolor: page.color("grid"), linecolor: page.color("line"), tickcolor: page.color("line"), fixedrange: touch,
       ...(log ? { type: "log", ...(most / least > 30 ? { dtick: 1 } : { minorloglabels: "complete" }) } : {}), ...others,
     };
   }
@@ -41,10 +41,10 @@ const charts = (() => {
     return {
       autosize: true, height: height + (legend ? legendHeight(traces, width) : 0), margin: { l: 8, r: 24, t: 8, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: page.colour("sans"), size: 13, color: page.colour("text") },
+      font: { family: page.color("sans"), size: 13, color: page.color("text") },
       xaxis: axis(x, traces.flatMap((it) => it.x)), yaxis: axis(y, traces.flatMap((it) => it.y)), dragmode: touch ? false : "zoom", separators: ".,",
       showlegend: legend, legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 12 } },
-      hoverlabel: { bgcolor: page.colour("panel"), bordercolor: page.colour("muted"), font: { color: page.colour("text") } },
+      hoverlabel: { bgcolor: page.color("panel"), bordercolor: page.color("muted"), font: { color: page.color("text") } },
       hovermode: "closest", ...others,
     };
   }

@@ -1,4 +1,4 @@
-// The page of `memorizing inspect`: the document's text, tokens coloured by what the memory gained them; the token that
+// The page of `memorizing inspect`: the document's text, tokens colored by what the memory gained them; the token that
 // is selected, with what each head retrieved for it; figures over the whole document. `data` is what inspect.py gives.
 {
 
@@ -51,8 +51,8 @@ function show(token, only = false) {
   text.scrollTop += own.top - box.top - box.height / 2;
 }
 
-function colour() {
-  const by = document.getElementById("colour").value, scale = Number(document.getElementById("scale").value);
+function color() {
+  const by = document.getElementById("color").value, scale = Number(document.getElementById("scale").value);
   for (const part of text.children) {
     for (const token of part.children) {
       const place = Number(token.dataset.place);
@@ -236,9 +236,9 @@ document.querySelector("main").append(
       `${summary.loss.toFixed(3)} nats each with the memory, ${summary.loss_without.toFixed(3)} without: `,
       element("strong", {}, `${signed(summary.gain, 3)} gained`), ". Click a token to see what each head retrieved for it."),
   element("div", { id: "controls", class: "controls", role: "group", "aria-label": "How the text is shown" },
-    element("label", {}, "Colour ", element("select", { id: "colour", oninput: colour },
+    element("label", {}, "Color ", element("select", { id: "color", oninput: color },
       option("gain", "gained and lost"), option("loss", "loss"), option("none", "nothing"))),
-    element("label", {}, "Full colour at ", element("select", { id: "scale", oninput: colour },
+    element("label", {}, "Full color at ", element("select", { id: "scale", oninput: color },
       option("0.5", "0.5 nats"), option("1", "1 nat"), option("2", "2 nats"), option("4", "4 nats"))),
     element("label", {}, "Head ", element("select", { id: "head", oninput: () => selected !== null && select(selected) },
       option("all", "all"), ...headOptions)),
@@ -248,7 +248,7 @@ document.querySelector("main").append(
   element("div", { id: "reading" }, text, element("aside", { id: "panel", "aria-live": "polite", hidden: "" })),
   figures());
 document.getElementById("scale").value = "2";
-colour();
+color();
 const asked = Number(location.hash.slice(1));
 if (location.hash && Number.isInteger(asked) && asked >= 0 && asked < data.texts.length) select(asked, true);
 }

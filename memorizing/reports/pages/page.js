@@ -11,7 +11,7 @@ const page = (() => {
     root.dataset.theme = chosen ?? (system.matches ? "dark" : "light");
     const button = document.getElementById("theme");
     if (button) button.textContent = root.dataset.theme === "dark" ? "Light" : "Dark";
-    if (button) button.setAttribute("aria-label", `Change to ${button.textContent.toLowerCase()} colours`);
+    if (button) button.setAttribute("aria-label", `Change to ${button.textContent.toLowerCase()} colors`);
     listeners.forEach((listener) => listener());
   }
 
@@ -90,9 +90,9 @@ const page = (() => {
   return {
     element, table, number,
     get data() { return (data ??= JSON.parse(document.getElementById("data").textContent)); },
-    /** The value of a colour variable of page.css in the theme at hand. */
-    colour: (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim(),
-    /** Calls whenever colours have changed. */
+    /** The value of a color variable of page.css in the theme at hand. */
+    color: (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim(),
+    /** Calls whenever colors have changed. */
     onTheme: (listener) => listeners.push(listener),
   };
 })();

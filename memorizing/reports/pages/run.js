@@ -123,7 +123,7 @@
       const layer = name.split("_").at(-1);
       showCurve("memory-charts", `recall-${layer}-chart`, name,
         (it) => `Recall of the search in layer ${layer}: ${number(100 * charts.median(it), 1)}% in the median`,
-        "share of true neighbours found", { range: [0, 1.03], tickformat: ".0%" });
+        "share of true neighbors found", { range: [0, 1.03], tickformat: ".0%" });
     }
     if (!recalls.length) {
       at("memory-charts").append(element("p", { class: "muted small wide" },
@@ -195,7 +195,7 @@
     const others = rows.filter((it) => it.figures.memory_size > 0);
     return rows.map((row) => {
       const size = row.figures.memory_size, places = values(row.figures);
-      const color = size ? charts.ramp(others.indexOf(row), others.length) : page.colour("baseline");
+      const color = size ? charts.ramp(others.indexOf(row), others.length) : page.color("baseline");
       return { x: places.map((it) => charts.place(it).middle), y: places.map((it) => it.value), text: places.map((it) => charts.place(it).words),
         name: `memory ${number(size)}`, mode: "lines+markers", line: { color, width: 2, dash: size ? "solid" : "dash" }, marker: { size: 6, color },
         hovertemplate: `%{text}: %{y:.3f}<extra>memory ${number(size)}</extra>` };
@@ -216,7 +216,7 @@
           title: `What memory gains by position, against memory ${number(rows[0].figures.gain.against_memory_size)}`,
           note: `Above zero, a memory helps. ${inWords(isXl())[0].toUpperCase()}${inWords(isXl()).slice(1)}.`,
           traces: byPosition(rows, (it) => it.gain.by_position.map((each) => ({ ...each, value: each.nats_per_token }))),
-          layout: { x: positionAxis(), y: { title: "gain, nats a token", zeroline: true, zerolinecolor: page.colour("muted") } },
+          layout: { x: positionAxis(), y: { title: "gain, nats a token", zeroline: true, zerolinecolor: page.color("muted") } },
         } : null;
       }),
     ];
@@ -259,9 +259,9 @@
         title: isGain ? `Memory helps in ${number(better)} of ${number(rows.length)} documents` : "Perplexity of each document, by its length",
         note: reading().label,
         traces: [{ x: rows.map((row) => row.tokens), y, text: rows.map((row) => charts.plain(row.name)), mode: "markers",
-          marker: { color: page.colour("series-1"), size: 9, opacity: 0.75 }, hovertemplate: "%{text}<br>%{x:,} tokens: %{y:.3f}<extra></extra>" }],
+          marker: { color: page.color("series-1"), size: 9, opacity: 0.75 }, hovertemplate: "%{text}<br>%{x:,} tokens: %{y:.3f}<extra></extra>" }],
         layout: { x: { title: "length of the document, tokens", log: at("log-tokens").checked },
-          y: isGain ? { title: "gain, nats a token", zeroline: true, zerolinecolor: page.colour("muted") } : { title: "perplexity", log: true },
+          y: isGain ? { title: "gain, nats a token", zeroline: true, zerolinecolor: page.color("muted") } : { title: "perplexity", log: true },
           legend: false },
       };
     }, true);

@@ -69,13 +69,13 @@
   const chosen = () => readings.filter((it) => it.text === at("text").value && it.figures.xl_cache === (at("xl").value === "with"));
   const isOwn = () => at("memories").value === "own";
 
-  /** Which settings tell groups of points apart; and names and colours of the groups' lines by these. */
+  /** Which settings tell groups of points apart; and names and colors of the groups' lines by these. */
   function told(groups) {
     const differ = names.filter((name) => new Set(groups.map((values) => JSON.stringify(values[name]))).size > 1);
     const hasOrder = differ.length === 1 && isNumeric(differ[0]);
     return {
       name: (values) => called(Object.fromEntries((differ.length ? differ : Object.keys(values)).map((name) => [name, values[name]]))),
-      colour: (i) => (hasOrder ? charts.ramp(i, groups.length) : charts.line(i).color),
+      color: (i) => (hasOrder ? charts.ramp(i, groups.length) : charts.line(i).color),
     };
   }
 
@@ -106,7 +106,7 @@
       const sizes = [...new Set(rows.map((it) => it.figures.memory_size))].sort((a, b) => a - b);
       const best = rows.reduce((a, b) => (a.figures.perplexity <= b.figures.perplexity ? a : b)).figures;
       const valuesOf = ({ point }) => (isOwn() ? without(point.values, MEMORY) : point.values);
-      const lines = grouped(rows, valuesOf), { name, colour } = told(lines.map((line) => valuesOf(line[0])));
+      const lines = grouped(rows, valuesOf), { name, color } = told(lines.map((line) => valuesOf(line[0])));
       return {
         title: `Perplexity against memory: least, ${number(best.perplexity, 2)}, at ${number(best.memory_size)}`,
         note: [isOwn() ? "Each point read with the memory it was trained with." : "Each point read with several memories.", spread].join(" "),
@@ -115,7 +115,7 @@
           grouped(line, (it) => it.figures.memory_size).sort((a, b) => a[0].figures.memory_size - b[0].figures.memory_size).map((cell) => ({
             x: number(cell[0].figures.memory_size), values: cell.map((it) => it.figures.perplexity),
             reach: cell[0].figures.perplexity_interval, words: `memory ${number(cell[0].figures.memory_size)}` })),
-          lines.length > 1 ? colour(i) : charts.line(0).color)),
+          lines.length > 1 ? color(i) : charts.line(0).color)),
         layout: { x: { title: "memory, tokens", type: "category", categoryorder: "array", categoryarray: sizes.map((it) => number(it)) },
           y: perplexityAxis(), legend: lines.length > 1 },
       };
@@ -127,7 +127,7 @@
       const rows = chosen().filter((it) => it.isOwn || !isOwn());
       if (!rows.length) return null;
       const lines = grouped(rows, ({ point, figures }) => [point.values, isOwn() ? null : figures.memory_size]);
-      const { name, colour } = told(lines.map((line) => line[0].point.values));
+      const { name, color } = told(lines.map((line) => line[0].point.values));
       return {
         title: `Perplexity by position in the document, ${inWords(at("xl").value === "with")}`,
         note: `Later places are those of long documents only. ${bySeeds}`,
@@ -135,7 +135,7 @@
           const places = grouped(line.flatMap((it) => it.figures.perplexity_by_position), (it) => it.first_token);
           const memory = isOwn() ? "" : `, read with ${number(line[0].figures.memory_size)}`;
           return lineOf(name(line[0].point.values) + memory, places.map((cell) => ({ x: charts.place(cell[0]).middle, values: cell.map((it) => it.perplexity),
-            words: charts.place(cell[0]).words })), isOwn() ? colour(i) : charts.line(i).color);
+            words: charts.place(cell[0]).words })), isOwn() ? color(i) : charts.line(i).color);
         }),
         layout: { x: { title: "position in the document, tokens", log: at("log-positions").checked }, y: perplexityAxis() },
       };
@@ -148,7 +148,7 @@
     return charts.add(at("curve-charts"), "training-chart", () => {
       const share = Number(at("smoothing").value);
       at("smoothing-value").textContent = number(share, 2);
-      const lines = grouped(trained, (point) => point.values), { name, colour } = told(lines.map((line) => line[0].values));
+      const lines = grouped(trained, (point) => point.values), { name, color } = told(lines.map((line) => line[0].values));
       return {
         title: "Training loss by step",
         note: `${share ? "Smoothed. " : ""}${bySeeds}`,
@@ -159,7 +159,7 @@
           });
           const cells = grouped(all.filter((it) => it.loss !== null), (it) => it.step);
           return lineOf(name(points[0].values), cells.map((cell) => ({ x: cell[0].step, values: cell.map((it) => it.loss),
-            words: `step ${number(cell[0].step)}` })), colour(i), "lines");
+            words: `step ${number(cell[0].step)}` })), color(i), "lines");
         }),
         layout: { x: { title: "step", log: at("log-steps").checked }, y: { title: "loss, nats a token" }, height: 380 },
       };
@@ -184,13 +184,13 @@
   const breakable = (name) => name.split(/(?<=,)/).flatMap((part) => [part, element("wbr")]);
 
   function showPoints() {
-    const colours = { done: "good", failed: "bad", waiting: "warn" };
+    const colors = { done: "good", failed: "bad", waiting: "warn" };
     at("points-table").append(table(`The grid: ${number(data.points.length)} points`, [
       { title: "Point", value: (row) => row.name, text: (row) => element(row.link ? "a" : "span", { href: row.link }, breakable(row.name)) },
       ...names.map((name) => ({ title: name, number: isNumeric(name),
         value: (row) => row.values[name], text: (row) => shown(row.values[name]) })),
       { title: "Seed", number: true, value: (row) => row.seed },
-      { title: "Status", value: (row) => row.status, text: (row) => element("strong", { class: colours[row.status] }, row.status) },
+      { title: "Status", value: (row) => row.status, text: (row) => element("strong", { class: colors[row.status] }, row.status) },
       { title: "Last step", number: true, value: (row) => row.training.at(-1)?.step, text: (row) => number(row.training.at(-1)?.step) },
       { title: "Training loss", number: true, value: (row) => row.training.at(-1)?.loss, text: (row) => number(row.training.at(-1)?.loss, 3) },
       { title: "Training, s", number: true, value: (row) => row.seconds?.train, text: (row) => number(row.seconds?.train || null, 0) },

@@ -366,12 +366,12 @@ def test_titles(raw, expected):
     assert title(raw) == expected
 
 
-def test_title_and_licence_of_a_paper_come_from_its_files_else_id_and_nothing(tmp_path):
-    named = {"main.tex": whole("\\title{T}"), "LICENSE.md": "\n## The licence\n\nmore", "sub/COPYING": "another"}
+def test_title_and_license_of_a_paper_come_from_its_files_else_id_and_nothing(tmp_path):
+    named = {"main.tex": whole("\\title{T}"), "LICENSE.md": "\n## The license\n\nmore", "sub/COPYING": "another"}
     document = read(write(tmp_path / "a", named)).document
-    assert (document.id, document.title, document.licence) == ("a", "T", "The licence")
+    assert (document.id, document.title, document.license) == ("a", "T", "The license")
     document = read(write(tmp_path / "b", {"main.tex": PAPER, "license_plate.tex": "x"})).document
-    assert (document.id, document.title, document.licence) == ("b", "b", "")
+    assert (document.id, document.title, document.license) == ("b", "b", "")
 
 
 @pytest.mark.parametrize(
@@ -494,11 +494,11 @@ def described(tmp_path) -> tuple[Path, str]:
     return raw, str(metadata)
 
 
-def test_metadata_give_titles_and_licences(described):
+def test_metadata_give_titles_and_licenses(described):
     raw, metadata = described
     corpus = Arxiv(metadata=metadata)
     readings = {item.id: next(corpus.read(item)) for item in corpus.list(raw)}
-    known = {id: (reading.document.title, reading.document.licence) for id, reading in readings.items()}
+    known = {id: (reading.document.title, reading.document.license) for id, reading in readings.items()}
     assert known == {
         "1503.00001v2": ("One two", "http://l/1"),
         "1503.00002": ("1503.00002", ""),

@@ -174,7 +174,7 @@ def test_a_notebook_gives_its_code_cells(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("files", "licence"),
+    ("files", "license"),
     [
         ({"LICENSE": MIT}, "MIT"),
         ({"LICENSE-MIT": MIT, "LICENSE-APACHE": APACHE}, "Apache-2.0 OR MIT"),
@@ -184,22 +184,22 @@ def test_a_notebook_gives_its_code_cells(tmp_path):
         ({"docs/LICENSE": MIT}, ""),
     ],
 )
-def test_licences_are_known_by_their_text_and_can_be_asked_for(tmp_path, files, licence):
+def test_licenses_are_known_by_their_text_and_can_be_asked_for(tmp_path, files, license):
     write(tmp_path, {f"o__r/{name}": text for name, text in {"a.py": "a", **files}.items()})
     (reading,) = read(tmp_path)
-    assert reading.document.licence == licence
-    (reading,) = read(tmp_path, licences=("MIT",))
-    assert (reading.document is not None) == ("MIT" in licence)
+    assert reading.document.license == license
+    (reading,) = read(tmp_path, licenses=("MIT",))
+    assert (reading.document is not None) == ("MIT" in license)
     if reading.document is None:
-        reason = f"left out: its licence ({licence or 'unknown'}) is not in Github.licences = ('MIT',)"
+        reason = f"left out: its license ({license or 'unknown'}) is not in Github.licenses = ('MIT',)"
         assert reading.problems[-1].message == reason
 
 
 def test_unknown_names_in_settings_are_refused():
     with pytest.raises(InputError, match=r"Github\.languages has 'pyton', which is not known; did you mean 'python'"):
         Github(languages=("pyton",))
-    with pytest.raises(InputError, match=r"Github\.licences has 'BSD', .*"):
-        Github(licences=("BSD",))
+    with pytest.raises(InputError, match=r"Github\.licenses has 'BSD', .*"):
+        Github(licenses=("BSD",))
 
 
 def archive(path: Path, files: dict[str, str]) -> None:
@@ -236,7 +236,7 @@ def test_only_what_is_wanted_of_an_archive_is_in_memory(tmp_path, suffix):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 10_000_000
-    assert files_of(reading.document.text) == {"a.py": "a\n"} and reading.document.licence == "MIT"
+    assert files_of(reading.document.text) == {"a.py": "a\n"} and reading.document.license == "MIT"
     assert [problem.message.partition(":")[0] for problem in reading.problems] == [
         "left out 4 files in other languages",
         "left out 1 files larger than Github.max_file_bytes = 400,000",
@@ -316,7 +316,7 @@ def test_oddities(tmp_path):
         read(tmp_path)
 
 
-LICENCES = {
+LICENSES = {
     "pallets/click": "BSD-3-Clause", "pallets/flask": "BSD-3-Clause", "tornadoweb/tornado": "Apache-2.0",
     "aimacode/aima-python": "MIT", "karpathy/micrograd": "MIT", "lua/lua": "", "jqlang/jq": "MIT",
     "gin-gonic/gin": "MIT", "junegunn/fzf": "MIT", "google/gson": "Apache-2.0", "reduxjs/redux-toolkit": "MIT",
@@ -335,7 +335,7 @@ def test_the_shared_corpus(tmp_path):
     assert "it has rust (208)" in found["serde-rs/serde"].problems[-1].message
     rust = Github(languages=(*corpus.languages, "rust"))
     found |= {item.id: next(rust.read(item)) for item in rust.list(raw) if item.id == "serde-rs/serde"}
-    assert {id: reading.document.licence for id, reading in found.items()} == LICENCES
+    assert {id: reading.document.license for id, reading in found.items()} == LICENSES
     for item in corpus.list(raw):
         document = found[item.id].document
         for name, text in files_of(document.text).items():

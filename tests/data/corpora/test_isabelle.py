@@ -204,7 +204,7 @@ def test_isabelle_hol_has_a_document_for_each_session(tmp_path):
     assert whole == ["HOL/Nat.thy", "HOL/Main.thy", "HOL/Library/Multiset.thy", "E/A.thy"]
 
 
-def test_splits_licences_odd_files_and_links(tmp_path):
+def test_splits_licenses_odd_files_and_links(tmp_path):
     write(
         tmp_path,
         {"train/thys/E/A.thy": theory("A"), "test/thys/F/B.thy": theory("B", "E.A"), "train/thys/LICENSE": "x"},
@@ -218,7 +218,7 @@ def test_splits_licences_odd_files_and_links(tmp_path):
     assert [(item.id, item.split) for item in items] == [("E", "train"), ("F", "test")]
     assert pickle.loads(pickle.dumps((corpus, items))) == (corpus, items)
     one, other = (next(corpus.read(item)) for item in items)
-    assert (one.document.licence, other.document.licence) == ("BSD-3-Clause", "")
+    assert (one.document.license, other.document.license) == ("BSD-3-Clause", "")
     assert order(other.document.text) == ["F/B.thy", "F/latin.thy"] and "é" in other.document.text
     messages = " ".join(problem.message for problem in other.problems)
     assert "imports E.A, which is not here" in messages  # other splits are never looked at
@@ -228,7 +228,7 @@ def test_splits_licences_odd_files_and_links(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("marks", "licence"),
+    ("marks", "license"),
     [
         (("", "License: BSD"), "BSD-3-Clause"),
         (("    License:    LGPL", ""), "BSD-3-Clause AND LGPL-2.1"),
@@ -236,11 +236,11 @@ def test_splits_licences_odd_files_and_links(tmp_path):
         (("License: LGPL or BSD", "is under the License: LGPL"), "BSD-3-Clause"),
     ],
 )
-def test_licences_follow_the_marks_in_the_theories(tmp_path, marks, licence):
+def test_licenses_follow_the_marks_in_the_theories(tmp_path, marks, license):
     texts = {
         f"thys/E/{name}.thy": f"(* Title\n{mark}\n*)\n{theory(name)}" for name, mark in zip("AB", marks, strict=True)
     }
-    assert read(write(tmp_path, {"thys/LICENSE": "all", **texts}))["E"].document.licence == licence
+    assert read(write(tmp_path, {"thys/LICENSE": "all", **texts}))["E"].document.license == license
 
 
 def test_two_distributions_are_refused(tmp_path):
@@ -268,7 +268,7 @@ def test_oddities(name):
 
 def test_the_shared_corpus_has_no_import_after_its_use(tmp_path):
     raw = shared_data.unpacked_whole("isabelle", tmp_path)
-    corpus, edges, of_entries, of_folders, of_isabelle, of_licence = Isabelle(), 0, {}, {}, {}, {}
+    corpus, edges, of_entries, of_folders, of_isabelle, of_license = Isabelle(), 0, {}, {}, {}, {}
     items = corpus.list(raw)
     for item in items:
         (reading,) = corpus.read(item)
@@ -282,15 +282,15 @@ def test_the_shared_corpus_has_no_import_after_its_use(tmp_path):
                 of_entries[item.split] = of_entries.get(item.split, 0) + (place is not None and place not in found)
                 of_folders[item.split] = of_folders.get(item.split, 0) + ("/" in name)
                 of_isabelle[item.split] = of_isabelle.get(item.split, 0) + (place is None)
-        of_licence.setdefault(reading.document.licence, []).append(item.id)
+        of_license.setdefault(reading.document.license, []).append(item.id)
     assert len(items) == 100 and edges == 780
-    assert {licence: len(ids) for licence, ids in of_licence.items()} == {
+    assert {license: len(ids) for license, ids in of_license.items()} == {
         "BSD-3-Clause": 91,
         "LGPL-2.1": 6,
         "BSD-3-Clause AND LGPL-2.1": 3,
     }
     lgpl = {"Abstract-Rewriting", "Decreasing-Diagrams-II", "First_Order_Terms", "Matrix", "Diophantine_Eqns_Lin_Hom"}
-    assert lgpl.isdisjoint(of_licence["BSD-3-Clause"])  # what the corpus's own description names
+    assert lgpl.isdisjoint(of_license["BSD-3-Clause"])  # what the corpus's own description names
     assert of_entries == {"train": 92, "validation": 2, "test": 2}
     assert of_folders == {"train": 53, "validation": 2, "test": 0}
     assert of_isabelle == {"train": 274, "validation": 33, "test": 13}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from memorizing.data.corpora.pg19 import Pg19, without_licence
+from memorizing.data.corpora.pg19 import Pg19, without_license
 from memorizing.errors import InputError
 from tests import shared_data
 
@@ -60,12 +60,12 @@ MARKERS = {
 def test_header_and_tail_go_in_all_their_wordings(wording):
     start, end = MARKERS[wording]
     body = BODY * 40  # long enough for the halves that markers are looked for in
-    assert without_licence(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicence ...\n").strip() == body
+    assert without_license(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicence ...\n").strip() == body
 
 
 def test_a_book_without_markers_is_kept_whole():
     text = "The end of the project was near. START OF THIS PROJECT\n" + BODY
-    assert without_licence(text) == text
+    assert without_license(text) == text
 
 
 def test_encodings_marks_and_line_ends(tmp_path):

@@ -26,12 +26,12 @@ from memorizing.parallel.topology import topology_devices
 from memorizing.planning.plan import compile_call
 from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import TrainingSettings
-from memorizing.training.state import StateMaker
+from memorizing.training.state import StateFactory
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: ACCELERATOR=tpu bash launch/setup.sh"
 )
-ROWS, HEADS, TOKENS, SLOTS, NEIGHBOURS = 8, 8, 512, 65_536, 32
+ROWS, HEADS, TOKENS, SLOTS, NEIGHBORS = 8, 8, 512, 65_536, 32
 TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1"]
 
 
@@ -76,11 +76,11 @@ def test_the_kernel_takes_little_longer_than_its_product(topology):
             -1
         )
 
-    program = compiled(lambda *given: PallasTPU()(*given, NEIGHBOURS), *arguments)
+    program = compiled(lambda *given: PallasTPU()(*given, NEIGHBORS), *arguments)
     assert not scores_in(program)
     assert program.memory_analysis().temp_size_in_bytes < 32 * 2**20
     assert 1 < estimate(program) / estimate(compiled(product, *arguments)) < 1.5
-    assert estimate(program) < estimate(compiled(lambda *given: Approximate()(*given, NEIGHBOURS), *arguments))
+    assert estimate(program) < estimate(compiled(lambda *given: Approximate()(*given, NEIGHBORS), *arguments))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_kernel_takes_little_longer_than_its_product(topology):
     ],
 )
 def test_keys_of_other_kinds_are_not_copied(topology, dtype, features):
-    program = compiled(lambda *given: PallasTPU()(*given, NEIGHBOURS), *operands(topology, dtype, features))
+    program = compiled(lambda *given: PallasTPU()(*given, NEIGHBORS), *operands(topology, dtype, features))
     assert not scores_in(program)
     assert program.memory_analysis().temp_size_in_bytes < 32 * 2**20
 
@@ -100,7 +100,7 @@ def test_keys_of_other_kinds_are_not_copied(topology, dtype, features):
 @pytest.mark.parametrize(("dtype", "minimum_score"), [(jnp.bfloat16, None), (jnp.int8, 0.5)])
 def test_masked_and_scaled_scores_of_approximate_are_never_written(dtype, minimum_score):
     search = Approximate(minimum_score=minimum_score)
-    program = compiled(lambda *given: search(*given, NEIGHBOURS), *operands(TOPOLOGIES[0], dtype))
+    program = compiled(lambda *given: search(*given, NEIGHBORS), *operands(TOPOLOGIES[0], dtype))
     assert "PartialReduce" in program.as_text()
     assert not scores_in(program)
     assert program.memory_analysis().temp_size_in_bytes < 2**30
@@ -113,7 +113,7 @@ def test_reading_and_writing_a_memory_makes_no_scores():
     search = PallasTPU()
 
     def step(bank, queries_BHND):
-        read, _, _ = attend_to_memory(queries_BHND, bank, search, NEIGHBOURS)
+        read, _, _ = attend_to_memory(queries_BHND, bank, search, NEIGHBORS)
         return append(bank, queries_BHND, queries_BHND, search), read
 
     with jax.set_mesh(make_mesh(MeshSettings(), [device_of(topology)])):  # which says what it is compiled for
@@ -131,12 +131,12 @@ def test_a_train_call_does_not_copy_its_memory():
         feed_forward_size=128,
         memory_layers=(1,),
     )
-    memory = MemorySettings(size=8192, neighbours=2, search="approximate")  # which compiles sooner than the kernel
-    batch = BatchSettings(rows=8, segment_length=128, segments_per_call=2)
+    memory = MemorySettings(size=8192, neighbors=2, search="approximate")  # which compiles sooner than the kernel
+    batch = BatchSettings(size=8, segment_length=128, segments_per_call=2)
     settings = OptimizerSettings(), TrainingSettings(), MeshSettings()
     mesh = open_mesh(settings[2], model, memory, 128, 8, devices=topology_devices("v5e:2x2"))
-    make = StateMaker(model, memory, batch, *settings[:2], mesh)
-    text = compile_call(make, make.like(1), batch).as_text()
+    make = StateFactory(model, memory, batch, *settings[:2], mesh)
+    text = compile_call(make, make.abstract_state(1), batch).as_text()
     bank = r"= bf16\[2,8,8192,128\]\S* "
     assert re.search(bank + "dynamic-update-slice", text)
     assert not re.findall(bank + r"(?:copy|transpose)\(.*", text)

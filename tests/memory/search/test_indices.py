@@ -51,14 +51,14 @@ if HAS_FAISS:
 
 
 def bank_for(search: Search, rows: int, heads: int, slots: int, size: int, key_dtype: str | None = None) -> Bank:
-    bank = empty_bank(rows, heads, size, MemorySettings(size=slots, neighbours=1, dtype="float32", key_dtype=key_dtype))
+    bank = empty_bank(rows, heads, size, MemorySettings(size=slots, neighbors=1, dtype="float32", key_dtype=key_dtype))
     return bank._replace(index=search.empty_index(rows, heads, slots, size))
 
 
 @functools.cache
-def compiled(search: Search, neighbours: int):
+def compiled(search: Search, neighbors: int):
     write = jax.jit(lambda bank, keys: append(bank, keys, keys, search))
-    return write, jax.jit(lambda queries, bank: search(queries, bank.keys, valid(bank), neighbours))
+    return write, jax.jit(lambda queries, bank: search(queries, bank.keys, valid(bank), neighbors))
 
 
 def filled(search: Search, keys: np.ndarray, slots: int, tokens: int, key_dtype: str | None = None) -> Bank:
@@ -98,27 +98,27 @@ def assert_sound(found, queries, bank: Bank) -> None:
         assert sorted(zip(-held, chosen, strict=True)) == list(zip(-held, chosen, strict=True))
 
 
-def recall(search: Search, bank: Bank, queries: np.ndarray, neighbours: int) -> float:
-    expected = Exact()(jnp.asarray(queries), bank.keys, valid(bank), neighbours).slots_BHNK
-    found = compiled(search, neighbours)[1](jnp.asarray(queries), bank)
-    slots = np.where(np.asarray(found.scores_BHNK) > -np.inf, found.slots_BHNK, -1).reshape(-1, neighbours)
+def recall(search: Search, bank: Bank, queries: np.ndarray, neighbors: int) -> float:
+    expected = Exact()(jnp.asarray(queries), bank.keys, valid(bank), neighbors).slots_BHNK
+    found = compiled(search, neighbors)[1](jnp.asarray(queries), bank)
+    slots = np.where(np.asarray(found.scores_BHNK) > -np.inf, found.slots_BHNK, -1).reshape(-1, neighbors)
     shared = [
-        np.intersect1d(*pair).size for pair in zip(np.asarray(expected).reshape(-1, neighbours), slots, strict=True)
+        np.intersect1d(*pair).size for pair in zip(np.asarray(expected).reshape(-1, neighbors), slots, strict=True)
     ]
-    return float(np.mean(shared)) / neighbours
+    return float(np.mean(shared)) / neighbors
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize(("neighbours", "minimum_score"), [(32, None), (256, 3.0)])
-def test_a_search_that_looks_at_all_slots_finds_what_exact_finds(name, neighbours, minimum_score):
+@pytest.mark.parametrize(("neighbors", "minimum_score"), [(32, None), (256, 3.0)])
+def test_a_search_that_looks_at_all_slots_finds_what_exact_finds(name, neighbors, minimum_score):
     search = ALL[name]
     queries, bank = jnp.asarray(integers(3, 2, 7, 4, seed=1)), filled(search, integers(3, 2, 480, 4), 320, 32)
     search = type(search)(**{**vars(search), "minimum_score": minimum_score})
-    # Row 1 holds fewer than the neighbours asked for, row 2 nothing.
+    # Row 1 holds fewer than the neighbors asked for, row 2 nothing.
     for length in (320, 40):
         bank = bank._replace(length_B=jnp.array([length, min(length, 100), 0]))
-        expected = Exact(minimum_score=minimum_score)(queries, bank.keys, valid(bank), neighbours)
-        assert_same(compiled(search, neighbours)[1](queries, bank), expected)
+        expected = Exact(minimum_score=minimum_score)(queries, bank.keys, valid(bank), neighbors)
+        assert_same(compiled(search, neighbors)[1](queries, bank), expected)
 
 
 @pytest.mark.parametrize("name", SOME)
@@ -142,8 +142,8 @@ def test_scores_are_those_of_keys_as_they_are_stored_in_8_bits(name):
 )
 def test_whatever_is_written_and_cleared_what_is_found_is_there(name, clears, seed):
     """The ring turns over up to three times."""
-    search, rows, heads, slots, tokens, size, neighbours = SOME[name], 2, 2, 32, 8, 4, 6
-    write, find = compiled(search, neighbours)
+    search, rows, heads, slots, tokens, size, neighbors = SOME[name], 2, 2, 32, 8, 4, 6
+    write, find = compiled(search, neighbors)
     bank = bank_for(search, rows, heads, slots, size)
     for number, cleared in enumerate(clears):
         bank = clear(bank, jnp.asarray(cleared))
@@ -166,7 +166,7 @@ def clustered(turn: float = 0.0, tokens: int = 1024, seed: int = 0) -> np.ndarra
     return (keys / np.linalg.norm(keys, axis=-1, keepdims=True)).astype(np.float32)
 
 
-FLOORS = {  # recall of 16 neighbours among 1024 slots, and what looks at how many of them
+FLOORS = {  # recall of 16 neighbors among 1024 slots, and what looks at how many of them
     "lsh": (LSH(tables=4, bits=6, probes=4, candidates=256), 0.85),
     "ivf": (IVF(lists=32, probes=8, candidates=256), 0.85),
     "int8": (Proposed(candidates=32), 0.99),

@@ -29,9 +29,9 @@ def test_the_kernels_are_there():
 
 @pytest.mark.parametrize("order", ["random", "rising", "falling", "equal", "two values"])
 @pytest.mark.parametrize(
-    ("queries", "slots", "neighbours"), [(1, 33, 1), (13, 1000, 7), (40, 3000, 32), (24, 2500, 256)]
+    ("queries", "slots", "neighbors"), [(1, 33, 1), (13, 1000, 7), (40, 3000, 32), (24, 2500, 256)]
 )
-def test_whatever_order_the_scores_come_in(order, queries, slots, neighbours):
+def test_whatever_order_the_scores_come_in(order, queries, slots, neighbors):
     """Buffers are pruned many times over, and ties reach over every border of tiles and prunings."""
     rng = np.random.default_rng(slots)
     values = {
@@ -44,8 +44,8 @@ def test_whatever_order_the_scores_come_in(order, queries, slots, neighbours):
     query = jnp.asarray(rng.integers(1, 4, (2, 1, queries, 1)), jnp.float32)
     keys, valid = Keys(jnp.asarray(np.tile(values, (2, 1, 1))[..., None], jnp.float32)), rng.random((2, slots)) < 0.9
     for minimum_score in (None, 2.0, 0.0):
-        expected = Exact(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbours)
-        same(Native(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbours), expected)
+        expected = Exact(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbors)
+        same(Native(minimum_score=minimum_score)(query, keys, jnp.asarray(valid), neighbors), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8"])

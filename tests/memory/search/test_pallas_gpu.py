@@ -58,20 +58,20 @@ def share_found(found, exact) -> float:
 
 
 @pytest.mark.parametrize(
-    ("slots", "share_valid", "neighbours", "distinct"),
+    ("slots", "share_valid", "neighbors", "distinct"),
     [
         (1024, 1.0, 32, None),
         (1000, 0.9, 7, None),  # no whole number of strides
         (640, 1.0, 1, 3),  # ties everywhere: the lowest slots
         (100, 0.7, 100, None),  # more bins than slots
-        (256, 0.02, 8, None),  # fewer valid slots than neighbours
+        (256, 0.02, 8, None),  # fewer valid slots than neighbors
         (256, 0.0, 3, None),
         (512, 0.8, 256, None),  # sorted, not extracted
     ],
 )
-def test_finds_what_binned_finds(slots, share_valid, neighbours, distinct):
+def test_finds_what_binned_finds(slots, share_valid, neighbors, distinct):
     queries, keys, valid = whole_numbers(slots, share_valid, distinct=distinct)
-    assert_same(INTERPRETED(queries, keys, valid, neighbours), Binned()(queries, keys, valid, neighbours))
+    assert_same(INTERPRETED(queries, keys, valid, neighbors), Binned()(queries, keys, valid, neighbors))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def at_full_size(dtype, features: int = 128):
     ],
 )
 def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, features):
-    text = lowered(functools.partial(PallasGPU(), neighbours=32), *at_full_size(dtype, features))
+    text = lowered(functools.partial(PallasGPU(), neighbors=32), *at_full_size(dtype, features))
     assert text.count("__gpu$xla.gpu.triton") == 2
     assert not re.search(r"512x65536|512x128x512x", text)
     assert "stablehlo.pad" not in text
@@ -210,12 +210,12 @@ def test_more_8_bit_keys_than_offsets_reach_are_refused():
     queries, keys, _ = at_full_size(jnp.int8)
     keys = Keys(*(jax.ShapeDtypeStruct((8, 8, 2**20, *part.shape[3:]), part.dtype) for part in keys[:2]))
     with pytest.raises(InputError, match=r"can search 2,147,483,648: .*Mesh\.memory.*Memory\.key_dtype"):
-        lowered(functools.partial(PallasGPU(), neighbours=32), queries, keys, jax.ShapeDtypeStruct((8, 2**20), bool))
+        lowered(functools.partial(PallasGPU(), neighbors=32), queries, keys, jax.ShapeDtypeStruct((8, 2**20), bool))
 
 
 @pytest.mark.parametrize("features", [32, 64, 256])
 def test_lowers_for_a_gpu_by_mosaic(features):
-    text = lowered(functools.partial(PallasGPU(backend="mosaic"), neighbours=32), *at_full_size(jnp.bfloat16, features))
+    text = lowered(functools.partial(PallasGPU(backend="mosaic"), neighbors=32), *at_full_size(jnp.bfloat16, features))
     assert text.count("@mosaic_gpu_v2") == text.count("__gpu$xla.gpu.triton") == 1
     assert not re.search(r"512x65536|512x128x512x", text)
     assert "stablehlo.pad" not in text
@@ -239,15 +239,15 @@ def test_attention_to_the_memory_lowers_for_a_gpu(dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("share_valid", [1.0, 0.9, 0.0])
 @pytest.mark.parametrize("slots", [4096, 1000])
-@pytest.mark.parametrize("neighbours", [1, 7, 32, 64, 256])
+@pytest.mark.parametrize("neighbors", [1, 7, 32, 64, 256])
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("triton", jnp.bfloat16), ("triton", jnp.float32), ("mosaic", jnp.bfloat16)]
 )
-def test_on_a_gpu_finds_what_binned_finds(backend, dtype, neighbours, slots, share_valid):
+def test_on_a_gpu_finds_what_binned_finds(backend, dtype, neighbors, slots, share_valid):
     queries, keys, valid = whole_numbers(slots, share_valid, tokens=200, features=32)
     queries, keys = queries.astype(dtype), Keys(keys.vectors_BHMD.astype(dtype))
     search = PallasGPU(backend=backend)
-    assert_same(search(queries, keys, valid, neighbours), Binned()(queries, keys, valid, neighbours))
+    assert_same(search(queries, keys, valid, neighbors), Binned()(queries, keys, valid, neighbors))
 
 
 @pytest.mark.gpu

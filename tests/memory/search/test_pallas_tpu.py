@@ -19,8 +19,8 @@ QUICK = {"xla_backend_optimization_level": 0}
 """Most of the time would go into optimizing programs that run once."""
 
 
-def found(search, queries, keys, valid, neighbours):
-    call = jax.jit(lambda *arguments: search(*arguments, neighbours), compiler_options=QUICK)
+def found(search, queries, keys, valid, neighbors):
+    call = jax.jit(lambda *arguments: search(*arguments, neighbors), compiler_options=QUICK)
     return call(queries, keys, valid)
 
 
@@ -41,7 +41,7 @@ def assert_equal(ours, reference):
 
 
 @pytest.mark.parametrize(
-    ("shape", "neighbours", "slot_block"),
+    ("shape", "neighbors", "slot_block"),
     [  # rows, heads, queries, slots, features
         ((2, 2, 5, 1024, 8), 1, 4096),  # one block
         ((2, 2, 130, 1024, 4), 3, 256),  # four blocks of slots, two of queries
@@ -53,12 +53,12 @@ def assert_equal(ours, reference):
         ((1, 1, 2, 6000, 4), 256, 4096),  # too many to be selected by the kernel
     ],
 )
-def test_slots_are_those_of_binned(shape, neighbours, slot_block):
-    queries, keys, valid = inputs(shape, seed=neighbours)
+def test_slots_are_those_of_binned(shape, neighbors, slot_block):
+    queries, keys, valid = inputs(shape, seed=neighbors)
     search = PallasTPU(query_block=128, slot_block=slot_block, interpret=True)
     assert_equal(
-        found(search, queries, Keys(keys), valid, neighbours),
-        Binned(block_size=slot_block)(queries, Keys(keys), valid, neighbours),
+        found(search, queries, Keys(keys), valid, neighbors),
+        Binned(block_size=slot_block)(queries, Keys(keys), valid, neighbors),
     )
 
 
@@ -108,7 +108,7 @@ def test_recall_is_what_is_expected():
 @pytest.mark.parametrize("memory", [1, 2])
 def test_within_shard_map_and_scan_and_beneath_a_gradient(memory):
     """As a train step calls it: the gradient of what is read, through remat, while segments are scanned."""
-    settings = MemorySettings(size=256, neighbours=1, dtype="float32")
+    settings = MemorySettings(size=256, neighbors=1, dtype="float32")
     queries, keys, _ = inputs((2, 2, 8, 64, 4))
     segments = keys.reshape(2, 2, 8, 8, 4).transpose(2, 0, 1, 3, 4)
     mesh = jax.make_mesh((1, 1, memory), ("data", "model", "memory"), (jax.sharding.AxisType.Auto,) * 3)

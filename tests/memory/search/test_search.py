@@ -22,11 +22,11 @@ SEARCHES = {
 }
 
 
-def brute_force(queries, keys, valid, neighbours):
+def brute_force(queries, keys, valid, neighbors):
     """Best first; equal scores by lower slot; -inf once no valid slot is left."""
     scores = np.einsum("BHND,BHMD->BHNM", queries.astype(np.float64), keys.astype(np.float64))
     scores = np.where(valid[:, None, None, :], scores, -np.inf)
-    slots = np.argsort(-scores, axis=-1, kind="stable")[..., :neighbours]
+    slots = np.argsort(-scores, axis=-1, kind="stable")[..., :neighbors]
     return np.take_along_axis(scores, slots, axis=-1), slots
 
 
@@ -41,12 +41,12 @@ def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
 
 @pytest.mark.parametrize("name", SEARCHES)
 @pytest.mark.parametrize("slots", [64, 384, 1000])
-@pytest.mark.parametrize("neighbours", [1, 3, 32])
+@pytest.mark.parametrize("neighbors", [1, 3, 32])
 @pytest.mark.parametrize(("share_valid", "distinct"), [(1.0, None), (0.5, None), (0.02, None), (0.0, None), (0.7, 1)])
-def test_searches_find_what_brute_force_finds(name, slots, neighbours, share_valid, distinct):
-    queries, keys, valid = inputs(slots, share_valid, distinct, seed=slots + neighbours)
-    found = SEARCHES[name](jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid), neighbours)
-    scores, chosen = brute_force(queries, keys, valid, neighbours)
+def test_searches_find_what_brute_force_finds(name, slots, neighbors, share_valid, distinct):
+    queries, keys, valid = inputs(slots, share_valid, distinct, seed=slots + neighbors)
+    found = SEARCHES[name](jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid), neighbors)
+    scores, chosen = brute_force(queries, keys, valid, neighbors)
     np.testing.assert_array_equal(found.scores_BHNK, scores)
     exists = scores > -np.inf
     np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], chosen[exists])
