@@ -100,7 +100,12 @@ def test_the_lines_of_the_readme(folder, monkeypatch):
     monkeypatch.chdir(folder)
     code = re.search(r"    from memorizing import open_reader\n(?:    .*\n|\n(?=    ))+", README.read_text())
     assert code
-    lines = code[0].replace("runs/quickstart/with", "one").replace("argparse.py", "texts").replace('"memory"', '"mine"')
+    lines = (
+        code[0]
+        .replace("runs/quickstart/with", "one")
+        .replace("memorizing/model", "texts")
+        .replace('"memory"', '"mine"')
+    )
     lines = "\n".join(line[4:] for line in lines.splitlines())
     assert "reader.save" in lines
     exec(lines, {})
