@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 import jax
 
 from memorizing.config import load_trained
-from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.files import AnyPath, run_folder
 from memorizing.generation.reader import Reader
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.storage.init_from import source_of
-from memorizing.storage.workdir import check_data, open_tokens
+from memorizing.storage.workdir import open_vocabulary
 
 
 def open_reader(
@@ -24,8 +23,8 @@ def open_reader(
 ) -> Reader:
     """A `Reader` with the newest checkpoint of a run, and an empty memory of its size or of another one.
 
-    Texts are encoded by the vocabulary of the run's prepared tokens, which have to be there still. It is read by one
-    row, so on as many devices as split a model (`Mesh.model`), the first ones here.
+    The run's folder is enough: it holds the vocabulary. The reader is one row, so it uses the first `Mesh.model` local
+    devices.
 
     Raises:
         InputError: naming what is missing or does not fit.
@@ -33,15 +32,7 @@ def open_reader(
     workdir = run_folder("--workdir", str(workdir))
     it = load_trained(workdir, gin_files, gin_params)
     it = it.with_memory_size(it.memory.size if memory_size is None else memory_size)
-    try:
-        tokens = open_tokens(it.training.data, it.model)
-    except InputError as error:
-        raise InputError(
-            f"{error}. Reading needs the vocabulary of {workdir}, which lies with the tokens that it was trained on: "
-            "bring that folder back, or say where it is now with --gin_param \"Training.data = 'FOLDER'\" (its "
-            "manifest.json and vocabulary.model are enough)"
-        ) from error
-    check_data(workdir, tokens, train=False)
+    tokens = open_vocabulary(workdir)
     segment, devices = it.batch.segment_length, jax.local_devices()[: it.mesh.model]
     mesh = open_mesh(MeshSettings(1, it.mesh.model), it.model, it.memory, segment, 1, devices=devices)
     parameters, step = restore(workdir, it.model, mesh)

@@ -119,7 +119,7 @@ def inspect(options: argparse.Namespace) -> None:
     from memorizing.parallel.mesh import MeshSettings
     from memorizing.reports import inspection as inspect
     from memorizing.storage.snapshots import check_not_empty
-    from memorizing.storage.workdir import readable_tokens
+    from memorizing.storage.workdir import open_document_tokens
 
     workdir = run_folder("--workdir", options.workdir)
     it = load_trained(workdir, options.gin_file, options.gin_param)
@@ -131,7 +131,7 @@ def inspect(options: argparse.Namespace) -> None:
             f"{it.model.memory_layers}): name a run that has, or --memory_size"
         )
     check_not_empty(memory, "this page is about what a document finds of itself, so name another run")
-    tokens = readable_tokens(workdir, it.evaluation.data or it.training.data, it.model)
+    tokens = open_document_tokens(workdir, it.evaluation.data or it.training.data, it.model, options.document)
     name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
     inspect.check_range(options.first, options.tokens, options.top, len(encoded))
     out = options.out or workdir / "inspect" / inspect.page_name(options.document, name, encoded, memory.size)

@@ -24,7 +24,7 @@ from jaxtyping import Int
 
 from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary, load_vocabulary, save_vocabulary
 from memorizing.errors import InputError
-from memorizing.files import atomic_write
+from memorizing.files import AnyPath, atomic_write
 from memorizing.shapes import BEGIN_TOKEN
 
 FORMAT_VERSION = 3
@@ -142,7 +142,7 @@ class TokenSplit:
 class PreparedTokens:
     """A prepared folder, opened and checked."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: AnyPath):
         self.folder = folder
         path = folder / MANIFEST
         if not path.is_file():
@@ -188,7 +188,7 @@ class PreparedTokens:
                 f"only {splits}" if splits else "but a vocabulary alone: name prepared tokens (--data, Training.data)"
             )
             raise InputError(f"{self.folder} has no split {name!r}, {only}")
-        split, expected = TokenSplit(self.folder / name, self.vocabulary.begin), self.manifest["splits"][name]
+        split, expected = TokenSplit(Path(self.folder / name), self.vocabulary.begin), self.manifest["splits"][name]
         counts = (len(split.lengths), int(split.starts[-1]))
         if counts != (expected["documents"], expected["tokens"]):
             found = "{:,} documents with {:,} tokens".format(*counts)
@@ -272,9 +272,9 @@ def described(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def write_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
-    """Prepared tokens of no documents: what a model is read with that was not trained here."""
-    folder.mkdir(parents=True)
+def write_vocabulary(folder: AnyPath, vocabulary: Vocabulary) -> None:
+    """Writes a prepared folder that holds a vocabulary and no documents; replaces an earlier one."""
+    folder.mkdir(parents=True, exist_ok=True)
     save_vocabulary(vocabulary, folder)
     nothing = {"splits": {}, "left_out": [], "left_out_counts": {}, "notes": 0, "settings": {}}
     manifest = {

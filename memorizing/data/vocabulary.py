@@ -8,7 +8,6 @@ import io
 import itertools
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,6 +16,7 @@ from jaxtyping import Int
 
 from memorizing.data.pretrained_vocabulary import AWKWARD, PretrainedVocabulary
 from memorizing.errors import InputError
+from memorizing.files import AnyPath, atomic_write
 from memorizing.shapes import BEGIN_TOKEN
 
 MODEL_FILE = "vocabulary.model"
@@ -266,15 +266,15 @@ def _sample_lines(texts: Iterable[str], sample_bytes: int) -> list[str]:
     return kept
 
 
-def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
-    """Writes what `load_vocabulary` needs beside the kind."""
+def save_vocabulary(vocabulary: Vocabulary, folder: AnyPath) -> None:
+    """Writes the file that `load_vocabulary` reads; byte and id vocabularies have none."""
     if isinstance(vocabulary, SentencePieceVocabulary | PretrainedVocabulary):
-        (folder / MODEL_FILE).write_bytes(vocabulary.model)
+        atomic_write(folder / MODEL_FILE, vocabulary.model)
     elif isinstance(vocabulary, WordVocabulary):
-        (folder / MODEL_FILE).write_text("\n".join(vocabulary.words))
+        atomic_write(folder / MODEL_FILE, "\n".join(vocabulary.words))
 
 
-def load_vocabulary(kind: str, folder: Path, size: int = 0, begin: int = BEGIN_TOKEN) -> Vocabulary:
+def load_vocabulary(kind: str, folder: AnyPath, size: int = 0, begin: int = BEGIN_TOKEN) -> Vocabulary:
     """The vocabulary of a prepared folder.
 
     Raises:

@@ -25,7 +25,7 @@ from memorizing.parallel.mesh import MeshSettings
 from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
 from memorizing.pretrained.convert import places, to_tensor
 from memorizing.pretrained.tensors import write_tensors
-from memorizing.storage.workdir import PRETRAINED, open_tokens
+from memorizing.storage.workdir import PRETRAINED, open_vocabulary
 
 DROPS = ("gates", "normalization", "key_shift")
 
@@ -68,7 +68,7 @@ def export(
     if kept.is_dir():
         copy_files(kept, unfinished)
     else:
-        config |= _own_tokenizer(open_tokens(it.training.data, it.model).vocabulary, unfinished, say)
+        config |= _own_tokenizer(open_vocabulary(workdir).vocabulary, unfinished, say)
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     unfinished.rename(out)
     for name in dropped:

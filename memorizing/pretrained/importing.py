@@ -29,10 +29,8 @@ from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
 from memorizing.storage.checkpoints import Checkpoints
-from memorizing.storage.workdir import PRETRAINED, record_data
+from memorizing.storage.workdir import PRETRAINED, VOCABULARY, record_data
 
-VOCABULARY = "vocabulary"
-"""Folder of a workdir: the vocabulary of the pretrained model."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 """The first that is there is read."""
 SMALL_FILES = (

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from memorizing.data.tokens import PreparedTokens
+from memorizing.data.tokens import MANIFEST, PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write, folder_lock
 from memorizing.model.settings import ModelSettings
@@ -32,6 +32,8 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
 
 DATA_FILE = "data.json"
 """In a workdir: digests of the vocabulary and of the train split that the run reads."""
+VOCABULARY = "vocabulary"
+"""In a workdir: a folder with a copy of the run's vocabulary, so that the workdir alone can read and write text."""
 PRETRAINED = "pretrained"
 """In a workdir: the small files of the pretrained model that the run began with, for `memorizing export`."""
 
@@ -50,8 +52,9 @@ def held_run(workdir: AnyPath) -> AbstractContextManager[None]:
 
 
 def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
-    """Writes `DATA_FILE`, in the first process."""
+    """Copies the vocabulary to `VOCABULARY` and writes `DATA_FILE`, in the first process."""
     if is_first():
+        write_vocabulary(workdir / VOCABULARY, tokens.vocabulary)
         atomic_write(workdir / DATA_FILE, json.dumps({"folder": str(tokens.folder), **tokens.digests()}) + "\n")
 
 
@@ -85,6 +88,36 @@ def readable_tokens(workdir: AnyPath, data: str, model: ModelSettings) -> Prepar
     tokens = open_tokens(data, model)
     check_data(workdir, tokens, train=False)
     return tokens
+
+
+def open_vocabulary(workdir: AnyPath) -> PreparedTokens:
+    """Returns the run's own copy of its vocabulary, as prepared tokens without documents.
+
+    Raises:
+        InputError: if the workdir has no copy, or the copy is damaged or not the vocabulary that the run began with.
+    """
+    folder = workdir / VOCABULARY
+    if not (folder / MANIFEST).exists():
+        raise InputError(
+            f"{workdir} has no vocabulary: {folder / MANIFEST} is missing. Training writes it when a run begins. Train "
+            "the run first, or copy its whole folder"
+        )
+    tokens = PreparedTokens(folder)
+    check_data(workdir, tokens, train=False)
+    return tokens
+
+
+def open_document_tokens(workdir: AnyPath, data: str, model: ModelSettings, document: str) -> PreparedTokens:
+    """Returns the prepared tokens in which `document` may be named; the run's vocabulary if it is a file or folder.
+
+    A document of a split goes before a file of the same name, as long as the folder `data` is on this machine.
+
+    Raises:
+        InputError: see `readable_tokens` and `open_vocabulary`.
+    """
+    if Path(document).exists() and not (data and (Path(data) / MANIFEST).is_file()):
+        return open_vocabulary(workdir)
+    return readable_tokens(workdir, data, model)
 
 
 DROPPED_FILE = "dropped_memory.json"

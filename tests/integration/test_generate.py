@@ -83,17 +83,36 @@ def test_documents_are_evaluated_with_what_was_memorized(folder, capfd, monkeypa
     assert "nothing of it" in run(capfd, "evaluate", "--workdir=one", "--memory=known", "--memory_size=0", status=2)[1]
 
 
-def test_a_run_whose_data_are_gone_says_what_to_do(folder, capfd, monkeypatch, tmp_path):
-    monkeypatch.chdir(folder)
-    shutil.copytree("data", tmp_path / "elsewhere")
-    Path("data").rename("gone")
+def test_the_run_folder_alone_generates_inspects_and_opens_a_reader(folder, capfd, monkeypatch, tmp_path):
+    """The workdir is copied to another place and the prepared tokens are moved away; all results stay the same."""
+    text = folder / "texts" / "1.txt"
+
+    def results(workdir: Path) -> list[str]:
+        generated, _ = run(capfd, "generate", f"--workdir={workdir}", f"--document={text}", "--prompt=the", "--seed=1")
+        page = workdir / "page.html"
+        run(capfd, "inspect", f"--workdir={workdir}", f"--document={text}", f"--out={page}")
+        written = memorizing.open_reader(workdir).write("the 3", tokens=20, seed=2)
+        return [generated, page.with_suffix(".jsonl").read_text(), written]
+
+    before = results(folder / "one")
+    copied = tmp_path / "elsewhere" / "run"
+    shutil.copytree(folder / "one", copied)
+    monkeypatch.chdir(tmp_path)
+    (folder / "data").rename(folder / "moved")
     try:
-        _, told = run(capfd, "generate", "--workdir=one", "--tokens=1", status=2)
-        assert "needs the vocabulary of one" in told and "Training.data = 'FOLDER'" in told
-        param = f"Training.data = '{tmp_path / 'elsewhere'}'"
-        run(capfd, "generate", "--workdir=one", "--tokens=1", "--gin_param", param)
+        assert results(copied) == before
+        _, message = run(capfd, "inspect", f"--workdir={copied}", "--document=1.txt", status=2)
+        assert "holds no prepared tokens" in message  # a document of the split needs the split
     finally:
-        Path("gone").rename("data")
+        (folder / "moved").rename(folder / "data")
+
+    record = json.loads((copied / "data.json").read_text())
+    (copied / "data.json").write_text(json.dumps(record | {"vocabulary": "0" * 64}))
+    _, message = run(capfd, "generate", f"--workdir={copied}", "--tokens=1", status=2)
+    assert "another vocabulary" in message
+    shutil.rmtree(copied / "vocabulary")
+    _, message = run(capfd, "generate", f"--workdir={copied}", "--tokens=1", status=2)
+    assert "has no vocabulary" in message and "copy its whole folder" in message
 
 
 def test_the_lines_of_the_readme(folder, monkeypatch):
