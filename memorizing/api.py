@@ -1,16 +1,23 @@
-"""What Python programs are given, as `from memorizing import open_reader`: a trained run, ready to read and write."""
+"""What Python programs call: `train`, `evaluate` and `open_reader`, as `from memorizing import train`."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
 
 import jax
 
-from memorizing.config import load_trained
-from memorizing.evaluation.evaluate import restore
+from memorizing.config import Experiment, load_trained
+from memorizing.evaluation import evaluate as evaluation
+from memorizing.evaluation.corpora import open_corpora
 from memorizing.files import AnyPath, run_folder
 from memorizing.generation.reader import Reader
+from memorizing.memory.bank import Bank
+from memorizing.memory.settings import MemorySettings
 from memorizing.model.transformer import open_mesh
 from memorizing.parallel.mesh import MeshSettings
 from memorizing.storage.init_from import source_of
+from memorizing.storage.snapshots import check_not_empty, prebuilt_banks
 from memorizing.storage.workdir import open_vocabulary
 
 
@@ -21,20 +28,119 @@ def open_reader(
     gin_params: Sequence[str] = (),
     say: Callable[[str], None] = lambda text: None,
 ) -> Reader:
-    """A `Reader` with the newest checkpoint of a run, and an empty memory of its size or of another one.
+    """Returns a `Reader` with the newest checkpoint of a run and an empty memory.
 
-    The run's folder is enough: it holds the vocabulary. The reader is one row, so it uses the first `Mesh.model` local
-    devices.
+    The run's folder is enough: it holds the vocabulary. The reader has a batch size of 1, so it uses as many devices
+    as the run splits a model over (`Mesh.model`).
+
+    Args:
+        workdir: folder of the run, or gs://BUCKET/RUN.
+        memory_size: size of the memory, in tokens; None for that of training.
+        gin_files, gin_params: settings that override those of the run.
+        say: receives progress messages.
 
     Raises:
-        InputError: naming what is missing or does not fit.
+        InputError: when something is missing or does not fit.
     """
     workdir = run_folder("--workdir", str(workdir))
-    it = load_trained(workdir, gin_files, gin_params)
-    it = it.with_memory_size(it.memory.size if memory_size is None else memory_size)
+    config = load_trained(workdir, gin_files, gin_params)
+    config = config.with_memory_size(config.memory.size if memory_size is None else memory_size)
     tokens = open_vocabulary(workdir)
-    segment, devices = it.batch.segment_length, jax.local_devices()[: it.mesh.model]
-    mesh = open_mesh(MeshSettings(1, it.mesh.model), it.model, it.memory, segment, 1, devices=devices)
-    parameters, step = restore(workdir, it.model, mesh)
-    source = source_of(workdir, it.model, segment, tokens, parameters, step)
-    return Reader(source, it.memory, parameters, tokens.vocabulary, it.folder, mesh, say)
+    segment, devices = config.batch.segment_length, jax.local_devices()[: config.mesh.model]
+    mesh = open_mesh(MeshSettings(1, config.mesh.model), config.model, config.memory, segment, 1, devices=devices)
+    parameters, step = evaluation.restore(workdir, config.model, mesh)
+    source = source_of(workdir, config.model, segment, tokens, parameters, step)
+    return Reader(source, config.memory, parameters, tokens.vocabulary, config.folder, mesh, say)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationRequest:
+    """What `evaluate` measures, and how.
+
+    Attributes:
+        memory_sizes: memory sizes, in tokens; empty for that of training.
+        data: folders of prepared tokens, as `DIR` or `NAME=DIR`; empty for `Evaluation.data`, or the training data.
+        splits: splits of the data; empty for `Evaluation.split`.
+        xl_cache: whether to use the XL cache; None for as in training.
+        snapshot: folder of a memory snapshot with which each document starts; None for an empty memory.
+        per_token: whether to also write the loss of every token.
+        name: suffix of the files, to keep those of other settings.
+    """
+
+    memory_sizes: tuple[int, ...] = ()
+    data: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    xl_cache: Literal["on", "off", "both"] | None = None
+    snapshot: Path | None = None
+    per_token: bool = False
+    name: str = ""
+
+
+def evaluate(
+    workdir: str | AnyPath,
+    request: EvaluationRequest = EvaluationRequest(),
+    gin_files: Sequence[str] = (),
+    gin_params: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict]:
+    """Evaluates a run's newest checkpoint over whole documents; writes and returns the figures.
+
+    Args:
+        workdir: folder of the run, or gs://BUCKET/RUN; the files go to its folder `evaluations`.
+        request: what to measure.
+        gin_files, gin_params: settings that override those of the run.
+        say: receives a line for each result.
+
+    Returns:
+        A dictionary per corpus, split, XL cache and memory size, smallest memory first (see `evaluation/figures.py`).
+
+    Raises:
+        InputError: when something is missing or does not fit.
+    """
+    workdir = run_folder("--workdir", str(workdir))
+    config = load_trained(workdir, gin_files, gin_params)
+    memories = [config.with_memory_size(size).memory for size in request.memory_sizes or [config.memory.size]]
+    _check_memory_at_start(config, memories, request.snapshot, say)
+    segment, batch_size = config.batch.segment_length, config.evaluation.batch_size
+    meshes = [
+        open_mesh(config.mesh, config.model, memory, segment, batch_size, "Evaluation.batch_size")
+        for memory in memories
+    ]
+    splits = request.splits or [config.evaluation.split]
+    corpora = open_corpora(request.data, splits, config.evaluation.data or config.training.data, workdir, config.model)
+    parameters, step = evaluation.restore(workdir, config.model, meshes[0])
+    name = request.name
+    prebuilt: list[tuple[Bank, ...]] = [()] * len(memories)
+    if request.snapshot:
+        source = source_of(workdir, config.model, segment, corpora[0].tokens, parameters, step)
+        prebuilt = [
+            prebuilt_banks(request.snapshot, source, memory, mesh) if memory.size or len(memories) == 1 else ()
+            for memory, mesh in zip(memories, meshes, strict=True)
+        ]
+        name = name or f"from-{request.snapshot.name}"
+    planned = evaluation.readings(
+        corpora,
+        zip(memories, meshes, prebuilt, strict=True),
+        evaluation.xl_caches(request.xl_cache, config.model.xl_cache),
+        name,
+    )
+    run = evaluation.Run(workdir, config.model, segment, parameters, step)
+    return evaluation.evaluate(run, planned, config.evaluation, request.per_token, say)
+
+
+def _check_memory_at_start(
+    config: Experiment, memories: Sequence[MemorySettings], snapshot: Path | None, say: Callable[[str], None]
+) -> None:
+    """Rejects memories that would stay empty, and says how documents begin where training differs.
+
+    Raises:
+        InputError: when nothing is written to a memory and no snapshot fills it.
+    """
+    trained_with = config.training.prebuilt_memory
+    if not snapshot:
+        for memory in memories:
+            check_not_empty(memory, f"name it with --memory={trained_with or 'DIR'}")
+        if trained_with:
+            say(f"documents start with an empty memory; in training, with {trained_with} (--memory=DIR)")
+    if config.memory.size and not config.memory.clear_at_documents:
+        say("each document has a memory of its own; in training, memory outlasts them (Memory.clear_at_documents)")

@@ -41,7 +41,7 @@ def test_memory_sizes_are_whole_numbers(workdir, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", f"--workdir={workdir}", "--memory_size=8k"])
     assert caught.value.code == 2
-    assert "'8k' is not whole numbers" in capsys.readouterr().err
+    assert "'8k' is not a list of whole numbers" in capsys.readouterr().err
 
 
 def test_a_workdir_without_a_run_is_refused(tmp_path, capsys):

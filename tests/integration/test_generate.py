@@ -42,7 +42,7 @@ def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
     how = ["--workdir=one", "--tokens=40", "--seed=3", "--top_p=0.9"]
     text, told = run(capfd, "generate", *how, "--document=texts", "--prompt=the 3")
     assert text.startswith("the 3") and len(text) > 20
-    assert "3.txt: " in told and re.search(r"tokens read, of which 32 are in a memory of 32", told)
+    assert "3.txt: " in told and re.search(r"tokens read; 32 are in a memory of 32", told)
 
     _, _ = run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")
     again, _ = run(capfd, "generate", *how, "--memory=memory", "--prompt=the 3")
@@ -53,7 +53,9 @@ def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
     assert run(capfd, "generate", *how[:-2], "--memory=memory", "--prompt=the 3", "--seed=4")[0] != text
     assert run(capfd, "generate", *how, "--memory=memory", "--memory_size=64", "--prompt=the 3")[0].startswith("the 3")
 
-    assert "holds just this already" in run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")[0]
+    assert (
+        "already holds this snapshot" in run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")[0]
+    )
     _, told = run(capfd, "memorize", "--workdir=one", "--document=texts/1.txt", "--out=memory", status=2)
     assert "--out=memory holds a snapshot of other texts" in told and "1.txt: " not in told  # nothing is read for it
     _, told = run(capfd, "generate", "--workdir=other", "--memory=memory", status=2)

@@ -1,0 +1,42 @@
+"""`memorizing train`: see `training/loop.py`."""
+
+import argparse
+
+from memorizing.commands.arguments import add_processes, add_settings
+from memorizing.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `memorizing train`."""
+    parser.add_argument(
+        "--workdir", metavar="DIR", required=True,
+        help="folder for the run's settings, checkpoints and metrics, or gs://BUCKET/RUN",
+    )  # fmt: skip
+    parser.add_argument(
+        "--reset_memory", action="store_true", help="resume with an empty memory instead of the saved one"
+    )
+    add_settings(parser)
+    add_processes(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains a model; repeated, it resumes from the newest checkpoint in the workdir."""
+    from memorizing.training.signals import end_at_sigterm
+
+    end_at_sigterm()
+    from memorizing.config import open_workdir, written_config
+    from memorizing.files import run_folder
+    from memorizing.model.transformer import open_mesh
+    from memorizing.parallel import hosts
+    from memorizing.storage.workdir import check_data, held_run, open_tokens
+    from memorizing.training.loop import train
+
+    workdir = run_folder("--workdir", options.workdir)
+    hosts.start(options.coordinator, options.processes, options.process)
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"--workdir={workdir} is a file. Name a folder")
+    it, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
+    check_data(workdir, open_tokens(it.training.data, it.model), train=True)
+    open_mesh(it.mesh, it.model, it.memory, it.batch.segment_length, it.batch.size)
+    with held_run(workdir), written_config(workdir, text):
+        train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.reset_memory)
