@@ -72,8 +72,8 @@ def check_searches(json_file: Path | None) -> bool:
             print(f"  {row['shape']} {row['dtype']}, {row['valid']:.1%} valid: {row['problem']}")
     for name, why in left_out.items():
         print(f"{name}: not here: {why}")
-    result = report.opened("searches", sys.argv[1:]) | {"rows": rows, "not_made": left_out}
-    report.written(result, json_file)
+    result = report.new_result("searches", sys.argv[1:]) | {"rows": rows, "not_made": left_out}
+    report.write_result(result, json_file)
     return bool(rows) and not any(row["problem"] for row in rows)
 
 
@@ -137,7 +137,7 @@ def collect(out: Path) -> bool:
         part["last_lines"] = said[-5 if part["status"] == 0 else -40 :]
         parts.append(part)
     evaluations = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("run/evaluations/*.json"))}
-    figures = report.opened("gpu_check", sys.argv[1:]) | {"parts": parts, "evaluations": evaluations}
+    figures = report.new_result("gpu_check", sys.argv[1:]) | {"parts": parts, "evaluations": evaluations}
     atomic_write(out / "gpu_check.json", json.dumps(figures, indent=1) + "\n")
     rows = [
         [part["part"], "ok" if part["status"] == 0 else f"FAILED ({part['status']})", number(part["seconds"], "d")]

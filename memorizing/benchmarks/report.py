@@ -1,4 +1,4 @@
-"""What both benches print and write: an aligned table, and JSON with all that the figures depend on."""
+"""The output of both benchmarks: an aligned table, and JSON that records the device, versions and command."""
 
 import importlib.metadata
 import json
@@ -17,17 +17,17 @@ _PACKAGES = ("memorizing", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 class BenchFailed(RuntimeError):
-    """Something that was to be measured did not run; what did was printed and written all the same."""
+    """Some measurements failed. The others were printed and written."""
 
 
 def environment() -> dict[str, Any]:
-    """The device and the versions that figures were taken with."""
+    """Returns the device, package versions and environment variables that figures depend on."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            continue  # a tree that was never installed
+            continue  # a source tree that was never installed
     device = jax.devices()[0]
     return {
         "platform": device.platform,
@@ -39,26 +39,26 @@ def environment() -> dict[str, Any]:
     }
 
 
-def opened(bench: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The head of a result, to be filled."""
+def new_result(bench: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns a result that holds the command and the environment; the caller adds the figures."""
     command = shlex.join(["memorizing", *arguments])
     return {"bench": bench, "command": command, "environment": environment()}
 
 
-def written(result: dict[str, Any], json_file: Path | None) -> None:
-    """Writes a result, where it is wanted."""
+def write_result(result: dict[str, Any], json_file: Path | None) -> None:
+    """Writes a result as JSON if a file is given."""
     if json_file is not None:
         atomic_write(json_file, json.dumps(result, indent=1) + "\n")
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """A table whose first `left` columns are text and the others numbers."""
+    """Returns a table; its first `left` columns are aligned to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         padded = [
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "  ".join(padded).rstrip()
 
@@ -66,10 +66,10 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1)
 
 
 def number(value: float | None, form: str) -> str:
-    """A cell: `-` for what is not known."""
+    """Returns a number as text, or `-` for None."""
     return "-" if value is None else format(value, form)
 
 
 def mebibytes(value: int | None) -> str:
-    """A cell of MiB."""
+    """Returns bytes as text in MiB, or `-` for None."""
     return number(None if value is None else value / 2**20, ",.1f")

@@ -58,7 +58,7 @@ def bench_search(
     Raises:
         BenchFailed: at the end, when a search failed for another reason than too little memory.
     """
-    result = report.opened("search", arguments)
+    result = report.new_result("search", arguments)
     result |= {"rounds": rounds, "settings": dataclasses.asdict(memory), "not_made": {}, "rows": []}
     names = choices.searches or default_searches(result["environment"]["platform"])
     for shape in choices.shapes:
@@ -70,7 +70,7 @@ def bench_search(
             say(f"\n{shape}, {dtype}, {vectors.origin} vectors, on {result['environment']['device']}")
             say(table(of_shape))
             result["rows"] += of_shape
-            report.written(result, json_file)
+            report.write_result(result, json_file)
     for name, why in result["not_made"].items():
         say(f"\nnot measured: {name}: {why}")
     failed = [f"{row['search']} at {row['shape']}: {row['problem']}" for row in result["rows"] if row["failed"]]

@@ -1,7 +1,8 @@
-"""`memorizing bench step`: the compiled train call of `memorizing train` against the size of a memory that is full.
+"""`memorizing bench step`: the time of a train step by memory size, with full memories.
 
-Sizes take turns (see `timing.py`), on the first device. Memories are filled with random unit keys, so that every slot
-is valid; what the steps then write are keys of the model. `--against` sets the PyTorch port beside it: `peer.py`.
+It times the compiled call of `memorizing train` on the first device; memory sizes take turns (see `timing.py`).
+Memories start filled with random unit keys, so that every slot is valid; the steps then write the model's own keys.
+`--against` times another implementation in the same rounds (see `against.py`).
 """
 
 import contextlib
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from memorizing.benchmarks import report
-from memorizing.benchmarks.peer import Peer
+from memorizing.benchmarks.against import OtherImplementation, shared_settings
 from memorizing.benchmarks.report import mebibytes, number
 from memorizing.benchmarks.timing import Timing, bytes_in_use, in_turn, peak_bytes, program_bytes, stopwatch
 from memorizing.benchmarks.trained import memory_lookups
 from memorizing.benchmarks.vectors import Vectors, recall
+from memorizing.config import Experiment
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, append, valid
@@ -34,8 +36,6 @@ from memorizing.parallel.mesh import MeshSettings, assemble, shardings
 from memorizing.planning.plan import compile_call
 from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
-from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.settings import TrainingSettings
 from memorizing.training.state import StateFactory
 
 SMALL_MODEL = (
@@ -55,88 +55,96 @@ SMALL_MODEL = (
     "Optimizer.learning_rate = 0.001",
     "Optimizer.schedule = 'constant'",
 )
-"""What is measured without a gin file: seconds of CPU, and what other implementations were measured with."""
-OWN = "memorizing"
+"""Bindings of the model that is timed without a gin file: it takes seconds on a CPU."""
+OURS = "memorizing"
 
 
 def bench_step(
-    model: ModelSettings,
-    memories: Sequence[MemorySettings],
-    batch: BatchSettings,
-    optimizer: OptimizerSettings,
-    training: TrainingSettings,
+    run: Experiment,
+    sizes: Sequence[int],
     rounds: int,
     arguments: Sequence[str],
     against: str | None = None,
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measures a step at each memory; says a table, and with `json_file` writes what it returns.
+    """Times a train step at each memory size and prints a table.
 
-    `against` is the interpreter of the peer's environment.
+    Args:
+        run: the settings; their memory size is replaced by each of `sizes`.
+        sizes: memory sizes, in tokens.
+        rounds: number of measurements of each size.
+        arguments: the command line, for the result.
+        against: command of another implementation to time in the same rounds (see `against.py`).
+        json_file: file for the result.
+        say: prints a line.
+
+    Returns:
+        The result as written to `json_file`: a row for each implementation and size.
 
     Raises:
-        InputError: for a size that is named twice, or a peer that does not start.
+        InputError: if a size is named twice, or the other implementation does not start.
     """
-    sizes = [memory.size for memory in memories]
     if len(set(sizes)) < len(sizes):
-        raise InputError(f"--memory_size={','.join(map(str, sizes))}: name each size once")
-    result = report.opened("step", arguments)
-    parts = {"model": model, "memory": memories[0], "batch": batch, "optimizer": optimizer, "training": training}
-    result |= {"rounds": rounds, "settings": {name: dataclasses.asdict(part) for name, part in parts.items()}}
-    with contextlib.ExitStack() as ends:
-        peer = None
+        raise InputError(f"--memory_size={','.join(map(str, sizes))} names a size twice. Name each size once")
+    runs = {size: run.with_memory_size(size) for size in sizes}
+    with contextlib.ExitStack() as stack:
+        other = None
         if against is not None:
-            peer = ends.enter_context(Peer(against, model, memories, batch, rounds))
-        own = {str(memory.size): Stepping(model, memory, batch, optimizer, training) for memory in memories}
-        contestants = {f"{OWN} {name}": stepping.measure for name, stepping in own.items()}
-        if peer is not None:
-            contestants |= {f"peer {size}": functools.partial(peer.measure, size) for size in sizes}
-            result["peer"] = peer.about
-        times = in_turn(contestants, rounds)
-        tokens, peak = batch.size * batch.segment_length, device_peak_flops(jax.devices()[0])
-        result["peak_flops_per_second"] = peak
-        result["rows"] = []
-        for memory, stepping in zip(memories, own.values(), strict=True):
-            row = _row(OWN, memory.size, times[f"{OWN} {memory.size}"], times.get(f"{OWN} 0"), tokens)
-            flops = training_flops_per_token(model, memory, batch.segment_length) * tokens
-            row |= {
-                "search": chosen(memory, jax.default_backend()),
-                "kind": None,
-                "model_flops_utilization": flops / row["seconds"] / peak,
-            }
-            row |= {"program_bytes": stepping.program_bytes, "device_peak_bytes": stepping.device_peak_bytes}
-            if memory.size:
-                row |= {"kind": type(make_search(memory)).__name__, "recall": stepping.recall()}
-            result["rows"].append(row)
-        if peer is not None:
+            settings = shared_settings(run, sizes, rounds)
+            other = stack.enter_context(OtherImplementation(against, settings))
+        ours = {size: FullMemoryStep(settings) for size, settings in runs.items()}
+        functions = {(OURS, size): step.measure for size, step in ours.items()}
+        if other is not None:
+            functions |= {("other", size): functools.partial(other.measure, size) for size in sizes}
+        times = in_turn(functions, rounds)
+        tokens, peak = run.batch.size * run.batch.segment_length, device_peak_flops(jax.devices()[0])
+        rows = [_our_row(step, times[OURS, size], times.get((OURS, 0)), peak) for size, step in ours.items()]
+        if other is not None:
             for size in sizes:
-                row = _row(peer.about["name"], size, times[f"peer {size}"], times.get("peer 0"), tokens)
-                row |= {"search": "HNSW", "kind": "faiss.IndexHNSWFlat", "recall": peer.recall(size)} if size else {}
-                result["rows"].append(row)
-    environment = result["environment"]
+                row = _row(other.about["name"], size, times["other", size], times.get(("other", 0)), tokens)
+                row |= {"search": "HNSW", "kind": "faiss.IndexHNSWFlat", "recall": other.recall(size)} if size else {}
+                rows.append(row)
+    result = report.new_result("step", arguments)
+    parts = {name: dataclasses.asdict(getattr(run, name)) for name in ("model", "batch", "optimizer", "training")}
+    result |= {"rounds": rounds, "settings": parts | {"memory": dataclasses.asdict(runs[sizes[0]].memory)}}
+    result |= {} if other is None else {"against": other.about}
+    result |= {"peak_flops_per_second": peak, "rows": rows}
     say(
-        f"\na train step: {model.layers} layers of {model.embedding_size}, {batch.size} rows of "
-        f"{batch.segment_length} tokens, {model.dtype}, on {environment['device']}"
+        f"\none train step: {run.model.layers} layers, embedding size {run.model.embedding_size}, batch size "
+        f"{run.batch.size}, segments of {run.batch.segment_length} tokens, {run.model.dtype}, on "
+        f"{result['environment']['device']}"
     )
-    say(table(result["rows"]))
-    report.written(result, json_file)
+    say(table(rows))
+    report.write_result(result, json_file)
     return result
 
 
-def _row(who: str, size: int, timing: Timing, without: Timing | None, tokens: int) -> dict[str, Any]:
-    """What is known of both sides. The overhead is the median of the ratios of each round."""
-    over = None
-    if without is not None:
-        pairs = zip(timing.seconds, without.seconds, strict=True)
-        over = statistics.median(seconds / of_none for seconds, of_none in pairs)
+def _our_row(step: "FullMemoryStep", timing: Timing, without_memory: Timing | None, peak: float) -> dict[str, Any]:
+    """Returns the row of our step, with what only our side can tell."""
+    run, memory = step.run, step.run.memory
+    tokens = run.batch.size * run.batch.segment_length
+    flops = training_flops_per_token(run.model, memory, run.batch.segment_length) * tokens
+    row = _row(OURS, memory.size, timing, without_memory, tokens)
+    row |= {"search": chosen(memory, jax.default_backend()), "kind": None}
+    row |= {"model_flops_utilization": flops / row["seconds"] / peak}
+    row |= {"program_bytes": step.program_bytes, "device_peak_bytes": step.device_peak_bytes}
+    return row | ({"kind": type(make_search(memory)).__name__, "recall": step.recall()} if memory.size else {})
+
+
+def _row(implementation: str, size: int, timing: Timing, without_memory: Timing | None, tokens: int) -> dict[str, Any]:
+    """Returns what is known of both sides. `over_no_memory` is the median over rounds of the ratio to no memory."""
+    ratio = None
+    if without_memory is not None:
+        pairs = zip(timing.seconds, without_memory.seconds, strict=True)
+        ratio = statistics.median(seconds / baseline for seconds, baseline in pairs)
     return {
-        "who": who,
+        "implementation": implementation,
         "memory_size": size,
         "search": None,
         "seconds": timing.median,
         "spread": timing.spread,
-        "over_no_memory": over,
+        "over_no_memory": ratio,
         "tokens_per_second": tokens / timing.median,
         "model_flops_utilization": None,
         "recall": None,
@@ -146,30 +154,26 @@ def _row(who: str, size: int, timing: Timing, without: Timing | None, tokens: in
     }
 
 
-class Stepping:
-    """A run's state with a full memory, and its compiled train call.
+class FullMemoryStep:
+    """A training state with a full memory, and its compiled train call.
 
     Attributes:
-        measure: seconds of a step; a call of the program makes `Batch.segments_per_call` of them.
-        program_bytes, device_peak_bytes: as in `bench search`.
+        run: the settings.
+        measure: returns the seconds of one step; a call of the program makes `Batch.segments_per_call` steps.
+        program_bytes: peak bytes of the program by the compiler's analysis.
+        device_peak_bytes: peak bytes by the device's count; None if an earlier program of this process needed more.
     """
 
-    def __init__(
-        self,
-        model: ModelSettings,
-        memory: MemorySettings,
-        batch: BatchSettings,
-        optimizer: OptimizerSettings,
-        training: TrainingSettings,
-    ):
-        self._model, self._memory = model, memory
-        training = dataclasses.replace(training, memory_from_step=0, memory_growth=())  # full from the first step on
+    def __init__(self, run: Experiment):
+        # The memory is full from the first step on.
+        training = dataclasses.replace(run.training, memory_from_step=0, memory_growth=())
+        self.run, model, memory, batch = run, run.model, run.memory, run.batch
         device = jax.devices()[0]
-        held = bytes_in_use(device)
+        bytes_before = bytes_in_use(device)
         mesh = open_mesh(MeshSettings(), model, memory, batch.segment_length, batch.size, devices=[device])
-        make = StateFactory(model, memory, batch, optimizer, training, mesh)
-        compiled: Any = compile_call(make, make.abstract_state(1), batch)
-        state = make.state()
+        factory = StateFactory(model, memory, batch, run.optimizer, training, mesh)
+        compiled: Any = compile_call(factory, factory.abstract_state(1), batch)
+        state = factory.state()
         fill = jax.jit(functools.partial(full_bank, memory=memory, tokens=batch.segment_length), donate_argnums=0)
         rngs = jax.random.split(jax.random.key(training.seed), len(state.carry.banks) + 1)
         banks = tuple(
@@ -180,27 +184,27 @@ class Stepping:
         self._chunk = assemble(mesh, random_tokens(model, batch), batch.size, range(batch.size), leading="S")
         self.program_bytes, self.device_peak_bytes = program_bytes(compiled), None
         jax.block_until_ready(self._state)
-        before = peak_bytes(device)
+        peak_before = peak_bytes(device)
 
-        def run() -> Any:
+        def call() -> Any:
             self._state, metrics = compiled(self._state, self._chunk)
             return metrics
 
-        jax.block_until_ready((run(), self._state))
-        after = peak_bytes(device)
-        if before is not None and after is not None and after > before:
-            self.device_peak_bytes = after - held
-        of_call = stopwatch(run)
-        self.measure: Callable[[], float] = lambda: of_call() / batch.segments_per_call
+        jax.block_until_ready((call(), self._state))
+        peak = peak_bytes(device)
+        if peak_before is not None and peak is not None and peak > peak_before:
+            self.device_peak_bytes = peak - bytes_before
+        seconds_of_call = stopwatch(call)
+        self.measure: Callable[[], float] = lambda: seconds_of_call() / batch.segments_per_call
 
     def recall(self) -> float:
-        """Of the search on the model's own queries, the mean of the memory layers."""
-        graph, _ = abstract_model(dataclasses.replace(self._model, remat=False, dropout=0.0), self._memory)
+        """Returns the recall of the search on the model's own queries, averaged over the memory layers."""
+        graph, _ = abstract_model(dataclasses.replace(self.run.model, remat=False, dropout=0.0), self.run.memory)
         segment = jax.tree.map(lambda leaf: leaf[0], self._chunk)
         carry, shares = self._state.carry, []
-        lookups = memory_lookups(graph, self._state.parameters, segment, carry, make_search(self._memory))
-        banks = dict(zip(self._model.bank_layers, carry.banks, strict=True))
-        for (queries_BHND, found), owner in zip(lookups, self._model.read_from.values(), strict=True):
+        lookups = memory_lookups(graph, self._state.parameters, segment, carry, make_search(self.run.memory))
+        banks = dict(zip(self.run.model.bank_layers, carry.banks, strict=True))
+        for (queries_BHND, found), owner in zip(lookups, self.run.model.read_from.values(), strict=True):
             bank = banks[owner]
             keys_BHMD = bank.keys.plain()
             vectors = Vectors(queries_BHND.astype(keys_BHMD.dtype), keys_BHMD, valid(bank), "model")
@@ -209,7 +213,7 @@ class Stepping:
 
 
 def full_bank(bank: Bank, rng: jax.Array, memory: MemorySettings, tokens: int) -> Bank:
-    """The bank once random unit keys were written to all of it, a segment at a time as in training."""
+    """Returns the bank after random unit keys were written to every slot, one segment at a time as in training."""
     search, (rows, heads, _, size) = make_search(memory), bank.keys_BHMD.shape
 
     def write(bank: Bank, rng: jax.Array) -> tuple[Bank, None]:
@@ -226,7 +230,7 @@ def full_bank(bank: Bank, rng: jax.Array, memory: MemorySettings, tokens: int) -
 
 
 def random_tokens(model: ModelSettings, batch: BatchSettings) -> Batch:
-    """Segments `[S, B, N]` in the middle of a document: nothing is padding, and nothing is forgotten."""
+    """Returns segments `[S, B, N]` from the middle of a document, without padding and without a document start."""
     shape = (batch.segments_per_call, batch.size, batch.segment_length)
     tokens = jax.device_get(jax.random.randint(jax.random.key(batch.seed), (2, *shape), 0, model.vocabulary_size))
     mask = jax.device_get(jnp.ones(shape, bool))
@@ -234,11 +238,11 @@ def random_tokens(model: ModelSettings, batch: BatchSettings) -> Batch:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """As a person reads it."""
-    header = ["", "search", "memory", "ms", "+-%", "x none", "tokens/s", "MFU", "recall", "MiB"]
+    """Returns the rows as an aligned table."""
+    header = ["", "search", "memory", "ms", "+-%", "x no memory", "tokens/s", "MFU", "recall", "MiB"]
     cells = [
         [
-            row["who"],
+            row["implementation"],
             row["search"] if row["memory_size"] else "",
             f"{row['memory_size']:,}",
             number(1000 * row["seconds"], ",.1f"),

@@ -1,8 +1,8 @@
-"""Times of compiled programs that take turns, and the memory that they need.
+"""Times of compiled programs that take turns, and the device memory that they need.
 
-round 0      a b c        each is compiled, and has run once, before
-round 1      c b a        the order turns, so that what slows the machine down for a while slows all alike
-...                       of each the median over rounds, and half the range of the middle half as its spread
+round 0      a b c        each program was compiled and run once before
+round 1      c b a        the order reverses, so that a slow period of the machine affects all programs alike
+...                       the median over rounds is reported, with half the interquartile range as its spread
 """
 
 import math
@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import jax
 
 LEAST_SECONDS = 0.02
-"""A shorter program is called so many times in a row that a measurement takes this long."""
+"""Shortest measurement. Faster programs are called several times in a row."""
 _MOST_CALLS = 200
 
 
 class Timing(NamedTuple):
-    """Seconds of one call.
+    """Seconds of one call of a program.
 
     Attributes:
-        median: over rounds.
-        spread: half of the distance from the first to the third quartile, as a share of the median.
-        seconds: of each round.
+        median: median over rounds.
+        spread: half the interquartile range, divided by the median.
+        seconds: seconds of each round.
     """
 
     median: float
@@ -33,7 +33,7 @@ class Timing(NamedTuple):
 
 
 def timing(seconds: list[float]) -> Timing:
-    """The summary of some rounds."""
+    """Summarizes rounds."""
     median = statistics.median(seconds)
     if len(seconds) < 2:
         return Timing(median, 0.0, seconds)
@@ -41,17 +41,17 @@ def timing(seconds: list[float]) -> Timing:
     return Timing(median, (third - first) / 2 / median, seconds)
 
 
-def in_turn(contestants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Timing]:
-    """Timings of functions that each measure themselves: they return the seconds of one call."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def in_turn[Name](functions: Mapping[Name, Callable[[], float]], rounds: int) -> dict[Name, Timing]:
+    """Calls functions in turn. Each measures itself and returns the seconds of one call."""
+    seconds: dict[Name, list[float]] = {name: [] for name in functions}
     for number in range(rounds):
-        for name in contestants if number % 2 == 0 else reversed(list(contestants)):
-            seconds[name].append(contestants[name]())
-    return {name: timing(of_one) for name, of_one in seconds.items()}
+        for name in functions if number % 2 == 0 else reversed(list(functions)):
+            seconds[name].append(functions[name]())
+    return {name: timing(values) for name, values in seconds.items()}
 
 
 def stopwatch(run: Callable[[], Any]) -> Callable[[], float]:
-    """A function that measures `run`, which is called once before: what it returns is waited for."""
+    """Returns a function that measures one call of `run` in seconds, waiting for its results; runs it twice first."""
     jax.block_until_ready(run())
     start = time.perf_counter()
     jax.block_until_ready(run())
@@ -68,7 +68,7 @@ def stopwatch(run: Callable[[], Any]) -> Callable[[], float]:
 
 
 def program_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """What a program holds at its peak by the compiler's account: arguments, results and temporaries."""
+    """Returns the peak bytes of a program by the compiler's analysis: arguments, results and temporaries."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -77,18 +77,18 @@ def program_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 
 def peak_bytes(device: jax.Device) -> int | None:
-    """The most that this process ever held on the device, which says it of accelerators alone."""
+    """Returns the most bytes that this process has held on the device; None on devices that do not count them."""
     stats = device.memory_stats()
     return None if not stats else stats.get("peak_bytes_in_use")
 
 
 def bytes_in_use(device: jax.Device) -> int:
-    """What this process holds on the device now; 0 where the device does not say."""
+    """Returns the bytes that this process holds on the device now; 0 on devices that do not count them."""
     return (device.memory_stats() or {}).get("bytes_in_use", 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is the device's memory that did not suffice."""
+    """Tells whether the device ran out of memory."""
     return isinstance(error, jax.errors.JaxRuntimeError) and any(
         words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory", "out of memory")
     )

@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="memory sizes, in tokens; default: 0,1024,8192,32768,65536",
     )  # fmt: skip
     step.add_argument(
-        "--against", metavar="PYTHON", help="Python of tests/benchmarks/setup_peer.sh: also times the PyTorch port"
+        "--against",
+        metavar="COMMAND",
+        help='command of another implementation to time in turn; in a clone: "$(bash tests/benchmarks/setup_peer.sh)"',
     )
     step.set_defaults(benchmark=run_step)
     for benchmark in (search, step):
@@ -76,9 +78,5 @@ def run_step(options: argparse.Namespace) -> None:
     from memorizing.config import load
 
     check_rounds(options.rounds)
-    it, _ = load(options.gin_file, [*(() if options.gin_file else SMALL_MODEL), *options.gin_param])
-    memories = [it.with_memory_size(size).memory for size in options.memory_size]
-    bench_step(
-        it.model, memories, it.batch, it.optimizer, it.training, options.rounds, options.arguments, options.against,
-        options.json,
-    )  # fmt: skip
+    run, _ = load(options.gin_file, [*(() if options.gin_file else SMALL_MODEL), *options.gin_param])
+    bench_step(run, options.memory_size, options.rounds, options.arguments, options.against, options.json)

@@ -1,6 +1,7 @@
-"""Both benches at tiny sizes, through the command: what they print, write and refuse. No time is judged."""
+"""Both benchmarks at tiny sizes, through the command: what they print, write and refuse. No time is judged."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.benchmarks import peer, search
+from memorizing.benchmarks import search
 from memorizing.benchmarks.choices import Shape, search_names
 from memorizing.benchmarks.gpu_check import wrong_with
 from memorizing.benchmarks.timing import in_turn, timing
@@ -32,6 +33,7 @@ SMALL_STEP = [
     "Batch.segment_length = 8",
     "Batch.segments_per_call = 2", "Memory.neighbors = 4",
 ]  # fmt: skip
+PEER = shlex.join([sys.executable, str(Path(__file__).with_name("peer_step.py"))])
 STEP = ["bench", "step", *(word for binding in SMALL_STEP for word in ("--gin_param", binding)), "--rounds=2"]
 
 
@@ -99,8 +101,9 @@ def test_searches_of_the_platform_are_the_default(tmp_path, capsys):
         (["step", "--memory_size=0,256,256"], ["--memory_size=0,256,256", "once"]),
         (["step", "--rounds=-1"], ["--rounds=-1"]),
         (["step", "--memory_size=0", "--against=/none/python"], ["--against=/none/python", "setup_peer.sh"]),
-        (["step", "--memory_size=0", f"--against={sys.executable}"], ["No module named", "setup_peer.sh"]),
-        (["step", "--memory_size=0", "--against=x", "--gin_param", "Model.xl_cache = False"], ["Model.xl_cache"]),
+        (["step", "--memory_size=0", "--against="], ["--against= cannot be run", "setup_peer.sh"]),
+        (["step", "--memory_size=0", f"--against={PEER}"], ["No module named", "setup_peer.sh"]),
+        (["step", "--memory_size=0", f"--against={PEER}", "--gin_param", "Model.xl_cache = False"], ["Model.xl_cache"]),
     ],
 )
 def test_what_is_refused(arguments, words, capsys):
@@ -113,34 +116,35 @@ def test_what_is_refused(arguments, words, capsys):
 
 STAND_IN = """
 import json, sys
-settings = json.loads(sys.argv[1].removeprefix("--settings="))
-print("a line that is none of ours")
+settings = json.loads(sys.stdin.readline())
+print("a line of another library")
 recall = {str(size): 0.25 for size in settings["memory_sizes"] if size}
 print(json.dumps({"name": "stand-in", "recall": recall, "layers": settings["layers"]}), flush=True)
 for line in sys.stdin:
-    print(json.dumps({"seconds": 1.0 + int(line)}), flush=True)
+    print(json.dumps({"seconds": 1.0 + json.loads(line)["memory_size"]}), flush=True)
 """
 
 
-def test_steps_by_memory_size_and_the_peer_in_turn(tmp_path, capsys, monkeypatch):
+def test_bench_step_times_memory_sizes_and_another_implementation_in_turn(tmp_path, capsys):
     script = tmp_path / "stand_in.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(peer, "SCRIPT", script)
-    figures, printed = bench([*STEP, "--memory_size=0,16", f"--against={sys.executable}"], tmp_path, capsys)
+    figures, printed = bench(
+        [*STEP, "--memory_size=0,16", f"--against={shlex.join([sys.executable, str(script)])}"], tmp_path, capsys
+    )
     assert figures["settings"]["model"]["layers"] == 1 and figures["peak_flops_per_second"] > 0
     rows = figures["rows"]
-    assert [(row["who"], row["memory_size"]) for row in rows[:2]] == [("memorizing", 0), ("memorizing", 16)]
+    assert [(row["implementation"], row["memory_size"]) for row in rows[:2]] == [("memorizing", 0), ("memorizing", 16)]
     for row in rows[:2]:
         assert row["tokens_per_second"] == pytest.approx(16 / row["seconds"]) and len(row["rounds"]) == 2
         assert row["program_bytes"] > 0 and row["model_flops_utilization"] > 0 and row["over_no_memory"] > 0
     assert rows[0]["over_no_memory"] == 1.0
     assert (rows[1]["recall"], rows[1]["search"], rows[1]["kind"]) == (1.0, "native", "Native")
     none, full = rows[2:]
-    assert (none["who"], none["seconds"], none["recall"]) == ("stand-in", 1.0, None)
+    assert (none["implementation"], none["seconds"], none["recall"]) == ("stand-in", 1.0, None)
     assert (full["seconds"], full["over_no_memory"], full["recall"], full["rounds"]) == (17.0, 17.0, 0.25, [17.0, 17.0])
-    assert figures["peer"]["layers"] == 1 and figures["peer"]["settings"]["feed_forward_multiple"] == 2
+    assert figures["against"]["layers"] == 1 and figures["against"]["settings"]["feed_forward_size"] == 32
     header = next(line for line in printed.splitlines() if "tokens/s" in line)
-    assert header.split() == ["search", "memory", "ms", "+-%", "x", "none", "tokens/s", "MFU", "recall", "MiB"]
+    assert header.split() == ["search", "memory", "ms", "+-%", "x", "no", "memory", "tokens/s", "MFU", "recall", "MiB"]
     assert sum(line.startswith("stand-in") for line in printed.splitlines()) == 2
 
 
