@@ -9,7 +9,8 @@ import jax
 
 from memorizing.config import Experiment, load_trained
 from memorizing.evaluation import evaluate as evaluation
-from memorizing.evaluation.corpora import open_corpora
+from memorizing.evaluation.perplexity import TrainedModel
+from memorizing.evaluation.splits import open_splits
 from memorizing.files import AnyPath, run_folder
 from memorizing.generation.reader import Reader
 from memorizing.memory.bank import Bank
@@ -106,26 +107,27 @@ def evaluate(
         open_mesh(config.mesh, config.model, memory, segment, batch_size, "Evaluation.batch_size")
         for memory in memories
     ]
-    splits = request.splits or [config.evaluation.split]
-    corpora = open_corpora(request.data, splits, config.evaluation.data or config.training.data, workdir, config.model)
+    default = config.evaluation.data or config.training.data
+    splits = open_splits(request.data, request.splits or [config.evaluation.split], default, workdir, config.model)
     parameters, step = evaluation.restore(workdir, config.model, meshes[0])
     name = request.name
     prebuilt: list[tuple[Bank, ...]] = [()] * len(memories)
     if request.snapshot:
-        source = source_of(workdir, config.model, segment, corpora[0].tokens, parameters, step)
+        source = source_of(workdir, config.model, segment, splits[0].tokens, parameters, step)
         prebuilt = [
             prebuilt_banks(request.snapshot, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)
         ]
         name = name or f"from-{request.snapshot.name}"
-    planned = evaluation.readings(
-        corpora,
+    cases = evaluation.evaluation_cases(
+        splits,
         zip(memories, meshes, prebuilt, strict=True),
         evaluation.xl_caches(request.xl_cache, config.model.xl_cache),
         name,
     )
-    run = evaluation.Run(workdir, config.model, segment, parameters, step)
-    return evaluation.evaluate(run, planned, config.evaluation, request.per_token, say)
+    trained = TrainedModel(config.model, config.memory, segment, parameters)
+    run = evaluation.RestoredRun(workdir, trained, step)
+    return evaluation.evaluate(run, cases, config.evaluation, request.per_token, say)
 
 
 def _check_memory_at_start(

@@ -38,37 +38,38 @@ def run(options: argparse.Namespace) -> None:
 
     from memorizing.config import load_trained
     from memorizing.evaluation.evaluate import restore
-    from memorizing.evaluation.perplexity import check_losses
+    from memorizing.evaluation.perplexity import TrainedModel, check_losses
     from memorizing.files import run_folder
     from memorizing.model.transformer import open_mesh
     from memorizing.parallel.mesh import MeshSettings
-    from memorizing.reports import inspection as inspect
+    from memorizing.reports.inspection import ShownRange, inspect_document
+    from memorizing.reports.inspection_page import check_out, choose_document, page_name, write_inspection
     from memorizing.storage.snapshots import check_not_empty
     from memorizing.storage.workdir import open_document_tokens
 
     workdir = run_folder("--workdir", options.workdir)
-    it = load_trained(workdir, options.gin_file, options.gin_param)
-    size = it.memory.size if options.memory_size is None else options.memory_size
-    memory = it.with_memory_size(size).memory
-    if not memory.size or not it.model.memory_layers:
+    config = load_trained(workdir, options.gin_file, options.gin_param)
+    size = config.memory.size if options.memory_size is None else options.memory_size
+    memory, segment = config.with_memory_size(size).memory, config.batch.segment_length
+    if not memory.size or not config.model.memory_layers:
         raise InputError(
-            f"--workdir={workdir} has no memory to look into (Memory.size = {memory.size}, Model.memory_layers = "
-            f"{it.model.memory_layers}): name a run that has, or --memory_size"
+            f"--workdir={workdir} has no memory to inspect: Memory.size = {memory.size}, Model.memory_layers = "
+            f"{config.model.memory_layers}. Name a run that has one, or use --memory_size"
         )
-    check_not_empty(memory, "this page is about what a document finds of itself, so name another run")
-    tokens = open_document_tokens(workdir, it.evaluation.data or it.training.data, it.model, options.document)
-    name, encoded = inspect.chosen_document(tokens, options.split or it.evaluation.split, options.document, it.folder)
-    inspect.check_range(options.first, options.tokens, options.top, len(encoded))
-    out = options.out or workdir / "inspect" / inspect.page_name(options.document, name, encoded, memory.size)
-    inspect.check_out(out)
-    segment = it.batch.segment_length
-    mesh = open_mesh(MeshSettings(), it.model, memory, segment, 1, devices=jax.devices()[:1])
-    parameters, step = restore(workdir, it.model, mesh)
-    read = inspect.inspect(
-        it.model, memory, parameters, segment, name, encoded, tokens.vocabulary, options.first, options.tokens,
-        options.top,
-    )  # fmt: skip
-    for nats_T in (read.nats_T, read.without_T):
+    check_not_empty(memory, "inspect another run")
+    data = config.evaluation.data or config.training.data
+    tokens = open_document_tokens(workdir, data, config.model, options.document)
+    split = options.split or config.evaluation.split
+    name, document = choose_document(tokens, split, options.document, config.folder)
+    shown = ShownRange(options.first, options.tokens, options.top)
+    shown.check(len(document))
+    out = options.out or workdir / "inspect" / page_name(options.document, name, document, memory.size)
+    check_out(out)
+    mesh = open_mesh(MeshSettings(), config.model, memory, segment, 1, devices=jax.devices()[:1])
+    parameters, step = restore(workdir, config.model, mesh)
+    trained = TrainedModel(config.model, memory, segment, parameters)
+    inspection = inspect_document(trained, name, document, tokens.vocabulary, shown)
+    for nats_T in (inspection.nats_T, inspection.without_T):
         check_losses(nats_T, name, step)
-    of_recall = segment if tokens.manifest["source"] == "recall" else None
-    inspect.write(read, out, {"run": str(workdir), "step": step, "memory_size": memory.size}, of_recall)
+    recall_segment = segment if tokens.manifest["source"] == "recall" else None
+    write_inspection(inspection, out, {"run": str(workdir), "step": step, "memory_size": memory.size}, recall_segment)

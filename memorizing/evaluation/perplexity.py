@@ -1,13 +1,17 @@
-"""Perplexity over whole documents, each read from its start with its caches and memory growing.
+"""Losses of whole documents. Each document is read from its start, while its caches and its memory grow.
 
-The rows of a batch read documents side by side, longest first, each on the row that is free soonest. What is reported
-does not depend on that: a document's numbers are its own. Evaluation holds a carry of its own, at any memory size.
+The rows of a batch read documents side by side. The longest document comes first, and each goes to the row that is free
+soonest. The figures do not depend on this layout: the losses of a document depend on that document alone. Evaluation
+holds its own carry, with a memory of any size.
+
+Figures computed from the losses: `figures.py`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -31,15 +35,16 @@ from memorizing.training.loss import Predictions, score
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How documents are evaluated; no figure depends on `rows` or `segments_per_call` beyond float rounding.
+    """Settings of an evaluation.
 
-    But for a memory whose `Memory.eviction` is `reservoir`: what that draws depends on the row and on its documents.
+    `batch_size` and `segments_per_call` change figures by float rounding only. The exception is
+    `Memory.eviction = 'reservoir'`: its random draws depend on the row and on the documents read there before.
 
     Attributes:
-        data: folder of prepared tokens; empty for that of training.
-        split: of it.
-        batch_size: documents read side by side, over all devices.
-        segments_per_call: segments that one compiled call scans over.
+        data: folder of prepared tokens; empty for the folder of training.
+        split: name of the split to read.
+        batch_size: number of documents read side by side, over all devices.
+        segments_per_call: number of segments that one compiled call scans over.
     """
 
     data: str = ""
@@ -50,113 +55,143 @@ class EvaluationSettings:
     def __post_init__(self):
         for name in ("batch_size", "segments_per_call"):
             if getattr(self, name) < 1:
-                raise InputError(f"Evaluation.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Evaluation.{name} = {getattr(self, name)} is less than 1. Use 1 or more")
+
+
+class TrainedModel(NamedTuple):
+    """A model with its parameters and the settings by which it reads.
+
+    Attributes:
+        segment_length: tokens in a segment.
+    """
+
+    model: ModelSettings
+    memory: MemorySettings
+    segment_length: int
+    parameters: Parameters
 
 
 class DocumentScores(NamedTuple):
-    """What the model made of one document, token by token.
+    """Scores of one document.
 
     Attributes:
-        found, wanted: how many of the true neighbors of sampled queries the search found, and how many there were; 0
-            unless `Memory.report_recall`.
+        document: index of the document in its split.
+        nats_T: loss of each token, in nats.
+        correct_T: True where the token had the largest logit.
+        neighbors_found: true neighbors of sampled queries that the search found; 0 unless `Memory.report_recall`.
+        true_neighbors: number of true neighbors of these queries; 0 unless `Memory.report_recall`.
     """
 
     document: int
     nats_T: Float[np.ndarray, "T"]
     correct_T: Bool[np.ndarray, "T"]
-    found: int = 0
-    wanted: int = 0
+    neighbors_found: int = 0
+    true_neighbors: int = 0
+
+
+type Step = Sequence[tuple[int, int] | None]
+"""The document and the segment of it that each row reads at one step; None for a row without a document."""
+type CallResults = tuple[Predictions, Recall | None]
 
 
 def score_documents(
-    model: ModelSettings,
-    memory: MemorySettings,
-    parameters: Parameters,
+    trained: TrainedModel,
     split: TokenSplit,
-    segment_length: int,
-    rows: int,
-    segments_per_call: int,
+    settings: EvaluationSettings,
     mesh: Mesh,
     prebuilt: tuple[Bank, ...] = (),
 ) -> Iterator[DocumentScores]:
-    """Reads every document of a split once, and yields each when its end is reached; in every process alike.
+    """Reads every document of a split once, and yields its scores when its end is reached. All processes get the same.
 
-    Each starts with an empty memory, or with a `prebuilt` one (see snapshots.py).
+    Each document starts with an empty memory, or with the `prebuilt` banks of a snapshot (see `storage/snapshots.py`).
     """
-    call = score_call(model, memory)
-    plan = reading_plan(split.lengths, rows, segment_length)
-    plan += [[None for _ in range(rows)] for _ in range(-len(plan) % segments_per_call)]
-    calls = [plan[first : first + segments_per_call] for first in range(0, len(plan), segments_per_call)]
-
-    own = local_rows(mesh, rows)
-
-    def read_calls() -> Iterator[Batch]:
-        for steps in calls:
-            parts = [read_batch(split, [step[row] for row in own], segment_length) for step in steps]
-            yield Batch(*(np.stack(part) for part in zip(*parts, strict=True)))
-
-    empty = functools.partial(empty_carry, model, memory, rows, segment_length)
-    carry = init_sharded(mesh, empty, functools.partial(shardings, mesh))
+    length = trained.segment_length
     nats = {document: [] for document in range(len(split.lengths))}
     correct = {document: [] for document in range(len(split.lengths))}
-    counted = np.zeros((len(split.lengths), 2), np.int64)
-    ahead = Prefetcher(read_calls())
+    recall_counts = np.zeros((len(split.lengths), 2), np.int64)
+    with contextlib.closing(_results_of_calls(trained, split, settings, mesh, prebuilt)) as calls:
+        for steps, (predictions, recall) in calls:
+            for (segment, step), row in itertools.product(enumerate(steps), range(settings.batch_size)):
+                if (place := step[row]) is None:
+                    continue
+                document, number = place
+                remaining = int(split.lengths[document]) - number * length
+                if recall is not None:
+                    recall_counts[document] += (
+                        recall.found_BH[segment, row].sum(),
+                        recall.wanted_BH[segment, row].sum(),
+                    )
+                nats[document].append(predictions.nats_BN[segment, row, :remaining])
+                correct[document].append(predictions.correct_BN[segment, row, :remaining])
+                if remaining <= length:
+                    nats_T, correct_T = (np.concatenate(parts.pop(document)) for parts in (nats, correct))
+                    yield DocumentScores(document, nats_T, correct_T, *recall_counts[document].tolist())
 
-    def dispatched() -> Iterator[tuple[list, tuple[Predictions, Recall | None]]]:
+
+def _results_of_calls(
+    trained: TrainedModel, split: TokenSplit, settings: EvaluationSettings, mesh: Mesh, prebuilt: tuple[Bank, ...]
+) -> Generator[tuple[Sequence[Step], CallResults]]:
+    """Yields the steps of each compiled call and its results, on the host."""
+    model, memory, length, parameters = trained
+    rows, per_call = settings.batch_size, settings.segments_per_call
+    plan = reading_plan(split.lengths, rows, length)
+    plan += [[None for _ in range(rows)] for _ in range(-len(plan) % per_call)]
+    steps_of_calls = [plan[first : first + per_call] for first in range(0, len(plan), per_call)]
+    process_rows = local_rows(mesh, rows)
+
+    def batches_of_calls() -> Iterator[Batch]:
+        for steps in steps_of_calls:
+            batches = [read_batch(split, [step[row] for row in process_rows], length) for step in steps]
+            yield Batch(*(np.stack(arrays) for arrays in zip(*batches, strict=True)))
+
+    call = score_call(model, memory)
+    empty = functools.partial(empty_carry, model, memory, rows, length)
+    carry = init_sharded(mesh, empty, functools.partial(shardings, mesh))
+    prefetcher = Prefetcher(batches_of_calls())
+
+    def dispatched() -> Iterator[tuple[Sequence[Step], CallResults]]:
         nonlocal carry
-        for steps, batches in zip(calls, ahead, strict=True):
+        for steps, batches in zip(steps_of_calls, prefetcher, strict=True):
             with jax.set_mesh(mesh):
-                carry, results = call(parameters, carry, assemble(mesh, batches, rows, own, leading="S"), prebuilt)
+                batches = assemble(mesh, batches, rows, process_rows, leading="S")
+                carry, results = call(parameters, carry, batches, prebuilt)
             yield steps, results
 
     try:
-        # Each is fetched once the next one is under way: the devices do not wait for what is done here.
+        # Results of a call are fetched after the next call is dispatched, so that the devices do not wait for the host.
         for (steps, results), _ in itertools.pairwise(itertools.chain(dispatched(), [((), None)])):
-            predictions, recall = jax.device_get(results)
-            for segment, step in enumerate(steps):
-                for row, place in enumerate(step):
-                    if place is None:
-                        continue
-                    document, number = place
-                    left = int(split.lengths[document]) - number * segment_length
-                    if recall is not None:
-                        counted[document] += (recall.found_BH[segment, row].sum(), recall.wanted_BH[segment, row].sum())
-                    nats[document].append(predictions.nats_BN[segment, row, :left])
-                    correct[document].append(predictions.correct_BN[segment, row, :left])
-                    if left <= segment_length:
-                        nats_T, correct_T = (np.concatenate(each.pop(document)) for each in (nats, correct))
-                        yield DocumentScores(document, nats_T, correct_T, *counted[document].tolist())
+            yield steps, jax.device_get(results)
     finally:
-        ahead.close()
+        prefetcher.close()
 
 
-LARGEST = 700.0
-"""Nats of a token beyond which a perplexity is no number; a sound model never comes near."""
+LARGEST_LOSS = 700.0
+"""Largest loss of a token in nats: beyond it the perplexity overflows. Sound models stay far below."""
 
 
 def check_losses(nats_T: Float[np.ndarray, "T"], document: str, step: int) -> None:
-    """Refuses the losses of a ruined model.
+    """Raises an error if a loss is NaN, infinite or beyond `LARGEST_LOSS`.
 
     Raises:
-        InputError: naming the document, and the way out.
+        InputError: names the document, the token and what to do.
     """
-    if not (ruined_T := ~(nats_T < LARGEST)).any():  # NaN is not below either
+    if not (broken_T := ~(nats_T < LARGEST_LOSS)).any():  # True for NaN, too
         return
-    place = int(np.argmax(ruined_T))
+    token = int(np.argmax(broken_T))
     raise InputError(
-        f"the checkpoint of step {step} is ruined: token {place} of {document} costs it {nats_T[place]} nats. Go back "
-        "to an earlier checkpoint, or try Model.dtype = 'float32'"
+        f"the model of step {step} is broken: its loss at token {token} of {document} is {nats_T[token]} nats. A loss "
+        f"must be a number below {LARGEST_LOSS:.0f}. Go back to an earlier checkpoint, or try Model.dtype = 'float32'"
     )
 
 
-type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Carry, tuple[Predictions, Recall | None]]]
+type ScoreCall = Callable[[Parameters, Carry, Batch, tuple[Bank, ...]], tuple[Carry, CallResults]]
 
 
-@functools.cache  # the same for every split and corpus: compiled once
+@functools.cache  # shared by all splits, so that each model and memory is compiled once
 def score_call(model: ModelSettings, memory: MemorySettings) -> ScoreCall:
-    """The compiled function that reads `S` segments and scores every token of them.
+    """Returns the compiled function that reads `S` segments and scores all of their tokens.
 
-    It also gives what was counted of the neighbors in each segment, over all memory layers, if banks count that.
+    If banks count recall, the function also returns the counts of each segment, summed over memory layers.
     """
     graph, _ = abstract_model(model, memory)
 
@@ -164,14 +199,14 @@ def score_call(model: ModelSettings, memory: MemorySettings) -> ScoreCall:
         def read(before: Carry, batch: Batch):
             if prebuilt:
                 before, batch = begin_documents(before, batch, prebuilt, memory)
-            logits_BNV, carry = apply_model(graph, parameters, batch, before)
+            logits_BNV, after = apply_model(graph, parameters, batch, before)
             counts = [
-                jax.tree.map(jnp.subtract, now.recall, then.recall)
-                for then, now in zip(before.banks, carry.banks, strict=True)
-                if now.recall is not None
+                jax.tree.map(jnp.subtract, new.recall, old.recall)
+                for old, new in zip(before.banks, after.banks, strict=True)
+                if new.recall is not None
             ]
             recall = jax.tree.map(lambda *layers: sum(layers), *counts) if counts else None
-            return constrain_tree(carry), (score(logits_BNV, batch), recall)
+            return constrain_tree(after), (score(logits_BNV, batch), recall)
 
         carry, results = jax.lax.scan(read, carry, batches)
         return carry, everywhere(results)
@@ -179,8 +214,8 @@ def score_call(model: ModelSettings, memory: MemorySettings) -> ScoreCall:
     return jax.jit(score_segments, donate_argnums=1)
 
 
-def reading_plan(lengths: np.ndarray, rows: int, segment_length: int) -> list[list[tuple[int, int] | None]]:
-    """For each step, what each row reads: (document, segment), or nothing once no document is left."""
+def reading_plan(lengths: np.ndarray, rows: int, segment_length: int) -> list[Step]:
+    """Returns the steps in which `rows` rows read documents of these lengths (in tokens), the longest first."""
     segments = -(-np.asarray(lengths) // segment_length)
     queues: list[list[tuple[int, int]]] = [[] for _ in range(rows)]
     for document in np.argsort(-segments, kind="stable"):

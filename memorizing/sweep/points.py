@@ -21,8 +21,8 @@ from memorizing.config import (
 )
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
-from memorizing.evaluation.corpora import open_corpora
 from memorizing.evaluation.evaluate import xl_caches
+from memorizing.evaluation.splits import open_splits
 from memorizing.files import AnyPath, run_folder
 from memorizing.storage.checkpoints import CHECKPOINTS, steps_on_disk
 from memorizing.storage.workdir import check_data, open_tokens
@@ -225,9 +225,9 @@ def _corpora(
         check_data(workdir, open_tokens(it.training.data, it.model), train=True)
     return [
         {
-            "corpus": corpus.name,
-            "split": corpus.split_name,
-            "split_sha256": corpus.sha256,
+            "corpus": split.corpus,
+            "split": split.name,
+            "split_sha256": split.sha256,
         }
-        for corpus in open_corpora(data, splits, own, workdir, it.model)
+        for split in open_splits(data, splits, own, workdir, it.model)
     ]

@@ -1,4 +1,4 @@
-"""The command: what it reads, what it leaves, and that its figures are those of the tokens that it writes."""
+"""`memorizing evaluate`: its files, and its figures against the losses of the tokens that it writes."""
 
 import csv
 import json
@@ -39,9 +39,9 @@ NAMES = [
 ]
 
 
-def test_every_combination_leaves_its_files(place):
-    left = {path.name for path in (place / "run" / "evaluations").iterdir()}
-    assert left == {f"{name}.{ending}" for name in NAMES for ending in ("json", "csv", "npz")}
+def test_every_combination_writes_its_files(place):
+    written = {path.name for path in (place / "run" / "evaluations").iterdir()}
+    assert written == {f"{name}.{ending}" for name in NAMES for ending in ("json", "csv", "npz")}
     for name in NAMES:
         found = figures(place, name)
         assert found["xl_cache"] == (not name.endswith("-no-xl"))
@@ -50,7 +50,7 @@ def test_every_combination_leaves_its_files(place):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_losses_of_all_tokens_give_the_figures(place, name):
+def test_the_figures_follow_from_the_losses_of_all_tokens(place, name):
     found, folder = figures(place, name), place / "run" / "evaluations"
     arrays = np.load(folder / f"{name}.npz")
     nats = arrays["nats"].astype(np.float64)
@@ -80,8 +80,8 @@ def test_the_losses_of_all_tokens_give_the_figures(place, name):
     assert sum(float(row["gain"]) for row in rows) == pytest.approx((before - nats).sum(), abs=1e-4)
 
 
-def test_memory_and_cache_matter(place):
-    """Each is really there or not: no two readings of the test split are alike."""
+def test_memory_and_xl_cache_change_the_losses(place):
+    """All evaluations of the test split have different losses."""
     losses = [figures(place, name)["loss_nats_per_token"] for name in NAMES if name.startswith("test")]
     assert len(set(losses)) == len(losses)
 
@@ -92,24 +92,24 @@ def test_files_of_other_documents_are_not_overwritten(place, capsys, tmp_path):
     before = path.read_text()
     command = ["evaluate", f"--workdir={tmp_path / 'run'}", "--memory_size=0", f"--data=new={place / 'data'}"]
     assert main(command) == 2
-    assert "evaluation of other documents" in capsys.readouterr().err and path.read_text() == before
+    assert "is an evaluation of other documents" in capsys.readouterr().err and path.read_text() == before
     assert main([*command, "--name=again"]) == 0
     assert json.loads(path.with_name("new-test-memory-0-again.json").read_text())["name"] == "again"
 
 
-def test_what_is_replaced_was_whole_and_leaves_nothing_of_its_own(place, capsys, tmp_path):
+def test_replacing_an_evaluation_removes_its_per_token_file_and_rejects_a_damaged_one(place, capsys, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(place / "run", run)
     folder, again = run / "evaluations", ["evaluate", f"--workdir={run}", "--memory_size=0", "--split=validation"]
     assert main(again) == 0
-    assert not (folder / "validation-memory-0.npz").exists()  # else of other losses than the figures, perhaps
-    assert (folder / "test-memory-0.npz").exists() and "--per_token makes it anew" in capsys.readouterr().out
+    assert not (folder / "validation-memory-0.npz").exists()  # its losses could be others than those of the figures
+    assert (folder / "test-memory-0.npz").exists() and "--per_token makes a new one" in capsys.readouterr().out
     (folder / "validation-memory-0.json").write_text("{")
     assert main(again) == 2
-    assert "validation-memory-0.json, which would be replaced, is damaged" in capsys.readouterr().err
+    assert "validation-memory-0.json would be replaced, but it is damaged" in capsys.readouterr().err
 
 
-def test_words_of_pg19_are_as_published_whatever_the_corpus_is_called(place, monkeypatch):
+def test_pg19_uses_the_published_word_counts_under_any_corpus_name(place, monkeypatch):
     monkeypatch.setitem(evaluate.PUBLISHED_WORDS, ("folder", "test", figures(place, NAMES[0])["documents"]), 50)
     assert main(["evaluate", f"--workdir={place / 'run'}", f"--data=mine={place / 'data'}", "--memory_size=0"]) == 0
     found = figures(place, "mine-test-memory-0")
@@ -119,43 +119,44 @@ def test_words_of_pg19_are_as_published_whatever_the_corpus_is_called(place, mon
     assert found["word_perplexity"] == pytest.approx(math.exp(found["loss_nats_per_token"] * found["tokens"] / 50))
 
 
-def test_figures_of_other_settings_are_not_replaced_unsaid(place, capsys, tmp_path):
+def test_replacing_figures_of_other_settings_is_reported(place, capsys, tmp_path):
     shutil.copytree(place / "run", tmp_path / "run")
     command = ["evaluate", f"--workdir={tmp_path / 'run'}", "--memory_size=64", "--gin_param=Memory.search = 'blocked'"]
     assert main([*command, "--name=blocked"]) == 0
-    assert "is replaced" not in capsys.readouterr().out
+    assert "replacing" not in capsys.readouterr().out
     assert main(command) == 0
-    assert "was made with Memory.search = 'auto', and is replaced" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "replacing" in output and "which was made with Memory.search = 'auto'" in output
     assert figures(tmp_path, "test-memory-64")["memory"]["search"] == "blocked"
 
 
-def test_losses_that_are_no_numbers_are_refused(place, monkeypatch, capsys):
-    def ruined(*arguments):
+def test_nan_losses_are_rejected(place, monkeypatch, capsys):
+    def nan_scores(*arguments):
         yield from (each._replace(nats_T=each.nats_T * np.nan) for each in score_documents(*arguments))
 
     score_documents = evaluate.score_documents
-    monkeypatch.setattr(evaluate, "score_documents", ruined)
-    assert main(["evaluate", f"--workdir={place / 'run'}", "--name=ruined"]) == 2
-    assert "is ruined: token 0 of" in capsys.readouterr().err
-    assert not list((place / "run" / "evaluations").glob("*ruined*"))
+    monkeypatch.setattr(evaluate, "score_documents", nan_scores)
+    assert main(["evaluate", f"--workdir={place / 'run'}", "--name=broken"]) == 2
+    assert "is broken: its loss at token 0 of" in capsys.readouterr().err
+    assert not list((place / "run" / "evaluations").glob("*broken*"))
 
 
-def test_two_corpora_of_one_name_are_refused(place, capsys):
+def test_two_corpora_of_one_name_are_rejected(place, capsys):
     command = ["evaluate", f"--workdir={place / 'run'}", f"--data={place / 'data'}", f"--data={place / 'other'}"]
     assert main(command) == 2
     assert "would both be called 'folder'" in capsys.readouterr().err
     for twice in ("--memory_size=32,32", "--split=test,test"):
         assert main(["evaluate", f"--workdir={place / 'run'}", twice]) == 2
-        assert f"{twice}: name each once" in capsys.readouterr().err
+        assert f"{twice} names a" in capsys.readouterr().err
 
 
-def test_a_split_that_is_not_there_is_refused_before_anything_is_read(place, capsys):
+def test_a_missing_split_is_rejected_before_anything_is_read(place, capsys):
     assert main(["evaluate", f"--workdir={place / 'run'}", "--split=test,tset", "--name=never"]) == 2
     assert "no split 'tset'" in capsys.readouterr().err
     assert not list((place / "run" / "evaluations").glob("*never*"))
 
 
-def test_another_vocabulary_is_refused(place, capsys, tmp_path):
+def test_another_vocabulary_is_rejected(place, capsys, tmp_path):
     settings = tmp_path / "settings.gin"
     settings.write_text(SETTINGS.replace("'bytes'", "'sentencepiece'").replace("= 259", "= 300"))
     raw = write_texts(tmp_path / "raw")

@@ -1,4 +1,4 @@
-"""Intervals against simulation, gains and positions against sums by hand."""
+"""Intervals against simulation; gains and positions against hand-computed sums."""
 
 import math
 
@@ -9,8 +9,8 @@ from memorizing.evaluation.figures import Baseline, Summary, interval
 from memorizing.evaluation.perplexity import DocumentScores
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    """Ratios of sums over 12 documents of lognormal lengths, drawn 2,000 times around a known ratio."""
+def test_95_percent_intervals_contain_the_true_ratio_in_95_percent_of_samples():
+    """Draws 12 documents of lognormal lengths 2,000 times around a known ratio."""
     rng = np.random.default_rng(0)
     held = 0
     for _ in range(2000):
@@ -22,15 +22,15 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 
 def test_intervals_of_equal_documents():
-    """Of documents of the same length, the interval is that of their mean: t = 4.303 for two degrees of freedom."""
+    """For documents of equal length, the interval is that of their mean: t = 4.303 for two degrees of freedom."""
     low, high = interval([10.0, 20.0, 30.0], [10, 10, 10])
     reach = 4.302653 * 1.0 / math.sqrt(3)
     assert (low, high) == (pytest.approx(2 - reach, rel=1e-5), pytest.approx(2 + reach, rel=1e-5))
     assert interval([10.0], [10]) == (None, None)
 
 
-def test_gains_are_told_by_position_and_in_all():
-    """Three documents: tokens of the first gain 0.5 up to token 128 and lose 0.2 from there on, others stay."""
+def test_gains_are_reported_by_position_and_in_total():
+    """In the first of three documents, tokens gain 0.5 up to token 128 and lose 0.2 from there; the others stay."""
     change = np.where(np.arange(200) < 128, 0.5, -0.2)
     losses = {0: np.full(200, 2.0), 1: np.full(100, 1.0), 2: np.full(300, 3.0)}
     summary = Summary(Baseline(8, {number: each.astype(np.float32) for number, each in losses.items()}))
@@ -47,7 +47,7 @@ def test_gains_are_told_by_position_and_in_all():
     assert gain["interval"][0] < gain["nats_per_token"] < gain["interval"][1]
 
 
-def test_word_level_perplexity_is_per_word_in_the_text_or_by_the_published_count():
+def test_word_level_perplexity_divides_by_the_words_of_the_text_or_by_the_published_count():
     summary = Summary()
     for number in range(2):
         summary.add(DocumentScores(number, np.full(30, 2.0, np.float32), np.zeros(30, bool)), 100, "x", words=20)

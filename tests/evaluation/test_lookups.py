@@ -9,12 +9,15 @@ import pytest
 
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.evaluation.lookups import NOWHERE, Listening, read_document, segment_of
+from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.memory.bank import valid
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, apply_model, create_model, empty_carry
-from memorizing.reports.inspection import Inspection, definitions_found, inspect, lines, summary
+from memorizing.reports.inspection import Inspection, ShownRange, inspect_document
+from memorizing.reports.inspection_figures import definitions_found, summary
+from memorizing.reports.inspection_page import json_lines as lines
 
 N, T, K = 8, 61, 5
 MODEL = ModelSettings(
@@ -113,7 +116,8 @@ def test_what_is_below_the_minimum_score_is_nowhere_and_has_no_weight():
 
 @functools.cache
 def inspected(first: int = 0, count: int = 1000) -> Inspection:
-    return inspect(MODEL, MEMORY, parameters(), N, "it", TOKENS, ByteVocabulary(), first, count, top=3)
+    trained = TrainedModel(MODEL, MEMORY, N, parameters())
+    return inspect_document(trained, "document", TOKENS, ByteVocabulary(), ShownRange(first, count, 3))
 
 
 def test_losses_are_those_of_reading_with_and_without_a_memory():

@@ -1,4 +1,4 @@
-"""Perplexity against reading each document alone; its independence of layout; the files that evaluations leave."""
+"""Perplexity against reading each document alone, its independence of layout, and the comparison of two runs."""
 
 import dataclasses
 import functools
@@ -18,7 +18,13 @@ from memorizing.errors import InputError
 from memorizing.evaluation.answers import Answers
 from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.figures import Summary
-from memorizing.evaluation.perplexity import DocumentScores, reading_plan, score_documents
+from memorizing.evaluation.perplexity import (
+    DocumentScores,
+    EvaluationSettings,
+    TrainedModel,
+    reading_plan,
+    score_documents,
+)
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model, empty_carry
@@ -62,13 +68,15 @@ def parameters():
 def figures(split: TokenSplit, memory: MemorySettings = MEMORY, rows: int = 2, segments_per_call: int = 3) -> dict:
     summary = Summary()
     mesh = make_mesh(MeshSettings(data=1), jax.devices()[:1])
-    for scores in score_documents(MODEL, memory, parameters(), split, TOKENS, rows, segments_per_call, mesh):
+    trained = TrainedModel(MODEL, memory, TOKENS, parameters())
+    settings = EvaluationSettings(batch_size=rows, segments_per_call=segments_per_call)
+    for scores in score_documents(trained, split, settings, mesh):
         summary.add(scores, int(split.bytes[scores.document]))
     return summary.figures()
 
 
 @pytest.mark.parametrize("size", [0, 8, 32, 64])
-def test_perplexity_is_that_of_each_document_read_alone(split, size):
+def test_perplexity_equals_that_of_documents_read_alone(split, size):
     memory = at_memory_size(MEMORY, size)
     graph, _ = create_model(MODEL, memory, seed=1)
     run = jax.jit(functools.partial(apply_model, graph))
@@ -94,18 +102,18 @@ def test_perplexity_is_that_of_each_document_read_alone(split, size):
 
 
 @pytest.mark.parametrize(("rows", "segments_per_call"), [(1, 1), (3, 2), (9, 7)])
-def test_no_figure_depends_on_the_layout(split, rows, segments_per_call):
+def test_figures_do_not_depend_on_the_layout(split, rows, segments_per_call):
     assert_same(figures(split), figures(split, rows=rows, segments_per_call=segments_per_call))
 
 
-def test_no_figure_depends_on_the_order_of_documents(split, tmp_path):
+def test_figures_do_not_depend_on_the_order_of_documents(split, tmp_path):
     assert_same(figures(split), figures(write(tmp_path / "test", [TEXTS[at] for at in (4, 1, 0, 5, 3, 2)])))
 
 
-def test_recall_is_told_when_asked_for_and_changes_nothing_else(split):
-    asked = figures(split, dataclasses.replace(MEMORY, report_recall=True))
-    assert asked.pop("recall") == 1.0  # of an exact search
-    assert_same(asked, figures(split))
+def test_reporting_recall_changes_no_other_figure(split):
+    with_recall = figures(split, dataclasses.replace(MEMORY, report_recall=True))
+    assert with_recall.pop("recall") == 1.0  # the search is exact
+    assert_same(with_recall, figures(split))
 
 
 def assert_same(one: dict, other: dict) -> None:
@@ -117,7 +125,7 @@ def assert_same(one: dict, other: dict) -> None:
         assert a == pytest.approx(b, rel=1e-5)
 
 
-def test_positions_add_up_to_the_whole(split):
+def test_losses_by_position_add_up_to_the_total(split):
     found = figures(split)
     parts = found["perplexity_by_position"]
     assert [part["first_token"] for part in parts] == [0, 128]
@@ -126,8 +134,8 @@ def test_positions_add_up_to_the_whole(split):
     assert total / found["tokens"] == pytest.approx(found["loss_nats_per_token"])
 
 
-def test_each_position_has_the_perplexity_of_its_own_tokens():
-    """Up to token 128, then twice as far each time: by hand for losses that say which token they are of."""
+def test_each_position_range_has_the_perplexity_of_its_own_tokens():
+    """Ranges end at token 128 and at each doubling. Losses grow with the position, so ranges cannot be mixed up."""
     summary = Summary()
     for tokens in (100, 300):
         summary.add(DocumentScores(0, np.arange(tokens, dtype=np.float32) / 100, np.ones(tokens, bool)), 1)
@@ -149,11 +157,11 @@ def test_the_reading_plan_reads_every_segment_once_in_order():
     assert everything == [(d, s) for d, length in enumerate(lengths) for s in range(-(-length // 8))]
 
 
-def test_answers_are_counted_by_how_long_ago_they_were_told():
-    """Of segments of 4 tokens: near is within one, far is 8 or more ago, what lies between is neither.
+def test_answers_are_counted_by_the_distance_to_the_definition():
+    """Segments have 4 tokens: near is less than one segment back, far is 8 or more back, all else is neither.
 
     place    0     2     4     6    ...    24     26     38     40
-    pair     a 1   a 1   b 2   c 3   ...    b 2    d 4    a 1    c 3        (fillers between, each told once)
+    pair     a 1   a 1   b 2   c 3   ...    b 2    d 4    a 1    c 3        (fillers between, each once)
                    near                     20            far 36 far 34
     """
     a, b, c, d = 10, 11, 12, 13
@@ -196,7 +204,7 @@ def test_compare_gathers_two_runs(tmp_path):
     assert picture.shape[0] > 300 and picture.shape[1] > 800 and picture.std() > 0.01
 
 
-def test_compare_refuses_what_cannot_be_compared(tmp_path):
+def test_compare_rejects_runs_that_cannot_be_compared(tmp_path):
     write_run(tmp_path / "a", [evaluation(0, 20.0, tokens=99)])
     write_run(tmp_path / "b", [evaluation(64, 18.0)])
     with pytest.raises(InputError, match="different text"):

@@ -14,7 +14,7 @@ from memorizing.data.batches import BatchSettings, batches
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.evaluation.figures import Summary
-from memorizing.evaluation.perplexity import score_documents
+from memorizing.evaluation.perplexity import EvaluationSettings, TrainedModel, score_documents
 from memorizing.memory.bank import Bank, append, clear, empty_bank, resize, valid
 from memorizing.memory.search import Keys, Search, make_search
 from memorizing.memory.search.exact import Exact
@@ -162,7 +162,9 @@ def trained(
         jax.tree.map(lambda leaf, before: leaf.sharding.is_equivalent_to(before, leaf.ndim), state, where)
     )
     summary = Summary()
-    for scores in score_documents(model, MEMORY, state.parameters, split, TOKENS, ROWS, 3, mesh):
+    read_by = TrainedModel(model, MEMORY, TOKENS, state.parameters)
+    settings = EvaluationSettings(batch_size=ROWS, segments_per_call=3)
+    for scores in score_documents(read_by, split, settings, mesh):
         summary.add(scores, int(split.bytes[scores.document]))
     return np.concatenate(losses), summary.figures()["perplexity"]
 

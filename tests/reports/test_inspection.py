@@ -1,4 +1,4 @@
-"""The command, and its page in a browser: what is shown of a token is what the document says at that place."""
+"""`memorizing inspect` and its page in a browser: the contexts shown are those of the document."""
 
 import dataclasses
 import functools
@@ -13,9 +13,11 @@ from memorizing.cli import main
 from memorizing.data.tokens import PreparedTokens
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.evaluation.lookups import NOWHERE
+from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.transformer import create_model
-from memorizing.reports.inspection import Inspection, inspect, write
+from memorizing.reports.inspection import Inspection, ShownRange, inspect_document
+from memorizing.reports.inspection_page import write_inspection
 from tests.browser import assert_sound, by_id, choose, opened, show
 from tests.evaluation.test_lookups import MODEL
 from tests.tiny_run import TEXTS, prepare_and_train
@@ -26,18 +28,19 @@ MEMORY = MemorySettings(size=256, neighbors=4, dtype="float32", search="exact")
 
 @functools.cache
 def inspected() -> Inspection:
-    """Of a model that was not trained; what was gained is set by hand: 1 nat at each 50th token, lost at the next."""
+    """An untrained model's inspection. Every 50th token gains 1 nat and the next one loses 1, by hand."""
     tokens = ByteVocabulary().encode(TEXT)
     parameters = create_model(MODEL, MEMORY, seed=3)[1]
-    it = inspect(MODEL, MEMORY, parameters, 16, "<b>hostile</b>", tokens, ByteVocabulary(), 100, 300, top=3)
+    trained, shown = TrainedModel(MODEL, MEMORY, 16, parameters), ShownRange(100, 300, 3)
+    read = inspect_document(trained, "<b>hostile</b>", tokens, ByteVocabulary(), shown)
     places = np.arange(len(tokens))
-    return dataclasses.replace(it, without_T=it.nats_T + (places % 50 == 0) - (places % 50 == 1).astype(np.float32))
+    return dataclasses.replace(read, without_T=read.nats_T + (places % 50 == 0) - (places % 50 == 1).astype(np.float32))
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("inspect") / "page.html"
-    write(inspected(), out, {"run": "a <i>run</i>", "step": 7, "memory_size": 256}, say=lambda text: None)
+    write_inspection(inspected(), out, {"run": "a <i>run</i>", "step": 7, "memory_size": 256}, say=lambda text: None)
     return out
 
 
@@ -64,9 +67,9 @@ def test_the_page_renders_and_fits(browser, page, width, theme):
 
 
 @pytest.mark.parametrize("place", [100, 137, 250, 399])
-def test_every_context_shown_is_the_text_at_that_place(browser, page, place):
+def test_each_context_is_the_text_around_the_retrieved_token(browser, page, place):
     show(browser, page)
-    it = inspected()
+    inspection = inspected()
     browser.execute_script(f"document.querySelector('[data-place=\"{place}\"]').click()")
     shown = browser.execute_script(
         "return [...document.querySelectorAll('#panel .head')].map((head) => [head.dataset.head,"
@@ -76,21 +79,21 @@ def test_every_context_shown_is_the_text_at_that_place(browser, page, place):
     assert sorted(name for name, _ in shown) == ["0.0", "0.1"]
     for name, found in shown:
         head = int(name[-1])
-        places = it.shown.places_TLHK[place - 100, 0, head]
+        places = inspection.shown.places_TLHK[place - 100, 0, head]
         assert [at for at, *_ in found] == [at for at in places if at != NOWHERE]
-        for rank, (at, context, mark, told) in enumerate(found):
+        for rank, (at, context, mark, details) in enumerate(found):
             if at < 0:
                 continue
             plain = mark.replace("\u21b5\n", "\n").replace("\u21e5\t", "\t")
-            assert plain == (it.texts[at] or "\u00b7")
-            around = "".join(it.texts[max(0, at - 12) : at + 13])
-            assert context.replace(mark, it.texts[at], 1).strip() in around
-            weight = it.shown.weights_TLHK[place - 100, 0, head, rank]
-            assert told.startswith(f"{place - at:,} tokens back") and f"weight {weight:.3f}" in told
-    assert f"{it.nats_T[place]:.2f} nats with the memory" in panel(browser)
+            assert plain == (inspection.texts[at] or "\u00b7")
+            around = "".join(inspection.texts[max(0, at - 12) : at + 13])
+            assert context.replace(mark, inspection.texts[at], 1).strip() in around
+            weight = inspection.shown.weights_TLHK[place - 100, 0, head, rank]
+            assert details.startswith(f"{place - at:,} tokens back") and f"weight {weight:.3f}" in details
+    assert f"{inspection.nats_T[place]:.2f} nats with memory" in panel(browser)
 
 
-def test_controls_do_what_they_say(browser, page):
+def test_controls_change_colors_selection_and_heads(browser, page):
     show(browser, page)
     choose(browser, "scale", "2")
     colored = (
@@ -112,7 +115,7 @@ def test_controls_do_what_they_say(browser, page):
     assert_sound(browser)
 
 
-def test_jumping_shows_the_place_and_keys_go_from_token_to_token(browser, page):
+def test_jumps_scroll_to_the_retrieved_token_and_arrow_keys_change_the_selection(browser, page):
     show(browser, page)
     browser.execute_script("document.querySelector('[data-place=\"399\"]').click()")
     jump = browser.find_element(By.CSS_SELECTOR, "#panel [data-jump]")
@@ -127,10 +130,10 @@ def test_jumping_shows_the_place_and_keys_go_from_token_to_token(browser, page):
     by_id(browser, "text").send_keys("\ue012")  # left
     assert "at 398" in panel(browser)
     browser.execute_script("document.querySelector('[data-place=\"3\"]').click()")
-    assert "kept for tokens 100 to 399" in panel(browser)
+    assert "Lookups are shown for tokens 100 to 399" in panel(browser)
 
 
-def test_the_page_opens_at_the_token_that_its_address_names(browser, page):
+def test_the_page_opens_at_the_token_in_its_address(browser, page):
     show(browser, page)
     browser.get(page.as_uri() + "#333")
     browser.refresh()
@@ -149,28 +152,28 @@ def test_the_command_reads_a_document_of_the_split_or_a_file(run, tmp_path, caps
     assert main(["inspect", f"--workdir={run}", f"--document={names[1]}"]) == 0
     lines = [json.loads(line) for line in (run / "inspect" / f"{names[1]}-memory-64.jsonl").read_text().splitlines()]
     assert "".join(line["text"] for line in lines) == TEXTS[names[1]]
-    of_evaluation = arrays["nats"][arrays["ends"][0] : arrays["ends"][1]]
-    np.testing.assert_allclose([line["nats"] for line in lines], of_evaluation, rtol=1e-4, atol=1e-4)
+    evaluated = arrays["nats"][arrays["ends"][0] : arrays["ends"][1]]
+    np.testing.assert_allclose([line["nats"] for line in lines], evaluated, rtol=1e-4, atol=1e-4)
     (tmp_path / "some.txt").write_text(TEXTS[names[1]])
     out = tmp_path / "page.html"
     assert main(["inspect", f"--workdir={run}", f"--document={tmp_path / 'some.txt'}", f"--out={out}"]) == 0
     assert (tmp_path / "page.jsonl").read_text() == (run / "inspect" / f"{names[1]}-memory-64.jsonl").read_text()
-    assert "nats each with the memory" in capsys.readouterr().out
+    assert "nats per token with memory" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--document=none"], ["--document=none", "no document of the test split", "no file"]),
-        (["--document={name}", "--memory_size=0"], ["no memory to look into", "Memory.size = 0"]),
-        (["--document={name}", "--first=100000"], ["--first=100000", "tokens 0 to"]),
+        (["--document={name}", "--memory_size=0"], ["has no memory to inspect", "Memory.size = 0"]),
+        (["--document={name}", "--first=100000"], ["--first=100000", "from 0 to"]),
         (["--document={name}", "--top=0"], ["--top=0", "at least 1"]),
-        (["--document={name}", "--out={name}"], ["--out=", "no page of `memorizing inspect`"]),
-        (["--document={name}", "--out=lines.html"], ["--out=lines.html", "would go to lines.jsonl"]),
-        (["--document={name}", "--out=new.jsonl"], ["--out=new.jsonl", "name it new.html"]),
+        (["--document={name}", "--out={name}"], ["--out=", "not a page of `memorizing inspect`"]),
+        (["--document={name}", "--out=lines.html"], ["--out=lines.html", "would replace lines.jsonl"]),
+        (["--document={name}", "--out=new.jsonl"], ["--out=new.jsonl", "Name it new.html"]),
     ],
 )
-def test_what_is_refused(run, arguments, words, capsys, tmp_path, monkeypatch):
+def test_unusable_arguments_are_rejected(run, arguments, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("lines.jsonl").write_text("someone's own")
     name = PreparedTokens(run.parent / "data").split("test").names()[0]

@@ -255,7 +255,7 @@ def test_a_report_replaces_its_own_earlier_one_and_nothing_else(run, tmp_path):
     for _ in range(2):
         assert main(["report", f"--workdir={run}", f"--out={out}"]) == 0
     out.write_text("<!doctype html> something of mine")
-    with pytest.raises(InputError, match="no page of `memorizing report`"):
+    with pytest.raises(InputError, match="not a page of `memorizing report`"):
         report_run(run, out)
     assert out.read_text().endswith("mine")
     for data in (gather_run, lambda folder: gather_sweep(folder, out)):

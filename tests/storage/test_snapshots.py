@@ -11,7 +11,7 @@ import pytest
 from memorizing.data.batches import read_batch
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.errors import InputError
-from memorizing.evaluation.perplexity import score_documents
+from memorizing.evaluation.perplexity import EvaluationSettings, TrainedModel, score_documents
 from memorizing.generation.reader import Reader
 from memorizing.memory.bank import valid
 from memorizing.model.transformer import apply_model, create_model
@@ -240,8 +240,13 @@ def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, k
     made.save(tmp_path / "memory")
     mesh = make_mesh(MeshSettings(), jax.devices()[:devices])
     banks = prebuilt_banks(tmp_path / "memory", made._source, memory, mesh)
-    rest = (MODEL, memory, parameters(), split, N, 2, 3, mesh)
-    scores = {each.document: each.nats_T for each in score_documents(*rest, banks)}
+    read_by = (
+        TrainedModel(MODEL, memory, N, parameters()),
+        split,
+        EvaluationSettings(batch_size=2, segments_per_call=3),
+        mesh,
+    )
+    scores = {each.document: each.nats_T for each in score_documents(*read_by, banks)}
     graph, _ = create_model(MODEL, memory, seed=0)
     run = jax.jit(functools.partial(apply_model, graph, parameters()))
     begun = made._carry._replace(cached_B=np.zeros(1, bool))
@@ -255,7 +260,7 @@ def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, k
             logits_BNV, carry = run(batch._replace(starts_document_B=np.zeros(1, bool)), carry)
             nats.append(score(logits_BNV, batch).nats_BN[0])
         np.testing.assert_allclose(scores[document], np.concatenate(nats)[:length], atol=1e-4)
-    without = {each.document: each.nats_T for each in score_documents(*rest)}
+    without = {each.document: each.nats_T for each in score_documents(*read_by)}
     assert all(np.abs(without[document] - scores[document])[:N].max() > 1e-3 for document in scores)
 
 

@@ -1,10 +1,10 @@
-"""Self-contained HTML pages: a file with its style, scripts and data inside; it opens from a disk, asking no network.
+"""Self-contained HTML pages: one file holds style, scripts and data, and opens from the disk without a network.
 
     page("Title", body, scripts=[script("report.js")], data={...})
 
-`page.css` is colors (variables, light and dark), type, tables, panels and controls; `page.js` gives scripts
-`page.data`, `page.element`, `page.table` and the colors of the theme at hand. What comes from a user goes into `data`,
-and from there into the document as text; `body` is markup, so that names in it have to go through `html.escape`.
+`page.css` defines colors (variables, light and dark), type, tables, panels and controls. `page.js` gives scripts
+`page.data`, `page.element`, `page.table` and the colors of the current theme. Text from a user goes into `data`, and
+from there into the document as text. `body` is markup, so names in it have to go through `html.escape`.
 """
 
 import html
@@ -17,7 +17,7 @@ from memorizing.errors import InputError
 from memorizing.files import AnyPath
 
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-"""What a page may load: what is in it."""
+"""Content security policy: a page loads nothing from outside."""
 
 SHELL = """<!doctype html>
 <html lang="en">
@@ -35,9 +35,9 @@ SHELL = """<!doctype html>
 </script>
 </head>
 <body>
-<a class="skip" href="#main">Skip to the content</a>
+<a class="skip" href="#main">Skip to content</a>
 <header class="bar"><span class="bar-title">{title}</span><button type="button" id="theme">Dark</button></header>
-<noscript><p class="notice">This page draws its tables and charts with JavaScript, which is off.</p></noscript>
+<noscript><p class="notice">This page draws its tables and charts with JavaScript, which is turned off.</p></noscript>
 <main id="main">
 {body}
 </main>
@@ -49,9 +49,13 @@ SHELL = """<!doctype html>
 
 
 def page(title: str, body: str, scripts: Sequence[str] = (), data: Any = None, kind: str = "report") -> str:
-    """The text of a page. `body` is markup; `scripts` are JavaScript, run in their order; `data` is what they read.
+    """Returns the HTML of a page.
 
-    `kind` is the command that made it, by which `check_replaceable` knows its own pages.
+    Args:
+        body: markup of the main element.
+        scripts: JavaScript, run in order.
+        data: JSON-serializable data that the scripts read.
+        kind: the command that makes the page; `check_replaceable` recognizes pages by it.
     """
     return SHELL.format(
         kind=html.escape(kind),
@@ -66,33 +70,33 @@ def page(title: str, body: str, scripts: Sequence[str] = (), data: Any = None, k
 
 
 def script(name: str) -> str:
-    """A file of this folder."""
+    """Returns the content of a file in this folder."""
     return (resources.files(__name__) / name).read_text(encoding="utf-8")
 
 
 def embedded(data: Any) -> str:
-    """JSON that can stand in a script element: no `<` in it, so that nothing in it can end that element.
+    """Returns JSON for a script element. It has no `<`, so that no text in it can end that element.
 
     Raises:
-        ValueError: for numbers that JSON does not have (NaN, infinities), which no browser would read.
+        ValueError: for NaN and infinities, which JSON does not have.
     """
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def is_page(path: AnyPath, kind: str) -> bool:
-    """Whether a file is a page that `memorizing KIND` made."""
+    """Returns True for a page that `memorizing KIND` made."""
     with path.open("rb") as file:
         return f'<meta name="generator" content="memorizing {kind}">'.encode() in file.read(1000)
 
 
 def check_replaceable(option: str, path: AnyPath, kind: str = "report") -> None:
-    """A page is made again in full, so it replaces its own earlier one and nothing else.
+    """Refuses to replace anything but an earlier page of the same kind.
 
     Raises:
-        InputError: naming `option`, when something else is there.
+        InputError: names `option` and the file in the way.
     """
     if path.exists() and (path.is_dir() or not is_page(path, kind)):
         raise InputError(
-            f"{option}={path} is there and no page of `memorizing {kind}`: name another file, or remove it"
+            f"{option}={path} exists and is not a page of `memorizing {kind}`. Name another file, or remove it"
         )
