@@ -57,5 +57,5 @@ def read_documents(options: argparse.Namespace, out: Path | None = None) -> "Rea
     for path in options.document:
         reader.read_files(path)
     if reader.tokens and reader.memory.size:
-        say(f"{reader.tokens:,} tokens read; {reader.remembered:,} are in a memory of {reader.memory.size:,}")
+        say(f"{reader.tokens:,} tokens read; {reader.tokens_in_memory:,} are in a memory of {reader.memory.size:,}")
     return reader

@@ -1,9 +1,10 @@
-"""Reading long texts into memory, and writing on from there: `Reader`, which `memorizing generate` and `memorize` use.
+"""Inference: `Reader` reads long texts into memory and continues them; `memorizing generate` and `memorize` use it.
 
-    read     whole segments by the call that training and evaluation make; the tokens left over wait for others
-    write    those at once, then a token at a time (model/decoding.py); a segment that is full goes to caches and memory
+    read     runs the model on whole segments, as training and evaluation do; the rest of the tokens waits
+    write    runs the model on the waiting tokens, then token by token (`decoding.py`); a full segment goes to the
+             XL caches and the memory
 
-Everything a reader reads and writes is one document, to which its memory belongs.
+Everything that a reader reads and writes is one document, which has one memory.
 """
 
 import dataclasses
@@ -43,13 +44,14 @@ from memorizing.storage.snapshots import (
 
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
-    """How the next token is drawn from the model's probabilities.
+    """Settings of sampling.
 
     Attributes:
-        temperature: by which logits are divided: below 1 the likely gets likelier; 0 for always the likeliest token.
-        top_k: only the so many likeliest tokens are drawn; 0 for all.
-        top_p: only the likeliest tokens that together have this probability are drawn (arXiv 1904.09751).
-        seed: the same one writes the same text.
+        temperature: divisor of the logits. Below 1, likely tokens get likelier; 0 always takes the likeliest token.
+        top_k: sample from the `top_k` likeliest tokens; 0 for all tokens.
+        top_p: sample from the smallest set of tokens whose probabilities add up to `top_p` (nucleus sampling, arXiv
+            1904.09751); 1 for all tokens.
+        seed: random seed; the same seed gives the same text.
     """
 
     temperature: float = 1.0
@@ -59,27 +61,29 @@ class SamplingSettings:
 
     def __post_init__(self):
         if self.temperature < 0 or not np.isfinite(self.temperature):
-            raise InputError(f"temperature = {self.temperature}: must be 0 (always the likeliest token) or more")
+            raise InputError(
+                f"temperature = {self.temperature} is not a number of at least 0. Use 0 for the likeliest token"
+            )
         if self.top_k < 0:
-            raise InputError(f"top_k = {self.top_k}: must be 0 (all tokens) or more")
+            raise InputError(f"top_k = {self.top_k} is below 0. Use 0 for all tokens, or a number of tokens")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p = {self.top_p}: must be above 0 and at most 1 (all tokens)")
+            raise InputError(f"top_p = {self.top_p} is not above 0 and at most 1. Use 1 for all tokens")
         if not 0 <= self.seed < 2**32:
-            raise InputError(f"seed = {self.seed}: must be at least 0 and below 2^32")
+            raise InputError(f"seed = {self.seed} is not a whole number from 0 to 2^32 - 1. Use one in that range")
 
 
 def check_tokens(tokens: int) -> None:
-    """Refuses to write nothing."""
+    """Rejects a number of tokens to write that is less than 1."""
     if tokens < 1:
-        raise InputError(f"tokens = {tokens}: must be at least 1")
+        raise InputError(f"tokens = {tokens} writes nothing. Use at least 1")
 
 
 def sample(
     logits_BV: Float[jax.Array, "B V"], rng: jax.Array, temperature: float, top_k: int, top_p: float
 ) -> Int[jax.Array, "B"]:
-    """Draws a token for each row, as `SamplingSettings` says; of equal logits those of lower ids come first.
+    """Samples a token for each row; see `SamplingSettings`. Among equal logits, lower ids come first.
 
-    The tokens that `top_p` keeps are the fewest, likeliest first, whose probability reaches it: at least one.
+    `top_p` keeps the likeliest tokens until their probabilities reach it: at least one token.
     """
     if temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
@@ -92,14 +96,14 @@ def sample(
         before_BV = jnp.cumsum(mass_BV, axis=-1) - mass_BV
         kept_BV = (before_BV < top_p).at[:, 0].set(True)
         sorted_BV = jnp.where(kept_BV, sorted_BV, -jnp.inf)
-    place_B = jax.random.categorical(rng, sorted_BV)
-    return jnp.take_along_axis(order_BV, place_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    rank_B = jax.random.categorical(rng, sorted_BV)
+    return jnp.take_along_axis(order_BV, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 class Reader:
-    """A model with one memory: it reads texts one after another as one document, and writes on from there.
+    """A model with one memory, which reads texts one after another as one document and continues them.
 
-    Made by `memorizing.open_reader`.
+    `memorizing.open_reader` opens one for a run.
     """
 
     def __init__(
@@ -115,52 +119,54 @@ class Reader:
         self.memory = dataclasses.replace(memory, report_recall=False)
         self._source, self._parameters, self._vocabulary = source, parameters, vocabulary
         self._folder, self._mesh, self._say = folder, mesh, say
-        self._calls = _calls(source.model, self.memory, source.segment_length, vocabulary.special, vocabulary.size)
+        self._programs = _programs(
+            source.model, self.memory, source.segment_length, vocabulary.special, vocabulary.size
+        )
         empty = functools.partial(empty_carry, source.model, self.memory, 1, source.segment_length)
         self._carry: Carry = init_sharded(mesh, empty, functools.partial(shardings, mesh))
-        # Of the segment that is not in the carry yet: at least one, so that there is always something to go on from.
+        # The inputs of the partial segment, which is not in the carry yet. There is at least one, to continue from.
         self._inputs = [vocabulary.begin]
-        # Once something is written behind these inputs: what the model made of them.
-        self._opened: tuple[jax.Array, Any] | None = None
+        # Logits after these inputs, and the partial segment without its carry. None until the next token is needed.
+        self._partial: tuple[jax.Array, Any] | None = None
         self._texts: list[ReadText] = []
         self._is_older = False
 
     @property
     def tokens(self) -> int:
-        """How many were read and written."""
+        """Number of tokens read and written."""
         return sum(text.tokens for text in self._texts)
 
     @property
-    def remembered(self) -> int:
-        """How many tokens the memory holds now: the most that a layer's does, where they leave out different ones."""
+    def tokens_in_memory(self) -> int:
+        """Number of tokens in the memory; the maximum over layers, where these drop different tokens."""
         return max((int(bank.length_B[0]) for bank in self._carry.banks), default=0)
 
     def read(self, text: str, name: str = "text") -> int:
-        """Reads a text behind all that was read before; gives its number of tokens. Snapshots note its `name`.
+        """Reads a text after everything read before, and returns its number of tokens. Snapshots record its `name`.
 
         Raises:
-            InputError: when a memory that is only read (`Memory.writes = 'never'`) was not loaded before.
+            InputError: if `Memory.writes = 'never'` and no snapshot was loaded, so that the memory would stay empty.
         """
-        if not self.remembered:
+        if not self.tokens_in_memory:
             check_not_empty(self.memory, "load one first (--memory=DIR, reader.load)")
         tokens = encoded_text(self._vocabulary, text, name)
         self._note(tokens, name)
         self._inputs += tokens.tolist()
-        self._opened = None
+        self._partial = None
         length, first = self._source.segment_length, 0
         while len(self._inputs) - first > length:
             inputs = np.asarray(self._inputs[first : first + length], np.int32)
             with jax.set_mesh(self._mesh):
-                self._carry = self._calls.segment(self._parameters, self._carry, inputs[None])
+                self._carry = self._programs.read_segment(self._parameters, self._carry, inputs[None])
             first += length
         del self._inputs[:first]
         return len(tokens)
 
     def read_files(self, path: str | Path) -> None:
-        """Reads a file, or the documents of a folder in order of their names, as the run's `Folder` settings say.
+        """Reads a file, or the documents of a folder in order of their names (see the run's `Folder` settings).
 
         Raises:
-            InputError: when there are none, or they are no text.
+            InputError: if there is no document, or a document is not text.
         """
         for document in read_path("--document", Path(path), self._folder):
             if isinstance(document, Problem):
@@ -169,10 +175,10 @@ class Reader:
                 self._say(f"{document.id}: {self.read(document.text, document.id):,} tokens")
 
     def clear_memory(self) -> None:
-        """Forgets what is in the memory; the segment that is not full yet and the XL caches stay. Snapshots note it."""
+        """Empties the memory; the partial segment and the XL caches remain. Snapshots record it."""
         with jax.set_mesh(self._mesh):
             banks = tuple(clear(bank, np.ones(1, bool)) for bank in self._carry.banks)
-        self._carry, self._opened = self._carry._replace(banks=banks), None
+        self._carry, self._partial = self._carry._replace(banks=banks), None
         self._texts.append(ReadText("(memory cleared)", 0, ""))
 
     def write(
@@ -184,39 +190,41 @@ class Reader:
         top_p: float | int = 1.0,
         seed: int = 0,
     ) -> str:
-        """Reads the prompt, writes that many tokens behind it, and gives their text, without the prompt."""
+        """Reads the prompt, writes `tokens` tokens after it, and returns their text without the prompt."""
         return "".join(self.stream(prompt, tokens, SamplingSettings(float(temperature), top_k, float(top_p), seed)))
 
     def stream(self, prompt: str, tokens: int, sampling: SamplingSettings) -> Iterator[str]:
-        """`write`, piece by piece: whole characters, as soon as they are certain."""
+        """Writes as `write` does, and yields the text as it comes, in whole characters."""
         check_tokens(tokens)
         if prompt:
             self.read(prompt, "prompt")
-        how = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
         text, written = TextStream(self._vocabulary, np.asarray(self._inputs[-1:], np.int32)), []
         try:
             for number in range(tokens):
                 rng = jax.random.fold_in(jax.random.key(sampling.seed), number)
-                written.append(self._next(rng, how))
-                if piece := text.push(written[-1]):
-                    yield piece
+                written.append(self._next(rng, sampling))
+                if new_text := text.push(written[-1]):
+                    yield new_text
             yield text.rest()
         finally:
             self._note(np.asarray(written, np.int32), "written")
 
-    def _next(self, rng: jax.Array, how: dict[str, float]) -> int:
-        """Draws a token and reads it."""
-        calls, length = self._calls, self._source.segment_length
+    def _next(self, rng: jax.Array, sampling: SamplingSettings) -> int:
+        """Samples a token and reads it."""
+        programs, length = self._programs, self._source.segment_length
+        sampling = dataclasses.replace(sampling, seed=0)  # `rng` holds the seed; another one would compile again
         with jax.set_mesh(self._mesh):
-            if self._opened is None:
+            if self._partial is None:
                 inputs = np.pad(np.asarray(self._inputs, np.int32), (0, length - len(self._inputs)))
-                self._opened = calls.opening(self._parameters, self._carry, inputs[None], len(self._inputs))
-            (logits_BV, part), self._opened = self._opened, None
+                self._partial = programs.begin(self._parameters, self._carry, inputs[None], len(self._inputs))
+            (logits_BV, partial), self._partial = self._partial, None
             if len(self._inputs) == length:
-                self._carry, part = calls.closing(self._carry, part)
+                self._carry, partial = programs.close(self._carry, partial)
                 self._inputs = []
-            token_B, logits_BV, part = calls.step(self._parameters, self._carry, part, logits_BV, rng, **how)
-        self._opened = logits_BV, part
+            token_B, logits_BV, partial = programs.step(
+                self._parameters, self._carry, partial, logits_BV, rng, sampling
+            )
+        self._partial = logits_BV, partial
         self._inputs.append(int(token_B[0]))
         return self._inputs[-1]
 
@@ -225,20 +233,20 @@ class Reader:
             self._texts.append(read_text_of(tokens_T, name))
 
     def save(self, folder: str | Path) -> bool:
-        """Keeps all that was read and written as a snapshot; False if just that is there already.
+        """Saves everything read and written as a snapshot. Returns False if `folder` already holds the same snapshot.
 
         Raises:
-            InputError: when something else is there, or some of it is of other parameters than the model has now.
+            InputError: if `folder` holds something else, or part of the memory was made with other parameters.
         """
         self._check_saved()
         snapshot = Snapshot(self._carry, self._inputs, self._texts)
         return save_snapshot(Path(folder), snapshot, self._source, self.memory)
 
     def check_save(self, folder: str | Path, paths: Sequence[str | Path]) -> None:
-        """Refuses to save in `folder` what is read already and then these files, before they are read for nothing.
+        """Checks, before the files are read, that the texts read so far and these files could be saved in `folder`.
 
         Raises:
-            InputError: when a snapshot of other texts, or of another model, is there; when nothing is ever written.
+            InputError: if `folder` holds a snapshot of other texts or of another model, or the memory is never written.
         """
         self._check_saved()
         if not Path(folder).exists():
@@ -253,29 +261,29 @@ class Reader:
         check_not_empty(self.memory)
         if self._is_older:
             raise InputError(
-                "what was loaded is of the parameters that this run's training began with, and what is read now of "
-                "those that it has: the two cannot be kept as one snapshot. Read the texts anew, without loading it"
+                "the loaded snapshot was made with the parameters that training began with, and this run has others by "
+                "now. A snapshot needs one set of parameters. Read all texts again, without loading the snapshot"
             )
 
     def load(self, folder: str | Path) -> None:
-        """Takes a snapshot in place of what was read until now.
+        """Replaces everything read so far by a snapshot.
 
         Raises:
-            InputError: when there is none, another model made it, or it is damaged.
+            InputError: if there is no snapshot, another model made it, or it is damaged.
         """
         self._carry, self._inputs, self._texts = load_snapshot(Path(folder), self._source, self.memory, self._mesh)
-        self._opened, self._is_older = None, is_older(Path(folder), self._source)
+        self._partial, self._is_older = None, is_older(Path(folder), self._source)
 
 
-class _Calls:
-    """What a reader computes, each compiled once. A `part` is a `PartialSegment` less its carry, which lasts longer.
+class _Programs:
+    """The compiled programs of a reader. `partial` is a `PartialSegment` without its carry, which lives longer.
 
-    Only tokens below `size` are written, and none that are `special`.
+    read_segment(parameters, carry, inputs_BN) -> carry                          reads a whole segment
+    begin(parameters, carry, inputs_BN, count) -> logits, partial                reads the first `count` inputs of one
+    step(parameters, carry, partial, logits, rng, sampling) -> token, logits, partial    samples a token and reads it
+    close(carry, partial) -> carry, partial                                      begins the next segment
 
-    segment(parameters, carry, inputs_BN) -> carry                      reads a whole segment
-    opening(parameters, carry, inputs_BN, count) -> logits, part        reads the beginning of one
-    step(parameters, carry, part, logits, rng, ...) -> token, logits, part    draws a token and reads it
-    closing(carry, part) -> carry, part                                 goes on to the next segment
+    Sampled tokens are below `size` and not `special`.
     """
 
     def __init__(
@@ -285,31 +293,32 @@ class _Calls:
         token_V = np.arange(model.vocabulary_size)
         allowed_V = (token_V < size) & ~np.isin(token_V, list(special))
 
-        def segment(parameters, carry, inputs_BN):
+        def read_segment(parameters, carry, inputs_BN):
             rows = inputs_BN.shape[0]
             batch = Batch(inputs_BN, inputs_BN, jnp.ones(inputs_BN.shape, bool), jnp.zeros(rows, bool))
             return constrain_tree(apply_model(graph, parameters, batch, carry)[1])
 
-        def extended(parameters, carry, part, inputs_BN, count):
-            logits_BV, opened = extend(graph, parameters, inputs_BN, count, PartialSegment(carry, *part))
-            return everywhere(logits_BV), constrain_tree(opened)[1:]
+        def extended(parameters, carry, partial, inputs_BN, count):
+            logits_BV, segment = extend(graph, parameters, inputs_BN, count, PartialSegment(carry, *partial))
+            return everywhere(logits_BV), constrain_tree(segment)[1:]
 
-        def opening(parameters, carry, inputs_BN, count):
+        def begin(parameters, carry, inputs_BN, count):
             return extended(parameters, carry, open_segment(carry, segment_length)[1:], inputs_BN, count)
 
-        def step(parameters, carry, part, logits_BV, rng, *, temperature, top_k, top_p):
-            token_B = sample(jnp.where(allowed_V, logits_BV, -jnp.inf), rng, temperature, top_k, top_p)
-            return everywhere(token_B), *extended(parameters, carry, part, token_B[:, None], jnp.asarray(1))
+        def step(parameters, carry, partial, logits_BV, rng, sampling):
+            logits_BV = jnp.where(allowed_V, logits_BV, -jnp.inf)
+            token_B = sample(logits_BV, rng, sampling.temperature, sampling.top_k, sampling.top_p)
+            return everywhere(token_B), *extended(parameters, carry, partial, token_B[:, None], jnp.asarray(1))
 
-        def closing(carry, part):
-            carry = constrain_tree(close_segment(PartialSegment(carry, *part), model, memory))
+        def close(carry, partial):
+            carry = constrain_tree(close_segment(PartialSegment(carry, *partial), model, memory))
             return carry, constrain_tree(open_segment(carry, segment_length))[1:]
 
-        self.segment = jax.jit(segment, donate_argnums=1)
-        self.opening = jax.jit(opening)
-        self.step = jax.jit(step, donate_argnums=2, static_argnames=("temperature", "top_k", "top_p"))
-        self.closing = jax.jit(closing, donate_argnums=0)
+        self.read_segment = jax.jit(read_segment, donate_argnums=1)
+        self.begin = jax.jit(begin)
+        self.step = jax.jit(step, donate_argnums=2, static_argnames="sampling")
+        self.close = jax.jit(close, donate_argnums=0)
 
 
-_calls = functools.cache(_Calls)
-"""Readers of one model share what is compiled."""
+_programs = functools.cache(_Programs)
+"""Readers of one model share the compiled programs."""

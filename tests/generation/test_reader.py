@@ -1,4 +1,4 @@
-"""Readers write what the whole text read at once makes likeliest, draw as they are told, and tell whole characters."""
+"""Readers against reading the whole text at once; sampling against its probabilities; streams of whole characters."""
 
 import dataclasses
 import functools
@@ -32,7 +32,7 @@ TEXT = "a text to be read, with ünïcode"
 
 @functools.cache
 def parameters():
-    """Drawn so that what is predicted depends on much of what was read: else a model only repeats its last token."""
+    """Scales random parameters so that predictions depend on much of the text, not only on the last token."""
     drawn = create_model(MODEL, MEMORY, seed=0)[1]
     for layer in drawn["layers"].values():
         layer["attention"]["out_HDE"] *= 8
@@ -55,7 +55,7 @@ def whole(memory: MemorySettings):
 
 
 def likeliest(text: str, tokens: int, memory: MemorySettings = MEMORY) -> str:
-    """What is written if each time all of the text so far is read anew, by the call of training and evaluation."""
+    """Returns the greedy continuation; for each token the whole text is read again, as training and evaluation do."""
     known = [BEGIN_TOKEN, *VOCABULARY.encode(text).tolist()]
     for _ in range(tokens):
         carry = empty_carry(MODEL, memory, 1, N)
@@ -68,40 +68,40 @@ def likeliest(text: str, tokens: int, memory: MemorySettings = MEMORY) -> str:
 
 
 @pytest.mark.parametrize("length", [0, 1, N - 2, N - 1, N, N + 1, 3 * N - 1, 3 * N, 30])
-def test_what_is_written_is_what_the_whole_text_makes_likeliest(length):
+def test_greedy_writing_equals_reading_the_whole_text_for_each_token(length):
     text = TEXT.encode()[:length].decode()
     assert reader().write(text, tokens=2 * N + 3, temperature=0) == likeliest(text, 2 * N + 3)
 
 
-def test_with_its_memory_cleared_it_writes_as_without_one_until_that_fills_again():
-    """The memory is of the last layer, so that caches do not depend on it."""
+def test_a_cleared_memory_writes_as_no_memory_until_it_fills_again():
+    """Only the last layer has a memory, so caches do not depend on it."""
     none, one = reader(dataclasses.replace(MEMORY, size=0)), reader()
     for each in (none, one):
         each.read(TEXT)
-    assert one.remembered
-    one.write(tokens=1, temperature=0)  # what was opened by this is read anew
+    assert one.tokens_in_memory
+    one.write(tokens=1, temperature=0)  # starts a partial segment, which has to be read again
     none.write(tokens=1, temperature=0)
     one._inputs = list(none._inputs)
     one.clear_memory()
-    assert one.remembered == 0
+    assert one.tokens_in_memory == 0
     left = N - len(one._inputs)
     assert one.write(tokens=left, temperature=0) == none.write(tokens=left, temperature=0)
     one.read(TEXT)
-    assert one.remembered
+    assert one.tokens_in_memory
 
 
-def test_without_a_memory_something_else_is_written():
+def test_memory_changes_what_is_written():
     none = dataclasses.replace(MEMORY, size=0)
     expected = likeliest(TEXT, 2 * N, none)
     assert reader(none).write(TEXT, tokens=2 * N, temperature=0) == expected != likeliest(TEXT, 2 * N)
 
 
-def test_reading_and_writing_by_turns_is_reading_it_all():
+def test_reading_and_writing_in_turns_equals_reading_it_all():
     by_turns = reader()
     by_turns.read(TEXT[:3])
     by_turns.read(TEXT[3:])
     own = by_turns.write(tokens=5, temperature=0)
-    more = by_turns.write(tokens=N, temperature=0)  # goes on from what it wrote itself
+    more = by_turns.write(tokens=N, temperature=0)  # continues its own text
     assert own + more == likeliest(TEXT, 5 + N)
     assert by_turns.write("and this", tokens=N, temperature=0) == likeliest(TEXT + own + more + "and this", N)
     assert by_turns.tokens == len(TEXT.encode()) + 5 + N + len("and this") + N
@@ -115,17 +115,17 @@ def test_memory_is_filled_by_full_segments_and_keeps_the_newest():
     one = reader()
     for text, held in (("x" * (N - 1), 0), ("x", N), ("x" * (N - 1), N), ("x" * 100, 4 * N)):
         one.read(text)
-        assert one.remembered == held
+        assert one.tokens_in_memory == held
 
 
-def test_the_seed_decides_and_greedy_needs_none():
+def test_the_seed_decides_the_text_and_greedy_writing_ignores_it():
     draw = functools.partial(reader().write, TEXT, 20)
     assert reader().write(TEXT, 20, seed=1) == reader().write(TEXT, 20, seed=1) != reader().write(TEXT, 20, seed=2)
     assert reader().write(TEXT, 20, top_k=1, seed=3) == reader().write(TEXT, 20, temperature=0) == draw(temperature=0)
 
 
-def test_only_tokens_of_text_are_written():
-    """Of the model's 300 tokens nothing else counts, however likely."""
+def test_only_tokens_of_the_vocabulary_are_written():
+    """The model has 300 tokens, more than the vocabulary."""
     one = reader()
     one.write(TEXT, tokens=100, temperature=50.0)
     assert min(one._inputs) >= 3 and max(one._inputs) < STOP
@@ -136,7 +136,7 @@ LOGITS = np.log(np.asarray([0.1, 0.4, 0.2, 0.25, 0.05], np.float32))
 
 
 def drawn(count: int = 4000, **settings) -> np.ndarray:
-    """How often each of the five tokens is drawn."""
+    """Returns the relative frequency of each of the five tokens."""
     how = dataclasses.asdict(SamplingSettings(**settings))
     how.pop("seed")
     draw = jax.vmap(lambda rng: sample(jnp.asarray(LOGITS)[None], rng, **how)[0])
@@ -155,15 +155,15 @@ def drawn(count: int = 4000, **settings) -> np.ndarray:
         ({"top_p": 0.01}, [0, 1, 0, 0, 0]),
         ({"top_p": 0.6}, [0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]),
         ({"top_p": 0.7}, [0, 0.4 / 0.85, 0.2 / 0.85, 0.25 / 0.85, 0]),
-        ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0, 0]),  # of the two, the first has 0.62
+        ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0, 0]),  # the first of the two has 0.62
     ],
 )
-def test_tokens_are_drawn_by_their_probabilities(settings, expected):
+def test_tokens_are_sampled_by_their_probabilities(settings, expected):
     np.testing.assert_allclose(drawn(**settings), expected, atol=0.03)
     assert ((drawn(**settings) > 0) == (np.asarray(expected) > 0)).all()
 
 
-def test_of_equal_logits_top_k_keeps_exactly_so_many():
+def test_top_k_keeps_exactly_k_of_equal_logits():
     draw = jax.vmap(lambda rng: sample(jnp.zeros((1, 6)), rng, 1.0, 2, 1.0)[0])
     assert set(np.unique(draw(jax.random.split(jax.random.key(0), 200)))) == {0, 1}
 
@@ -172,7 +172,7 @@ def test_of_equal_logits_top_k_keeps_exactly_so_many():
     "settings",
     [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"seed": -1}],
 )
-def test_settings_that_mean_nothing_are_refused(settings):
+def test_invalid_sampling_settings_are_rejected(settings):
     name = next(iter(settings))
     with pytest.raises(InputError, match=name):
         SamplingSettings(**settings)
@@ -185,18 +185,18 @@ def streamed(vocabulary, tokens) -> list[str]:
     return [*(stream.push(int(token)) for token in tokens), stream.rest()]
 
 
-def test_characters_are_told_whole_and_what_is_none_is_told_in_the_end():
+def test_streams_yield_whole_characters_and_invalid_bytes_at_the_end():
     vocabulary = ByteVocabulary()
     text = "aé€😀\n b"
-    pieces = streamed(vocabulary, vocabulary.encode(text))
-    assert pieces == ["a", "", "é", "", "", "€", "", "", "", "😀", "\n", " ", "b", ""]
+    parts = streamed(vocabulary, vocabulary.encode(text))
+    assert parts == ["a", "", "é", "", "", "€", "", "", "", "😀", "\n", " ", "b", ""]
     broken = [3 + byte for byte in b"\xe2\x82a\xff\xff\xff\xff\xffb\xf0\x9f"]
-    pieces = streamed(vocabulary, broken)
-    assert "".join(pieces) == vocabulary.decode(np.asarray(broken))
-    assert pieces[2] == "\ufffda" and pieces[-1] == "\ufffd"
+    parts = streamed(vocabulary, broken)
+    assert "".join(parts) == vocabulary.decode(np.asarray(broken))
+    assert parts[2] == "\ufffda" and parts[-1] == "\ufffd"
 
 
-def test_any_text_comes_out_as_it_went_in():
+def test_streams_give_back_any_text():
     text = "def  f(x):\n\treturn  'é😀日本'  # ▁ \n\n    done " * 5
     lines = [f"def f{n}(x): return 'é' + x  # some words of {n}\n" for n in range(200)]
     for vocabulary in (ByteVocabulary(), train_sentencepiece(lines, 320, "bpe", 10_000)):
@@ -206,7 +206,7 @@ def test_any_text_comes_out_as_it_went_in():
         assert "".join(streamed(vocabulary, tokens)) == vocabulary.decode(tokens)
 
 
-def test_words_are_told_with_the_space_before_them():
+def test_streams_yield_words_with_the_space_before_them():
     vocabulary = WordVocabulary(["one", "two", "three"])
     stream = TextStream(vocabulary, vocabulary.encode("one"))
     assert [stream.push(int(token)) for token in vocabulary.encode("two three")] == [" two", " three"]

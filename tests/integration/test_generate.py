@@ -1,4 +1,4 @@
-"""A tiny run, trained and then used as a person would: by the commands, and by the lines of Python in the README."""
+"""A tiny run, used by the commands and by the Python example of a README."""
 
 import json
 import re
@@ -17,7 +17,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """With `data`, trained runs `one` and `other`, and documents to read."""
+    """A folder with `data`, the trained runs `one` and `other`, and documents in `texts`."""
     folder = tmp_path_factory.mktemp("generate")
     (folder / "run.gin").write_text(GIN)
     (folder / "texts").mkdir()
@@ -31,18 +31,18 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(capfd, *arguments: str, status: int = 0) -> tuple[str, str]:
-    """What a command prints: its text, and what it tells beside that."""
+    """Runs a command and returns its standard output and standard error."""
     capfd.readouterr()
     assert main(list(arguments)) == status
     return capfd.readouterr()
 
 
-def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
+def test_generate_continues_documents_and_snapshots(folder, capfd, monkeypatch):
     monkeypatch.chdir(folder)
     how = ["--workdir=one", "--tokens=40", "--seed=3", "--top_p=0.9"]
-    text, told = run(capfd, "generate", *how, "--document=texts", "--prompt=the 3")
+    text, message = run(capfd, "generate", *how, "--document=texts", "--prompt=the 3")
     assert text.startswith("the 3") and len(text) > 20
-    assert "3.txt: " in told and re.search(r"tokens read; 32 are in a memory of 32", told)
+    assert "3.txt: " in message and re.search(r"tokens read; 32 are in a memory of 32", message)
 
     _, _ = run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")
     again, _ = run(capfd, "generate", *how, "--memory=memory", "--prompt=the 3")
@@ -56,10 +56,12 @@ def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
     assert (
         "already holds this snapshot" in run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=memory")[0]
     )
-    _, told = run(capfd, "memorize", "--workdir=one", "--document=texts/1.txt", "--out=memory", status=2)
-    assert "--out=memory holds a snapshot of other texts" in told and "1.txt: " not in told  # nothing is read for it
-    _, told = run(capfd, "generate", "--workdir=other", "--memory=memory", status=2)
-    assert "other parameters" in told
+    _, message = run(capfd, "memorize", "--workdir=one", "--document=texts/1.txt", "--out=memory", status=2)
+    assert (
+        "--out=memory holds a snapshot of other texts" in message and "1.txt: " not in message
+    )  # nothing is read for it
+    _, message = run(capfd, "generate", "--workdir=other", "--memory=memory", status=2)
+    assert "other parameters" in message
     for arguments, words in (
         (["memorize", "--workdir=one", "--out=new"], "--document is missing"),
         (["memorize", "--workdir=one", "--document=texts", "--out=texts"], "--out=texts is there already"),
@@ -71,7 +73,7 @@ def test_reading_writing_and_keeping(folder, capfd, monkeypatch):
         assert words in run(capfd, *arguments, status=2)[1]
 
 
-def test_documents_are_evaluated_with_what_was_memorized(folder, capfd, monkeypatch):
+def test_evaluate_starts_documents_with_a_snapshot(folder, capfd, monkeypatch):
     monkeypatch.chdir(folder)
     run(capfd, "memorize", "--workdir=one", "--document=texts", "--out=known")
     run(capfd, "evaluate", "--workdir=one")
