@@ -19,6 +19,7 @@ from memorizing.commands import (
     plan,
     prepare,
     report,
+    settings,
     show_data,
     sweep,
     train,
@@ -40,5 +41,6 @@ COMMANDS: dict[str, ModuleType] = {
     "export": export,
     "sweep": sweep,
     "bench": bench,
+    "settings": settings,
 }
 """Subcommands by name, in the order of the overview."""

@@ -34,6 +34,9 @@ class ModelSettings:
         rope_scaling: for texts longer than those trained on, angles are divided by `rope_factor`: `linear` all of them,
             `llama3` those that turn less than `rope_low_frequency` times in `rope_original_length` tokens, not those
             that turn more than `rope_high_frequency` times, and the others in part.
+        rope_factor: divisor of the angles with `rope_scaling`.
+        rope_low_frequency, rope_high_frequency: bounds of the scaled angles, in turns (`llama3`).
+        rope_original_length: length of the texts that the model was pretrained on, in tokens (`llama3`).
         tie_embeddings: one table for tokens read and tokens predicted, or one for each.
         embedding_scale: of the vectors of tokens read; None for `sqrt(E)`.
         banks_of: for each memory layer the layer whose bank it reads; None for its own. So (9, 9, 9) for layers
