@@ -15,8 +15,8 @@ from memorizing.files import AnyPath, run_folder
 from memorizing.generation.reader import Reader
 from memorizing.memory.bank import Bank
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.transformer import open_mesh
-from memorizing.parallel.mesh import MeshSettings
+from memorizing.model.settings import split_sizes
+from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.storage.init_from import source_of
 from memorizing.storage.snapshots import check_not_empty, prebuilt_banks
 from memorizing.storage.workdir import open_vocabulary
@@ -48,7 +48,9 @@ def open_reader(
     config = config.with_memory_size(config.memory.size if memory_size is None else memory_size)
     tokens = open_vocabulary(workdir)
     segment, devices = config.batch.segment_length, jax.local_devices()[: config.mesh.model]
-    mesh = open_mesh(MeshSettings(1, config.mesh.model), config.model, config.memory, segment, 1, devices=devices)
+    mesh = open_mesh(
+        MeshSettings(1, config.mesh.model), split_sizes(config.model, config.memory, segment, 1), devices=devices
+    )
     parameters, step = evaluation.restore(workdir, config.model, mesh)
     source = source_of(workdir, config.model, segment, tokens, parameters, step)
     return Reader(source, config.memory, parameters, tokens.vocabulary, config.folder, mesh, say)
@@ -104,7 +106,7 @@ def evaluate(
     _check_memory_at_start(config, memories, request.snapshot, say)
     segment, batch_size = config.batch.segment_length, config.evaluation.batch_size
     meshes = [
-        open_mesh(config.mesh, config.model, memory, segment, batch_size, "Evaluation.batch_size")
+        open_mesh(config.mesh, split_sizes(config.model, memory, segment, batch_size, "Evaluation.batch_size"))
         for memory in memories
     ]
     default = config.evaluation.data or config.training.data

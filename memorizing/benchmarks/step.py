@@ -30,9 +30,9 @@ from memorizing.memory.bank import Bank, append, valid
 from memorizing.memory.search import chosen, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, open_mesh
-from memorizing.parallel.mesh import MeshSettings, assemble, shardings
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.model.transformer import abstract_model
+from memorizing.parallel.mesh import MeshSettings, assemble, open_mesh, shardings
 from memorizing.planning.plan import compile_call
 from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
@@ -170,7 +170,7 @@ class FullMemoryStep:
         self.run, model, memory, batch = run, run.model, run.memory, run.batch
         device = jax.devices()[0]
         bytes_before = bytes_in_use(device)
-        mesh = open_mesh(MeshSettings(), model, memory, batch.segment_length, batch.size, devices=[device])
+        mesh = open_mesh(MeshSettings(), split_sizes(model, memory, batch.segment_length, batch.size), devices=[device])
         factory = StateFactory(model, memory, batch, run.optimizer, training, mesh)
         compiled: Any = compile_call(factory, factory.abstract_state(1), batch)
         state = factory.state()

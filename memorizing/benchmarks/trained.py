@@ -29,9 +29,11 @@ from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
 from memorizing.memory.search import Neighbors, Search, make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry, open_mesh
-from memorizing.parallel.mesh import MeshSettings
+from memorizing.model.carry import Carry, empty_carry
+from memorizing.model.parameters import Parameters
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.model.transformer import abstract_model, apply_model
+from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.shapes import Batch
 from memorizing.storage.workdir import readable_tokens
 
@@ -123,7 +125,7 @@ def run_vectors(
         InputError: when there is no checkpoint, or no tokens that the model can read.
     """
     tokens = readable_tokens(workdir, evaluation.data or data, model)
-    mesh = open_mesh(MeshSettings(), model, memory, segment_length, 1, devices=jax.devices()[:1])
+    mesh = open_mesh(MeshSettings(), split_sizes(model, memory, segment_length, 1), devices=jax.devices()[:1])
     parameters, step = restore(workdir, model, mesh)
     origin = f"trained ({workdir.name}, step {step})"
     return lambda shape, dtype: trained_vectors(

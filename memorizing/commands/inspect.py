@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> None:
     from memorizing.evaluation.evaluate import restore
     from memorizing.evaluation.perplexity import TrainedModel, check_losses
     from memorizing.files import run_folder
-    from memorizing.model.transformer import open_mesh
-    from memorizing.parallel.mesh import MeshSettings
+    from memorizing.model.settings import split_sizes
+    from memorizing.parallel.mesh import MeshSettings, open_mesh
     from memorizing.reports.inspection import ShownRange, inspect_document
     from memorizing.reports.inspection_page import check_out, choose_document, page_name, write_inspection
     from memorizing.storage.snapshots import check_not_empty
@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
     shown.check(len(document))
     out = options.out or workdir / "inspect" / page_name(options.document, name, document, memory.size)
     check_out(out)
-    mesh = open_mesh(MeshSettings(), config.model, memory, segment, 1, devices=jax.devices()[:1])
+    mesh = open_mesh(MeshSettings(), split_sizes(config.model, memory, segment, 1), devices=jax.devices()[:1])
     parameters, step = restore(workdir, config.model, mesh)
     trained = TrainedModel(config.model, memory, segment, parameters)
     inspection = inspect_document(trained, name, document, tokens.vocabulary, shown)

@@ -27,8 +27,10 @@ from memorizing.files import atomic_write
 from memorizing.memory.bank import Bank, readable, size
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
+from memorizing.model.carry import Carry, empty_carry
+from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, apply_model, empty_carry
+from memorizing.model.transformer import apply_model
 from memorizing.parallel.mesh import assemble, constrain_tree, init_sharded, local_rows, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.checkpoints import Checkpoints

@@ -36,8 +36,9 @@ from memorizing.files import AnyPath, atomic_write
 from memorizing.memory.bank import Bank
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters, abstract_model
+from memorizing.model.transformer import abstract_model
 from memorizing.parallel.hosts import is_first, say
 from memorizing.parallel.mesh import PARAMETER_RULES, placed, shardings
 from memorizing.storage.checkpoints import Checkpoints, CorruptCheckpoint

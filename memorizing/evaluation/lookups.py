@@ -20,9 +20,11 @@ from jaxtyping import Bool, Float, Int
 from memorizing.memory.bank import tokens_ago
 from memorizing.memory.search import Neighbors, Search, make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.groups import by_query_head
+from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_and_tell, empty_carry
+from memorizing.model.transformer import abstract_model, apply_and_tell
 from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 

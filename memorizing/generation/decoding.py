@@ -24,9 +24,10 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
 from memorizing.model.attention import Segment, close
 from memorizing.model.banks import Banks
+from memorizing.model.carry import Carry
+from memorizing.model.parameters import Parameters
 from memorizing.model.positions import Part
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters
 from memorizing.shapes import Array
 
 

@@ -25,8 +25,10 @@ from memorizing.errors import InputError
 from memorizing.generation.decoding import PartialSegment, close_segment, extend, open_segment
 from memorizing.memory.bank import clear
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import Carry, empty_carry
+from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, abstract_model, apply_model, empty_carry
+from memorizing.model.transformer import abstract_model, apply_model
 from memorizing.parallel.mesh import constrain_tree, everywhere, init_sharded, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.snapshots import (

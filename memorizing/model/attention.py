@@ -25,6 +25,7 @@ from memorizing.memory.bank import Bank, ReadStats
 from memorizing.memory.search import Search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens
+from memorizing.model.carry import Cache
 from memorizing.model.gates import COMPARING, Read, Scores, compared, mixed, opened
 from memorizing.model.groups import products, weighted_sums
 from memorizing.model.layers import RMSNorm, normal_parameter
@@ -34,23 +35,6 @@ from memorizing.model.positions import Part, angles, distances, frequencies, rot
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import constrain
 from memorizing.shapes import Array
-
-
-class Cache(NamedTuple):
-    """What one layer keeps of the previous segment, without gradient: its XL cache, and its last key for the shift.
-
-    Keys are kept before rotation; `last_key_BHD` also before the shift (see `Model.key_shift`).
-    """
-
-    keys_BHWD: Float[jax.Array, "B H W D"]
-    values_BHWD: Float[jax.Array, "B H W D"]
-    last_key_BHD: Float[jax.Array, "B H D"]
-
-
-def empty_cache(rows: int, heads: int, window: int, head_size: int, dtype: jnp.dtype) -> Cache:
-    """A cache of zeros; whether a row's is to be read is for the caller to know."""
-    held = (rows, heads, window, head_size)
-    return Cache(jnp.zeros(held, dtype), jnp.zeros(held, dtype), jnp.zeros((rows, heads, head_size), dtype))
 
 
 class Segment(NamedTuple):

@@ -4,7 +4,9 @@ import dataclasses
 from typing import Literal
 
 from memorizing.errors import InputError
+from memorizing.memory.settings import MemorySettings
 from memorizing.model.gates import GateKind
+from memorizing.parallel.mesh import SplitSize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,3 +197,19 @@ class ModelSettings:
     def group(self) -> int:
         """Query heads that share a key head (`G`)."""
         return self.heads // self.kv_head_count
+
+
+def split_sizes(
+    model: ModelSettings, memory: MemorySettings, segment_length: int, rows: int, rows_setting: str = "Batch.size"
+) -> list[SplitSize]:
+    """Returns all sizes that a mesh splits, for `open_mesh`. `rows_setting` names the setting that decides `rows`."""
+    return [
+        SplitSize("B", rows_setting, rows),
+        SplitSize("N", "Batch.segment_length", segment_length),
+        SplitSize("M", "Memory.size", memory.size),
+        SplitSize("H", "Model.heads", model.heads),
+        SplitSize("F", "Model.feed_forward_size", model.feed_forward_size),
+        SplitSize("V", "Model.vocabulary_size", model.vocabulary_size),
+        SplitSize("E", "Model.embedding_size", model.embedding_size),
+        SplitSize("H", "Model.kv_heads", model.kv_head_count),
+    ]

@@ -7,107 +7,30 @@ the carry they hold: its shapes say how large the XL cache and the memory are, a
 Where to read next: `attention.py` (local attention and gate), then `memory_attention.py`.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from memorizing.errors import InputError
-from memorizing.memory.bank import Bank, clear, empty_bank, masked
+from memorizing.memory.bank import clear, masked
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.attention import Attention, Cache, empty_cache
+from memorizing.model.attention import Attention
 from memorizing.model.banks import Banks
+from memorizing.model.carry import Carry
 from memorizing.model.layers import Embedding, FeedForward, make_norm
 from memorizing.model.learned_index import GRADIENT
 from memorizing.model.memory_attention import RETRIEVED
+from memorizing.model.parameters import Parameters
 from memorizing.model.positions import LearnedPositions, Part, RelativeBias
 from memorizing.model.settings import ModelSettings
-from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, check_sizes, constrain_tree, make_mesh
+from memorizing.parallel.mesh import PARAMETER_RULES, constrain_tree
 from memorizing.shapes import Array, Batch
-
-type Parameters = dict[str, Any]
-"""Parameters by name, nested like the modules: a plain pytree, which costs less per call than NNX's own state."""
-
 
 type Gates = dict[int, Float[jax.Array, "B H N"]]
 """How far each memory layer's gate was open for each token, by the layer's number; 0 where nothing was found."""
-
-
-class Carry(NamedTuple):
-    """What a row remembers of its document.
-
-    Attributes:
-        caches: an XL cache per layer (of length 0 where the model has none).
-        cached_B: whether the row's caches hold the segment before.
-        banks: the external memories of the layers that have one (`ModelSettings.bank_layers`), lowest first; empty for
-            no memory.
-    """
-
-    caches: tuple[Cache, ...]
-    cached_B: Bool[jax.Array, "B"]
-    banks: tuple[Bank, ...]
-
-
-def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment_length: int) -> Carry:
-    """The carry before any document is read.
-
-    Raises:
-        InputError: when the memory is to keep what falls out of an XL cache that there is not, or to be searched by an
-            index that the model has not; when segments are longer than the model knows positions for.
-    """
-    model.check_segment_length(segment_length, memory.size > 0 and memory.writes == "beyond_cache")
-    if memory.size and memory.writes == "beyond_cache" and not model.xl_cache:
-        raise InputError(
-            "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: read "
-            "with an XL cache, or set Memory.writes = 'segment'"
-        )
-    if memory.size and memory.proposer == "learned" and not model.index_size:
-        raise InputError(
-            "Memory.proposer = 'learned', but the model has no index: train one with Model.index_size = "
-            f"{max(model.head_size // 4, 1)} (beside the model, or later: configs/variants/learned_index.gin)"
-        )
-    dtype = jnp.dtype(model.dtype)
-    window = segment_length if model.xl_cache else 0
-    banks = len(model.bank_layers) if memory.size else 0
-    return Carry(
-        tuple(empty_cache(rows, model.kv_head_count, window, model.head_size, dtype) for _ in range(model.layers)),
-        jnp.zeros(rows, bool),
-        tuple(empty_bank(rows, model.kv_head_count, model.head_size, memory) for _ in range(banks)),
-    )
-
-
-def open_mesh(
-    mesh: MeshSettings,
-    model: ModelSettings,
-    memory: MemorySettings,
-    segment_length: int,
-    rows: int,
-    rows_setting: str = "Batch.size",
-    devices: Sequence[jax.Device] | None = None,
-) -> Mesh:
-    """A mesh over all devices (or `devices`) over which everything that these settings make divides.
-
-    Raises:
-        InputError: naming the setting that does not, and values that would.
-    """
-    opened = make_mesh(mesh, devices)
-    sizes = {
-        "B": (rows_setting, rows),
-        "N": ("Batch.segment_length", segment_length),
-        "M": ("Memory.size", memory.size),
-        "H": ("Model.heads", model.heads),
-        "F": ("Model.feed_forward_size", model.feed_forward_size),
-        "V": ("Model.vocabulary_size", model.vocabulary_size),
-        "E": ("Model.embedding_size", model.embedding_size),
-    }
-    check_sizes(opened, sizes)
-    check_sizes(opened, {"H": ("Model.kv_heads", model.kv_head_count)})
-    return opened
 
 
 class Layer(nnx.Module):
@@ -290,17 +213,6 @@ def abstract_model(model: ModelSettings, memory: MemorySettings) -> tuple[nnx.Gr
     """Structure, and shapes and dtypes in place of parameters: nothing is computed or allocated."""
     graph, state = nnx.split(nnx.eval_shape(lambda: Transformer(model, memory, nnx.Rngs(0))))
     return graph, nnx.to_pure_dict(state)
-
-
-def count_parameters(parameters: Parameters) -> int:
-    """How many numbers are learned."""
-    return sum(leaf.size for leaf in jax.tree.leaves(parameters))
-
-
-def by_path(parameters: Any) -> dict[str, Any]:
-    """Parameters, or what is nested like them, by their paths, `layers/8/attention/key_EHD`, in the tree's order."""
-    leaves = jax.tree.leaves_with_path(parameters)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def gates(parameters: Parameters) -> dict[int, Float[jax.Array, "*H"]]:

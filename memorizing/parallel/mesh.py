@@ -8,8 +8,8 @@ The letters of a leaf are the part of its field's name after the last underscore
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -78,13 +78,32 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def check_sizes(mesh: Mesh | AbstractMesh, sizes: Mapping[str, tuple[str, int]]) -> None:
-    """Refuses sizes (by letter: what the setting is called, and its value) that do not divide over the mesh.
+class SplitSize(NamedTuple):
+    """A size that the mesh splits: its shape letter, the setting that decides it, and its value."""
+
+    letter: str
+    setting: str
+    size: int
+
+
+def open_mesh(settings: MeshSettings, sizes: Iterable[SplitSize], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh over all devices of all processes, or over `devices`, that divides all `sizes`.
 
     Raises:
-        InputError: naming the setting, the axes, and the nearest values that would do.
+        InputError: if the axes do not multiply to the number of devices, or a size does not divide over its axes.
     """
-    for letter, (setting, size) in sizes.items():
+    mesh = make_mesh(settings, devices)
+    check_sizes(mesh, sizes)
+    return mesh
+
+
+def check_sizes(mesh: Mesh | AbstractMesh, sizes: Iterable[SplitSize]) -> None:
+    """Raises an error if a size does not divide over the axes of the mesh that split it.
+
+    Raises:
+        InputError: names the setting, the axes, and the nearest sizes that divide.
+    """
+    for letter, setting, size in sizes:
         axes = PARAMETER_RULES[letter]
         axes = (axes,) if isinstance(axes, str) else axes
         parts = int(np.prod([mesh.shape[axis] for axis in axes]))

@@ -27,9 +27,9 @@ from memorizing.data.batches import BatchSettings
 from memorizing.files import atomic_write
 from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import count_parameters, open_mesh
-from memorizing.parallel.mesh import MeshSettings, placed, shardings
+from memorizing.model.parameters import count_parameters
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.parallel.mesh import MeshSettings, open_mesh, placed, shardings
 from memorizing.parallel.topology import chip_of, memory_of, topology_devices
 from memorizing.planning.collectives import Collective, collectives
 from memorizing.shapes import Batch
@@ -73,7 +73,7 @@ def plan(
         DoesNotFit: when the program needs more memory than the chip has; the table is said and written all the same.
     """
     devices = topology_devices(topology)
-    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.size, devices=devices)
+    mesh = open_mesh(mesh_settings, split_sizes(model, memory, batch.segment_length, batch.size), devices=devices)
     make = StateFactory(model, memory, batch, optimizer, training, mesh)
     state = make.abstract_state(training.steps)
     figures: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from memorizing.errors import InputError
-from memorizing.model.transformer import Parameters, by_path
+from memorizing.model.parameters import Parameters, by_path
 from memorizing.pretrained.config_json import Architecture
 from memorizing.pretrained.tables import BUFFERS, CONV1D, LINEAR, TABLE, VECTOR, Row
 from memorizing.pretrained.tensors import Tensors

@@ -19,9 +19,9 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.files import AnyPath, copy_files
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters, by_path, open_mesh
-from memorizing.parallel.mesh import MeshSettings
+from memorizing.model.parameters import Parameters, by_path
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
 from memorizing.pretrained.convert import places, to_tensor
 from memorizing.pretrained.tensors import write_tensors
@@ -55,8 +55,11 @@ def export(
             + "; ".join(f"{name} ({dropped[name]})" for name in missing)
             + f". To leave that out: --omit={','.join(missing)}"
         )
-    mesh = open_mesh(MeshSettings(1), it.model, MemorySettings(size=0), it.batch.segment_length, 1,
-                     devices=jax.local_devices()[:1])  # fmt: skip
+    mesh = open_mesh(
+        MeshSettings(1),
+        split_sizes(it.model, MemorySettings(size=0), it.batch.segment_length, 1),
+        devices=jax.local_devices()[:1],
+    )
     parameters, step = restore(workdir, it.model, mesh)
     tensors = _tensors(architecture, parameters, it.model)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.tokens import PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write
-from memorizing.model.transformer import Parameters, abstract_model, by_path, count_parameters, create_model
+from memorizing.model.parameters import Parameters, by_path, count_parameters
+from memorizing.model.transformer import abstract_model, create_model
 from memorizing.parallel.hosts import is_distributed
 from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from memorizing.files import AnyPath
 from memorizing.memory.bank import emptied
-from memorizing.model.transformer import Parameters, by_path
+from memorizing.model.parameters import Parameters, by_path
 from memorizing.parallel.hosts import all_agree, broadcast_from_first, is_first, wait
 from memorizing.parallel.mesh import init_sharded, placed, shardings
 from memorizing.storage.damage import is_damage, reason

@@ -20,8 +20,9 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write, copy_files, run_folder
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.parameters import Parameters, by_path
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters, abstract_model, by_path
+from memorizing.model.transformer import abstract_model
 from memorizing.parallel.hosts import is_first
 from memorizing.storage.checkpoints import Checkpoints
 from memorizing.storage.snapshots import Source, parameters_digest, snapshot_digest

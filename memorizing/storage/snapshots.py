@@ -28,9 +28,10 @@ from memorizing.files import atomic_write, writing
 from memorizing.memory.bank import Bank, as_ring, refill
 from memorizing.memory.search import NO_INDEX, make_search
 from memorizing.memory.settings import WRITING, MemorySettings
+from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.learned_index import is_of_index
+from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, Parameters, empty_carry
 from memorizing.parallel.mesh import RULES, MeshSettings, init_sharded, make_mesh, placed, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.fingerprint import fingerprints

@@ -6,7 +6,8 @@ import jax
 import optax
 from jaxtyping import Int
 
-from memorizing.model.transformer import Carry, Parameters
+from memorizing.model.carry import Carry
+from memorizing.model.parameters import Parameters
 
 
 class TrainState(NamedTuple):

@@ -22,10 +22,10 @@ from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank, size
 from memorizing.memory.search import searched_by
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Parameters, count_parameters, open_mesh
+from memorizing.model.parameters import Parameters, count_parameters
+from memorizing.model.settings import ModelSettings, split_sizes
 from memorizing.parallel.hosts import Preemption, is_distributed, is_first, say
-from memorizing.parallel.mesh import MeshSettings, assemble, local_rows
+from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, open_mesh
 from memorizing.storage.checkpoints import Checkpoints, CorruptCheckpoint, save_failed
 from memorizing.storage.init_from import begin_from, record_beginning, recorded_beginning
 from memorizing.storage.snapshots import Source, prebuilt_banks, snapshot_digest
@@ -69,7 +69,7 @@ def train(
         Interrupted: after SIGTERM or SIGINT; the same call goes on from there.
     """
     tokens = open_tokens(training.data, model)
-    mesh = open_mesh(mesh_settings, model, memory, batch.segment_length, batch.size)
+    mesh = open_mesh(mesh_settings, split_sizes(model, memory, batch.segment_length, batch.size))
     make = StateFactory(model, memory, batch, optimizer, training, mesh)
     say(describe(model, memory, batch, make.abstract_state(training.steps).parameters, mesh, make.only))
     with (

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Int
 
-from memorizing.model.transformer import Carry
+from memorizing.model.carry import Carry
 
 _STREAM = 2**31
 """Tells these random numbers from those of `Model.dropout`, which count up from 0 for the same seed and step."""

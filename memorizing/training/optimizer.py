@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from memorizing.errors import InputError
 from memorizing.model.learned_index import is_of_index
-from memorizing.model.transformer import Parameters, by_path
+from memorizing.model.parameters import Parameters, by_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,9 +15,10 @@ from memorizing.data.batches import BatchSettings
 from memorizing.memory.bank import Bank
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import Carry, abstract_model, create_model, empty_carry
-from memorizing.parallel.mesh import check_sizes, init_sharded, placed, shardings
+from memorizing.model.transformer import abstract_model, create_model
+from memorizing.parallel.mesh import SplitSize, check_sizes, init_sharded, placed, shardings
 from memorizing.parallel.topology import training_options
 from memorizing.shapes import Batch
 from memorizing.storage.saved_banks import indexed, resized
@@ -44,7 +45,7 @@ class StateFactory:
     ):
         self.mesh, self.schedule = mesh, memory_schedule(memory, training)
         for _, slots in self.schedule.sizes:
-            check_sizes(mesh, {"M": ("a size of the memory, by Training.memory_growth or Memory.size", slots)})
+            check_sizes(mesh, [SplitSize("M", "a size of the memory, by Training.memory_growth or Memory.size", slots)])
         self.graph, parameters = abstract_model(model, memory)
         self.only = trainable_mask(optimizer, parameters, model.memory_layers)
         factors = learning_rate_multipliers(optimizer, parameters, model.memory_layers, self.only)

@@ -19,7 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from memorizing.memory.bank import Bank, mean_age, recall
-from memorizing.model.transformer import Carry, Parameters, apply_and_tell, gates
+from memorizing.model.carry import Carry
+from memorizing.model.parameters import Parameters
+from memorizing.model.transformer import apply_and_tell, gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Array, Batch
 from memorizing.storage.train_state import TrainState

@@ -18,7 +18,9 @@ from memorizing.config import load_trained
 from memorizing.data.batches import read_batch
 from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.perplexity import reading_plan, score_call
-from memorizing.model.transformer import empty_carry, open_mesh
+from memorizing.model.carry import empty_carry
+from memorizing.model.settings import split_sizes
+from memorizing.parallel.mesh import open_mesh
 from memorizing.shapes import Batch
 from memorizing.storage.workdir import open_tokens
 
@@ -27,7 +29,7 @@ def forward_seconds(workdir: Path, size: int) -> float:
     it = load_trained(workdir, [], [])
     memory = it.with_memory_size(size).memory
     segment, rows, together = it.batch.segment_length, it.evaluation.batch_size, it.evaluation.segments_per_call
-    mesh = open_mesh(it.mesh, it.model, memory, segment, rows, devices=jax.devices()[:1])
+    mesh = open_mesh(it.mesh, split_sizes(it.model, memory, segment, rows), devices=jax.devices()[:1])
     parameters, _ = restore(workdir, it.model, mesh)
     split = open_tokens(it.evaluation.data or it.training.data, it.model).split(it.evaluation.split)
     plan = reading_plan(split.lengths, rows, segment)

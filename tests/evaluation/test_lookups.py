@@ -13,8 +13,9 @@ from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.memory.bank import valid
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, apply_model, create_model, empty_carry
+from memorizing.model.transformer import abstract_model, apply_model, create_model
 from memorizing.reports.inspection import Inspection, ShownRange, inspect_document
 from memorizing.reports.inspection_figures import definitions_found, summary
 from memorizing.reports.inspection_page import json_lines as lines

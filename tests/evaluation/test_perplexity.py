@@ -26,8 +26,9 @@ from memorizing.evaluation.perplexity import (
     score_documents,
 )
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, empty_carry
+from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.reports.comparison import compare
 from memorizing.shapes import BEGIN_TOKEN, Batch

@@ -10,8 +10,9 @@ import pytest
 
 from memorizing.generation.decoding import close_segment, extend, open_segment
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, empty_carry
+from memorizing.model.transformer import apply_model, create_model
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
 N, SEGMENTS = 8, 4

@@ -13,8 +13,9 @@ from memorizing.data.vocabulary import ByteVocabulary, TextStream, WordVocabular
 from memorizing.errors import InputError
 from memorizing.generation.reader import Reader, SamplingSettings, sample
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, empty_carry
+from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.storage.snapshots import Source, parameters_digest

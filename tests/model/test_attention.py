@@ -9,7 +9,8 @@ from flax import nnx
 from memorizing.memory.bank import append, clear, empty_bank
 from memorizing.memory.search import Search, make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.attention import Attention, empty_cache
+from memorizing.model.attention import Attention
+from memorizing.model.carry import empty_cache
 from memorizing.model.positions import RelativeBias, angles, buckets, frequencies, rotate
 from memorizing.model.settings import ModelSettings
 

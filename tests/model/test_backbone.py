@@ -15,9 +15,11 @@ from memorizing.config import ConfigError, load
 from memorizing.errors import InputError
 from memorizing.generation.decoding import close_segment, extend, open_segment
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
+from memorizing.model.parameters import count_parameters
 from memorizing.model.positions import frequencies
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, count_parameters, create_model, empty_carry
+from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import Batch
 from memorizing.training.flops import training_flops_per_token

@@ -12,8 +12,9 @@ from memorizing.errors import InputError
 from memorizing.evaluation.lookups import read_document, segment_of
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_and_tell, apply_model, create_model, empty_carry
+from memorizing.model.transformer import apply_and_tell, apply_model, create_model
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
 from memorizing.training.loop import of_gates

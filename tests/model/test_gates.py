@@ -13,11 +13,12 @@ from memorizing.generation.decoding import close_segment, extend, open_segment
 from memorizing.memory.bank import append, clear, empty_bank
 from memorizing.memory.search import make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.gates import Read, Scores, compared, mixed, opened
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.positions import buckets
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_and_tell, create_model, empty_carry, gates
+from memorizing.model.transformer import apply_and_tell, create_model, gates
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 from memorizing.shapes import Batch
 

@@ -12,9 +12,10 @@ from memorizing.errors import InputError
 from memorizing.evaluation.lookups import read_document
 from memorizing.generation.decoding import close_segment, extend, open_segment
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, empty_carry, open_mesh
-from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, assemble, shardings
+from memorizing.model.carry import empty_carry
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.model.transformer import apply_model, create_model
+from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, assemble, open_mesh, shardings
 from memorizing.shapes import Batch
 
 N, SEGMENTS, ROWS, HEADS, GROUP = 8, 3, 2, 8, 4
@@ -97,7 +98,9 @@ def test_a_group_reads_as_if_each_head_had_a_copy_of_its_keys():
 @pytest.mark.parametrize("settings", [MeshSettings(data=1, model=2, memory=2), MeshSettings(data=2, memory=4)])
 def test_a_mesh_changes_nothing(settings):
     mesh = open_mesh(
-        settings, MODEL, MEMORY, N, ROWS, devices=jax.devices()[: settings.data * settings.model * settings.memory]
+        settings,
+        split_sizes(MODEL, MEMORY, N, ROWS),
+        devices=jax.devices()[: settings.data * settings.model * settings.memory],
     )
     graph, parameters = made()
     carry = empty_carry(MODEL, MEMORY, ROWS, N)
@@ -118,7 +121,7 @@ def test_a_mesh_changes_nothing(settings):
 
 def test_a_mesh_that_does_not_divide_key_heads_is_refused():
     with pytest.raises(InputError, match=r"Model\.kv_heads = 2 does not divide over Mesh\.model = 4: use 4"):
-        open_mesh(MeshSettings(data=2, model=4), MODEL, MEMORY, N, ROWS)
+        open_mesh(MeshSettings(data=2, model=4), split_sizes(MODEL, MEMORY, N, ROWS))
     with pytest.raises(InputError, match=r"Model\.kv_heads = 3 does not divide Model\.heads = 8 .* use 1, 2, 4, 8"):
         dataclasses.replace(MODEL, kv_heads=3)
 

@@ -19,10 +19,11 @@ from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
+from memorizing.model.carry import empty_carry
 from memorizing.model.learned_index import SAMPLED, LearnedIndex, first_index, index_loss, sampled
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, create_model, empty_carry
+from memorizing.model.transformer import abstract_model, create_model
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState

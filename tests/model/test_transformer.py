@@ -10,8 +10,9 @@ import pytest
 
 from memorizing.memory.bank import valid
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, empty_carry, gates
+from memorizing.model.transformer import apply_model, create_model, gates
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
 VOCABULARY, TOKENS = 17, 8

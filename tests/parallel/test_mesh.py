@@ -7,9 +7,17 @@ from jax.sharding import PartitionSpec
 
 from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import open_mesh
-from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, assemble, local_rows, make_mesh, spec, specs
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.parallel.mesh import (
+    PARAMETER_RULES,
+    MeshSettings,
+    assemble,
+    local_rows,
+    make_mesh,
+    open_mesh,
+    spec,
+    specs,
+)
 
 
 def test_letters_choose_axes():
@@ -71,7 +79,7 @@ def test_axes_make_up_all_devices(settings, words):
 def test_sizes_that_do_not_divide_are_refused_with_those_that_would(mesh, model, memory, rows, words):
     settings = {"vocabulary_size": 264, "embedding_size": 32, "heads": 8, "feed_forward_size": 32, **model}
     with pytest.raises(InputError) as caught:
-        open_mesh(MeshSettings(**mesh), ModelSettings(**settings), MemorySettings(size=memory), 16, rows)
+        open_mesh(MeshSettings(**mesh), split_sizes(ModelSettings(**settings), MemorySettings(size=memory), 16, rows))
     assert words in str(caught.value)
 
 

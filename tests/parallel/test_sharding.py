@@ -21,9 +21,8 @@ from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.sharded import Sharded
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import open_mesh
-from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, make_mesh, placed, shardings, spec
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, make_mesh, open_mesh, placed, shardings, spec
 from memorizing.planning.collectives import collectives
 from memorizing.planning.plan import compile_call
 from memorizing.training.optimizer import OptimizerSettings
@@ -149,7 +148,7 @@ def trained(
 ) -> tuple[np.ndarray, float]:
     """The loss of each of 20 steps, and the perplexity of the same documents after them."""
     devices = jax.devices()[: max(settings.data, 1) * settings.model * settings.memory]
-    mesh = open_mesh(settings, model, MEMORY, TOKENS, ROWS, devices=devices)
+    mesh = open_mesh(settings, split_sizes(model, MEMORY, TOKENS, ROWS), devices=devices)
     make = StateFactory(model, MEMORY, BATCH, OPTIMIZER, training, mesh)
     call = make.train_call()
     state, losses, own = make.state(), [], local_rows(mesh, ROWS)

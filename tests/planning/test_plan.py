@@ -11,8 +11,8 @@ import jax
 import pytest
 
 from memorizing.config import load
-from memorizing.model.transformer import open_mesh
-from memorizing.parallel.mesh import MeshSettings
+from memorizing.model.settings import split_sizes
+from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.parallel.topology import CHIPS, chip_of, memory_of
 from memorizing.planning.plan import GIB, advice, needed
 from memorizing.training.flops import training_flops_per_token
@@ -50,9 +50,10 @@ def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
     output, figures = planned(settings, "--gin_param", "Mesh.memory = 2")
     it, _ = load([str(settings)], ["Mesh.memory = 2"])
     mesh = open_mesh(
-        MeshSettings(data=2, memory=2), it.model, it.memory, it.batch.segment_length, it.batch.size,
+        MeshSettings(data=2, memory=2),
+        split_sizes(it.model, it.memory, it.batch.segment_length, it.batch.size),
         devices=jax.devices()[:4],
-    )  # fmt: skip
+    )
     state = StateFactory(it.model, it.memory, it.batch, it.optimizer, it.training, mesh).state()
     first = jax.devices()[0]
 

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from memorizing.errors import InputError
-from memorizing.model.transformer import abstract_model, apply_model, empty_carry
+from memorizing.model.carry import empty_carry
+from memorizing.model.transformer import abstract_model, apply_model
 from memorizing.pretrained.config_json import ARCHITECTURES, read_config, write_config
 from memorizing.pretrained.convert import by_path, places, to_tensor
 from memorizing.pretrained.importing import read_pretrained

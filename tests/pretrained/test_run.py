@@ -17,8 +17,10 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
+from memorizing.model.parameters import by_path
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, apply_model, by_path, create_model, empty_carry, gates
+from memorizing.model.transformer import abstract_model, apply_model, create_model, gates
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.pretrained.exporting import export
 from memorizing.pretrained.importing import import_pretrained

@@ -23,8 +23,9 @@ from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.slot_table import SlotTable
 from memorizing.model.memory_attention import attend_to_memory
+from memorizing.model.parameters import by_path
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import by_path, create_model
+from memorizing.model.transformer import create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.storage.init_from import begin_from
 from memorizing.training.memory_dropout import sizes

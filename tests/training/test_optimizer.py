@@ -7,8 +7,9 @@ import pytest
 
 from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.parameters import by_path
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, by_path, create_model
+from memorizing.model.transformer import abstract_model, create_model
 from memorizing.training.optimizer import (
     OptimizerSettings,
     learning_rate,

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, empty_carry
+from memorizing.model.transformer import apply_model, create_model
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
 from memorizing.training.loss import score

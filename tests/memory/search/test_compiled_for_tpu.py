@@ -19,9 +19,8 @@ from memorizing.memory.search.approximate import Approximate
 from memorizing.memory.search.pallas_tpu import PallasTPU
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
-from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import open_mesh
-from memorizing.parallel.mesh import MeshSettings, make_mesh
+from memorizing.model.settings import ModelSettings, split_sizes
+from memorizing.parallel.mesh import MeshSettings, make_mesh, open_mesh
 from memorizing.parallel.topology import topology_devices
 from memorizing.planning.plan import compile_call
 from memorizing.training.optimizer import OptimizerSettings
@@ -134,7 +133,7 @@ def test_a_train_call_does_not_copy_its_memory():
     memory = MemorySettings(size=8192, neighbors=2, search="approximate")  # which compiles sooner than the kernel
     batch = BatchSettings(size=8, segment_length=128, segments_per_call=2)
     settings = OptimizerSettings(), TrainingSettings(), MeshSettings()
-    mesh = open_mesh(settings[2], model, memory, 128, 8, devices=topology_devices("v5e:2x2"))
+    mesh = open_mesh(settings[2], split_sizes(model, memory, 128, 8), devices=topology_devices("v5e:2x2"))
     make = StateFactory(model, memory, batch, *settings[:2], mesh)
     text = compile_call(make, make.abstract_state(1), batch).as_text()
     bank = r"= bf16\[2,8,8192,128\]\S* "
