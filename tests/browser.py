@@ -1,4 +1,4 @@
-"""Chromium without a window or a network, and what tests of pages ask of it."""
+"""Headless Chromium without a network, and helpers for tests of pages."""
 
 import os
 import shutil
@@ -13,12 +13,12 @@ from selenium.webdriver.common.by import By
 
 
 @contextmanager
-def opened() -> Iterator[webdriver.Chrome]:
-    """A browser; where there is none the test is skipped, but not with BROWSER_TESTS in the environment (CI)."""
+def open_browser() -> Iterator[webdriver.Chrome]:
+    """Yields a browser. Without one the test is skipped, or fails if BROWSER_TESTS is in the environment (CI)."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
-        assert "BROWSER_TESTS" not in os.environ, "install them: apt-get install chromium chromium-driver"
+        assert "BROWSER_TESTS" not in os.environ, "Chromium is missing: apt-get install chromium chromium-driver"
         pytest.skip("needs chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
@@ -33,7 +33,7 @@ def opened() -> Iterator[webdriver.Chrome]:
 
 
 def show(browser, path, width: int = 1280, theme: str = "light") -> None:
-    """Opens a file on a screen so wide, of a system that prefers so."""
+    """Opens a file on a screen of this width, with this theme of the system."""
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     wanted = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
@@ -45,13 +45,13 @@ def by_id(browser, name: str):
     return browser.find_element(By.ID, name)
 
 
-def chart(browser, name: str, what: str):
-    """What Plotly holds for a chart, such as `data[0].y`."""
-    return browser.execute_script(f"const chart = document.getElementById('{name}'); return chart.{what}")
+def chart(browser, name: str, expression: str):
+    """Returns a property of a Plotly chart, such as `data[0].y`."""
+    return browser.execute_script(f"const chart = document.getElementById('{name}'); return chart.{expression}")
 
 
 def choose(browser, name: str, value) -> None:
-    """Sets a control as a person does: what it sets off follows."""
+    """Sets a control and sends its input event."""
     browser.execute_script(
         "const [id, value] = arguments, control = document.getElementById(id);"
         "control[control.type === 'checkbox' ? 'checked' : 'value'] = value;"
@@ -60,7 +60,7 @@ def choose(browser, name: str, value) -> None:
 
 
 def rows(browser, region: str) -> list[list[str]]:
-    """The text of the cells of a table."""
+    """Returns the text of a table's cells, row by row."""
     return browser.execute_script(
         f"return [...document.querySelectorAll('#{region} tbody tr')]"
         ".map((row) => [...row.cells].map((it) => it.textContent))"
@@ -68,7 +68,7 @@ def rows(browser, region: str) -> list[list[str]]:
 
 
 def assert_sound(browser) -> None:
-    """Nothing on the console, nothing loaded, no element made by what a name holds."""
+    """Asserts that the console is empty, nothing was loaded, and no name became an element."""
     assert browser.get_log("browser") == []
     assert browser.execute_script("return performance.getEntriesByType('resource').map((it) => it.name)") == []
     assert browser.find_elements(By.CSS_SELECTOR, "main b, main script") == []

@@ -1,4 +1,4 @@
-"""`memorizing compare`: a run without memory beside one with it, as JSON and as a picture."""
+"""`memorizing compare`: a run without memory against a run with memory, as a table, JSON and a picture."""
 
 import json
 import re
@@ -13,47 +13,47 @@ from memorizing.files import AnyPath
 def compare(
     without_memory: AnyPath, with_memory: AnyPath, split: str, out: Path, say: Callable[[str], None] = print
 ) -> dict:
-    """Gathers the evaluations of two workdirs on the same split into `OUT/results.json` and `OUT/results.png`.
+    """Writes the evaluations of two runs on one split to `OUT/results.json` and `OUT/results.png`.
 
-    The run without memory counts as it is at memory 0, the other at every size it was evaluated at.
+    The run without memory counts at memory size 0, the other at every size at which it was evaluated.
 
     Raises:
-        InputError: when evaluations are missing (that at memory 0 included), or are of different text.
+        InputError: if evaluations are missing (that at memory size 0 included), or read different text.
     """
     baseline = _evaluations(without_memory, split)[0]
     if baseline["memory_size"]:
         raise InputError(
-            f"{without_memory} was evaluated with a memory of {baseline['memory_size']} only, so it is no baseline: "
-            f"name the run without memory, or `memorizing evaluate --workdir={without_memory} --memory_size=0`"
+            f"{without_memory} was evaluated with a memory of {baseline['memory_size']} only. The baseline "
+            f"needs memory size 0. Name a run without memory, or use `memorizing evaluate --workdir={without_memory} --memory_size=0`"
         )
     results = {"without_memory": baseline, "with_memory": _evaluations(with_memory, split)}
     everything = [results["without_memory"], *results["with_memory"]]
     if len({(each["tokens"], each["bytes"], each["documents"]) for each in everything}) > 1:
-        raise InputError(f"{without_memory} and {with_memory} were evaluated on different text; evaluate both again")
+        raise InputError(f"{without_memory} and {with_memory} were evaluated on different text. Evaluate both again")
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     _draw(results, out / "results.png")
-    _tell(results, say)
+    _say_table(results, say)
     say(f"results: {out / 'results.json'}\npicture: {out / 'results.png'}")
     return results
 
 
 def _evaluations(workdir: AnyPath, split: str) -> list[dict]:
-    plain = re.compile(rf"{re.escape(split)}-memory-\d+\.json")  # no other corpora, and as the run was trained
+    plain = re.compile(rf"{re.escape(split)}-memory-\d+\.json")  # the default corpus, with the XL cache of training
     paths = [path for path in (workdir / FOLDER).glob(f"{split}-memory-*.json") if plain.fullmatch(path.name)]
     found = [json.loads(path.read_text()) for path in paths]
     if not found:
-        raise InputError(f"{workdir} has no evaluations of the {split} split: `memorizing evaluate` makes them")
+        raise InputError(f"{workdir} has no evaluations of the {split} split. `memorizing evaluate` makes them")
     steps = sorted({figures["checkpoint_step"] for figures in found})
     if len(steps) > 1:
         raise InputError(
-            f"{workdir} was evaluated at checkpoints {', '.join(map(str, steps))}: evaluate it anew at every size, "
-            f"or remove the files of the older ones from {workdir / FOLDER}"
+            f"{workdir} was evaluated at several checkpoints, of steps {', '.join(map(str, steps))}. Evaluate it again "
+            f"at every size, or remove the files of the older ones from {workdir / FOLDER}"
         )
     return sorted(found, key=lambda figures: figures["memory_size"])
 
 
-def _tell(results: dict, say: Callable[[str], None]) -> None:
+def _say_table(results: dict, say: Callable[[str], None]) -> None:
     baseline = results["without_memory"]
     say(f"{'':24}{'memory':>9}{'perplexity':>12}{'bits per byte':>15}{'against without':>17}")
     rows = [("trained without memory", baseline)] + [("trained with memory", each) for each in results["with_memory"]]

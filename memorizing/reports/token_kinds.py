@@ -1,4 +1,4 @@
-"""What kind of text a token is part of, told by the shape of the word around it: what does a memory help with?"""
+"""The kind of text that each token is part of, by the shape of the word around it."""
 
 import codecs
 import re
@@ -17,28 +17,28 @@ _WORD = re.compile(
 _STARTS_SENTENCE = re.compile(r"(?:^|[.!?:][\"')\]]*\s+|\n\s*)\Z")
 
 
-def texts_of(pieces: Sequence[bytes]) -> list[str]:
-    """The text of each token; a character of several tokens is with the last of them. U+FFFD for what is none."""
+def texts_of(token_bytes: Sequence[bytes]) -> list[str]:
+    """Returns the text of each token. A character of several tokens goes to the last one; invalid bytes are U+FFFD."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    texts = [decoder.decode(piece) for piece in pieces]
+    texts = [decoder.decode(encoded) for encoded in token_bytes]
     if texts:
         texts[-1] += decoder.decode(b"", final=True)
     return texts
 
 
 def kinds_of(texts: Sequence[str]) -> list[str]:
-    """For each token the kind of the word in which its first character lies that is no space."""
+    """Returns the kind of each token: that of the word at its first character that is not white space."""
     text = "".join(texts)
-    of_character: list[str] = []
+    kind_of_character: list[str] = []
     for word in _WORD.finditer(text):
         kind = word.lastgroup or "punctuation"
         if kind == "name" and _STARTS_SENTENCE.search(text, max(0, word.start() - 8), word.start()):
             kind = "word"
-        of_character += [kind] * len(word[0])
+        kind_of_character += [kind] * len(word[0])
     kinds, place = [], 0
-    for part in texts:
-        first = place + len(part) - len(part.lstrip())
-        at = first if first < place + len(part) else place
-        kinds.append(of_character[min(at, len(of_character) - 1)] if of_character else "space")
-        place += len(part)
+    for token in texts:
+        first = place + len(token) - len(token.lstrip())
+        character = first if first < place + len(token) else place
+        kinds.append(kind_of_character[min(character, len(kind_of_character) - 1)] if kind_of_character else "space")
+        place += len(token)
     return kinds

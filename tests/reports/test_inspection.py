@@ -18,7 +18,7 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.transformer import create_model
 from memorizing.reports.inspection import Inspection, ShownRange, inspect_document
 from memorizing.reports.inspection_page import write_inspection
-from tests.browser import assert_sound, by_id, choose, opened, show
+from tests.browser import assert_sound, by_id, choose, open_browser, show
 from tests.evaluation.test_lookups import MODEL
 from tests.tiny_run import TEXTS, prepare_and_train
 
@@ -46,7 +46,7 @@ def page(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser():
-    with opened() as browser:
+    with open_browser() as browser:
         yield browser
 
 

@@ -1,4 +1,4 @@
-"""Pages as a browser shows them: Chromium, opening them from the disk with no name resolved."""
+"""Report pages in Chromium, opened from the disk without a network."""
 
 import csv
 import itertools
@@ -14,7 +14,7 @@ from memorizing.errors import InputError
 from memorizing.reports.pages import embedded, page, script
 from memorizing.reports.report import MOST_LINES, columns, gather_run, gather_sweep, read_settings, report_run
 from memorizing.training.hardware import HARDWARE_FILE, Sessions
-from tests.browser import assert_sound, by_id, chart, choose, opened, rows, show
+from tests.browser import assert_sound, by_id, chart, choose, open_browser, rows, show
 from tests.tiny_run import prepare_and_train
 
 HOSTILE = "<script>alert(1)</script></script><b>&amp;%{x}"
@@ -24,7 +24,7 @@ GAIN = {0: None, 512: 0.225, 2048: 0.29}
 
 
 def figures(memory: int, xl_cache: bool, scale: float = 1.0) -> dict:
-    """As `evaluate` writes them, of numbers that only this test knows."""
+    """Returns figures in the form that `evaluate` writes, with made-up numbers."""
     perplexity = scale * (17.0123 + 5 * (memory == 0) + 4 * (not xl_cache))
     made = {
         "perplexity": perplexity, "perplexity_interval": [perplexity - 2, perplexity + 3],
@@ -53,7 +53,7 @@ def metrics(count: int) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir without a model: settings, metrics of which a kill cut the last line, and six evaluations."""
+    """A workdir without a model: settings, metrics with a truncated last line, and six evaluations."""
     workdir = tmp_path_factory.mktemp("report") / "a run & <more>"
     (workdir / "evaluations").mkdir(parents=True)
     (workdir / "config.gin").write_text(
@@ -82,7 +82,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """A sweep over two memories and two seeds; one point failed, one waits."""
+    """A sweep over two memory sizes and two seeds; one point failed and one is waiting."""
     folder = tmp_path_factory.mktemp("sweep")
     points = []
     for memory, seed in itertools.product((0, 512), (0, 1)):
@@ -105,7 +105,7 @@ def sweep(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with opened() as browser:
+    with open_browser() as browser:
         yield browser
 
 
@@ -123,7 +123,7 @@ def test_pages_show_all_sections_and_fit_every_screen(browser, run, sweep, width
         assert browser.execute_script("return document.documentElement.dataset.theme") == theme
 
 
-def test_the_page_of_a_run_shows_what_its_files_say(browser, run):
+def test_the_page_of_a_run_shows_the_content_of_its_files(browser, run):
     show(browser, run / "report.html")
     lines = metrics(10)
     for name, key in (
@@ -153,10 +153,10 @@ def test_the_page_of_a_run_shows_what_its_files_say(browser, run):
     assert HOSTILE in by_id(browser, "documents-chart").find_element(By.CSS_SELECTOR, ".hovertext").text
     text = by_id(browser, "main").text
     assert "a run & <more>" in text and HOSTILE in text and "80 of 100" in text and "broken.json" in text
-    assert "hardware.json is not in the workdir" in text
+    assert "no hardware.json" in text
 
 
-def test_controls_of_a_run_change_what_they_say(browser, run):
+def test_controls_of_a_run_change_its_charts_and_tables(browser, run):
     show(browser, run / "report.html")
     for control, name, axis in (
         ("log-steps", "loss-chart", "xaxis"), ("log-steps", "gates-2-chart", "xaxis"),
@@ -182,7 +182,7 @@ def test_controls_of_a_run_change_what_they_say(browser, run):
     choose(browser, "xl", "without")
     expected = [[place["perplexity"] for place in figures(size, False)["perplexity_by_position"]] for size in GAIN]
     assert chart(browser, "position-chart", "data.map((it) => it.y)") == expected
-    choose(browser, "reading", "0")  # the smallest memory, which gained nothing over itself
+    choose(browser, "evaluation", "0")  # the smallest memory, the baseline of gains
     assert chart(browser, "documents-chart", "data[0].y") == [30.5, 20.25, 10.125]
 
     by_id(browser, "settings").find_element(By.TAG_NAME, "summary").click()
@@ -191,7 +191,7 @@ def test_controls_of_a_run_change_what_they_say(browser, run):
     assert_sound(browser)
 
 
-def test_tables_sort_by_any_column_and_say_so(browser, run):
+def test_tables_sort_by_a_column_and_mark_it(browser, run):
     show(browser, run / "report.html")
     head = by_id(browser, "evaluations-table").find_elements(By.CSS_SELECTOR, "thead th")[3]
     for order, sign in (("ascending", 1), ("descending", -1)):
@@ -201,7 +201,7 @@ def test_tables_sort_by_any_column_and_say_so(browser, run):
         assert shown == sorted(shown)
 
 
-def test_the_button_changes_colors_of_charts_too_until_then_the_system_does(browser, run):
+def test_the_theme_follows_the_system_until_the_button_changes_it(browser, run):
     show(browser, run / "report.html")
     seen = []
     for theme in ("light", "dark", "light"):
@@ -240,7 +240,7 @@ def test_the_page_of_a_sweep_shows_its_points(browser, sweep):
     assert_sound(browser)
 
 
-def test_a_run_without_evaluations_or_metrics_has_a_page_that_says_so(browser, tmp_path):
+def test_the_page_names_missing_metrics_evaluations_and_settings(browser, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     assert main(["report", f"--workdir={tmp_path}"]) == 0
     show(browser, tmp_path / "report.html")
@@ -250,7 +250,7 @@ def test_a_run_without_evaluations_or_metrics_has_a_page_that_says_so(browser, t
     assert_sound(browser)
 
 
-def test_a_report_replaces_its_own_earlier_one_and_nothing_else(run, tmp_path):
+def test_a_report_replaces_only_an_earlier_report(run, tmp_path):
     out = tmp_path / "page.html"
     for _ in range(2):
         assert main(["report", f"--workdir={run}", f"--out={out}"]) == 0
@@ -263,7 +263,7 @@ def test_a_report_replaces_its_own_earlier_one_and_nothing_else(run, tmp_path):
             data(tmp_path)
 
 
-def test_data_cannot_end_its_script_and_titles_are_text():
+def test_data_cannot_end_its_script_element_and_titles_are_escaped():
     data = {"</script>": ["<!--<script>", "\u2028&lt;"]}
     assert json.loads(embedded(data)) == data and not re.search("[<>&]", embedded(data))
     with pytest.raises(ValueError):
@@ -271,27 +271,27 @@ def test_data_cannot_end_its_script_and_titles_are_text():
     assert "<b>" not in page("<b>", "", data=data)
 
 
-def test_a_damaged_record_of_hardware_is_named(tmp_path):
+def test_a_damaged_hardware_file_is_named(tmp_path):
     (tmp_path / HARDWARE_FILE).write_text("[{")
     with pytest.raises(InputError, match=f"{HARDWARE_FILE} is damaged .*remove it"):
         Sessions(tmp_path, 0, {})
 
 
-def test_many_metrics_become_means():
+def test_many_lines_of_metrics_are_averaged():
     lines = [{"step": step, "loss": float(step), **({"late": 1.0} if step > 8000 else {})} for step in range(1, 9001)]
     shown = columns(lines)
     assert len(shown["step"]) <= MOST_LINES and shown["step"][-1] == 9000
     assert shown["loss"][:2] == [2.0, 5.0] and shown["late"][0] is None and shown["late"][-1] == 1.0
 
 
-def test_settings_are_read_as_values_with_macros_followed():
+def test_settings_are_read_as_values_and_macros_are_resolved():
     text = "# words\nA = 3\nModel.x = %A\nModel.y = ('a', 'b')\nModel.z = @other()\nModel.w = %UNKNOWN\n"
     expected = {"A": 3, "Model.x": 3, "Model.y": ("a", "b"), "Model.z": "@other()", "Model.w": "%UNKNOWN"}
     assert read_settings(text) == expected
 
 
 def contrast(one: str, other: str) -> float:
-    """Of two colors, after WCAG 2."""
+    """Returns the contrast ratio of two colors, by WCAG 2."""
 
     def luminance(color: str) -> float:
         parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
@@ -314,7 +314,7 @@ def test_colors_have_enough_contrast(theme):
             assert contrast(color, colors["panel"]) >= 3 or name == "ramp-low", name
 
 
-def test_a_run_says_on_what_it_was_trained(tmp_path):
+def test_the_page_shows_the_hardware_of_each_training_session(tmp_path):
     workdir = prepare_and_train(tmp_path, "NUM_STEPS = 8")
     again = [f"--gin_file={tmp_path / 'settings.gin'}", f"--gin_param=DATA = '{tmp_path / 'data'}'"]
     assert main(["train", *again, "--gin_param=NUM_STEPS = 16", f"--workdir={workdir}"]) == 0

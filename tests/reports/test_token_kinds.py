@@ -1,4 +1,4 @@
-"""Kinds of tokens, by hand; and that no character of a text is lost between tokens."""
+"""Kinds of tokens against examples by hand; texts of tokens against the whole text."""
 
 import pytest
 from hypothesis import given
@@ -20,16 +20,16 @@ from memorizing.reports.token_kinds import kinds_of, texts_of
         (["", "a", ""], "word word word"),
     ],
 )  # fmt: skip
-def test_kinds_are_those_of_the_words_around(texts, kinds):
+def test_a_token_has_the_kind_of_the_word_around_it(texts, kinds):
     assert kinds_of(texts) == kinds.split()
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_texts_of_tokens_are_the_text(text):
+def test_texts_of_tokens_join_to_the_text(text):
     vocabulary = ByteVocabulary()
     texts = texts_of(vocabulary.pieces(vocabulary.encode(text)))
     assert "".join(texts) == text and len(kinds_of(texts)) == len(texts)
 
 
-def test_what_is_no_text_is_marked_and_not_lost():
+def test_invalid_bytes_become_replacement_characters():
     assert "".join(texts_of([b"a", b"\xc3", b"b", b"\xe2"])) == "a\ufffdb\ufffd"

@@ -1,5 +1,5 @@
-// The page of `memorizing inspect`: the document's text, tokens colored by what the memory gained them; the token that
-// is selected, with what each head retrieved for it; figures over the whole document. `data` is what inspect.py gives.
+// The page of `memorizing inspect`: the document, with tokens colored by their gain; the selected token, with what each
+// head retrieved for it; figures over the whole document. `data` comes from `_page_data` in inspection_page.py.
 {
 
 const NOWHERE = -2;
@@ -17,44 +17,44 @@ function bytes(text) {
 
 const signed = (value, digits = 2) => number(value, digits, true);
 const count = (value) => number(value);
-// What a person can see of a token that is white space.
+// Makes white space visible.
 const visible = (text) => text.replaceAll("\n", "\u21b5\n").replaceAll("\t", "\u21e5\t");
 
-// The text, in parts that the browser leaves alone while they are out of sight; each ends where a line does, if it can.
+// The text, in blocks that the browser renders only when they are in view. A block ends at a line end if possible.
 
-const PART = 400, LONGEST = 2000;
-const starts = [0]; // of parts
+const BLOCK = 400, LONGEST = 2000; // tokens
+const starts = [0]; // of blocks
 data.texts.forEach((text, place) => {
   const length = place + 1 - starts.at(-1);
-  if ((length >= PART && text.endsWith("\n")) || length >= LONGEST) starts.push(place + 1);
+  if ((length >= BLOCK && text.endsWith("\n")) || length >= LONGEST) starts.push(place + 1);
 });
 
-function partOf(from, to) {
-  const part = element("span", { class: "part" });
+function blockOf(from, to) {
+  const block = element("span", { class: "block" });
   for (let place = from; place < to; place++) {
     const token = element("span", { "data-place": place }, data.texts[place]);
     if (data.texts[place].includes("\n")) token.className = "line-end";
-    part.append(token);
+    block.append(token);
   }
-  return part;
+  return block;
 }
 
 const text = element("div", { id: "text", tabindex: 0, role: "textbox", "aria-readonly": "true", "aria-multiline": "true",
-  "aria-label": "The document. Arrow keys go from token to token." });
-starts.forEach((from, number) => text.append(partOf(from, starts[number + 1] ?? data.texts.length)));
+  "aria-label": "The document. Arrow keys move the selection from token to token." });
+starts.forEach((from, number) => text.append(blockOf(from, starts[number + 1] ?? data.texts.length)));
 const tokenAt = (place) => text.querySelector(`[data-place="${place}"]`);
 
-/** Scrolls the text, not the page, so that a token is in its middle; or, if `only`, just far enough that it is seen. */
-function show(token, only = false) {
-  const own = token.getBoundingClientRect(), box = text.getBoundingClientRect();
-  if (only && own.top >= box.top && own.bottom <= box.bottom) return;
-  text.scrollTop += own.top - box.top - box.height / 2;
+/** Scrolls the text, not the page, to center a token; if `onlyIfHidden`, only when the token is out of view. */
+function show(token, onlyIfHidden = false) {
+  const place = token.getBoundingClientRect(), box = text.getBoundingClientRect();
+  if (onlyIfHidden && place.top >= box.top && place.bottom <= box.bottom) return;
+  text.scrollTop += place.top - box.top - box.height / 2;
 }
 
 function color() {
   const by = document.getElementById("color").value, scale = Number(document.getElementById("scale").value);
-  for (const part of text.children) {
-    for (const token of part.children) {
+  for (const block of text.children) {
+    for (const token of block.children) {
       const place = Number(token.dataset.place);
       const value = by === "gain" ? gains[place] : by === "loss" ? -nats[place] : 0;
       const alpha = Math.min(Math.abs(value) / scale, 1) * 0.75;
@@ -63,7 +63,7 @@ function color() {
   }
 }
 
-// The token that is selected.
+// The selected token.
 
 function retrieved(place) {
   const found = [];
@@ -87,7 +87,7 @@ function contextOf(place) {
   if (place < 0) return (shown.append(element("mark", {}, "start of the document")), shown);
   const before = data.texts.slice(Math.max(0, place - context), place).join("");
   const after = data.texts.slice(place + 1, place + 1 + context).join("");
-  // Without empty lines at its ends, which would hide the rest.
+  // Empty lines at the ends are removed, because they would push the rest out of view.
   shown.append(before.replace(/^\s*\n/, ""), element("mark", {}, visible(data.texts[place]) || "\u00b7"), after.replace(/\n\s*$/, ""));
   return shown;
 }
@@ -101,15 +101,15 @@ function bar(share, label) {
 function headOf({ layer, head, gate, best }) {
   const title = LAYERS > 1 ? `Layer ${data.layers[layer]}, head ${head}` : `Head ${head}`;
   const list = element("ol", { class: "retrieved" });
-  for (const each of best) {
+  for (const source of best) {
     list.append(element("li", {}, element("button",
-      { type: "button", class: "plain", "data-jump": each.place, title: "Show it in the text", onclick: () => jump(each.place) },
-      bar(each.weight, `weight ${each.weight.toFixed(3)}`), contextOf(each.place),
-      element("small", {}, `${count(selected - each.place)} tokens back \u00b7 weight ${each.weight.toFixed(3)} \u00b7 score ${each.score.toFixed(2)}`))));
+      { type: "button", class: "plain", "data-jump": source.place, title: "Show this token in the text", onclick: () => jump(source.place) },
+      bar(source.weight, `weight ${source.weight.toFixed(3)}`), contextOf(source.place),
+      element("small", {}, `${count(selected - source.place)} tokens back \u00b7 weight ${source.weight.toFixed(3)} \u00b7 score ${source.score.toFixed(2)}`))));
   }
   return element("section", { class: "head", "data-head": `${layer}.${head}` },
     element("h3", {}, title, element("small", {}, ` gate ${gate.toFixed(2)}`), bar(gate, `gate ${gate.toFixed(3)}`)),
-    best.length ? list : element("p", { class: "muted" }, "Nothing was in the memory yet."));
+    best.length ? list : element("p", { class: "muted" }, "The memory was still empty."));
 }
 
 function select(place, scroll = false) {
@@ -120,20 +120,20 @@ function select(place, scroll = false) {
   token.classList.add("selected");
   if (scroll) show(token);
   const heads = retrieved(place).filter(({ layer, head }) => only === "all" || only === `${layer}.${head}`);
-  for (const { best } of heads) for (const each of best) tokenAt(each.place)?.classList.add("source");
-  // What does most comes first.
+  for (const { best } of heads) for (const source of best) tokenAt(source.place)?.classList.add("source");
+  // The head with the largest contribution comes first.
   heads.sort((one, other) => other.gate * (other.best[0]?.weight ?? 0) - one.gate * (one.best[0]?.weight ?? 0));
-  const kept = place >= first && place < stop;
+  const isShown = place >= first && place < stop;
   panel.replaceChildren(
     element("h2", {}, "Token ", element("code", {}, visible(data.texts[place]) || "\u00b7"), element("small", {}, ` at ${count(place)}`)),
-    element("p", {}, `Loss ${nats[place].toFixed(2)} nats with the memory, ${(nats[place] + gains[place]).toFixed(2)} without: `,
+    element("p", {}, `Loss ${nats[place].toFixed(2)} nats with memory, ${(nats[place] + gains[place]).toFixed(2)} without: `,
       element("strong", { class: gains[place] < 0 ? "is-lost" : "is-gained" }, `${signed(gains[place])} gained`),
-      correct[place] ? "; the model's first choice." : "; not the model's first choice."),
-    element("p", { class: "muted" }, kept ? "Looked up while it was predicted, from the token before it:"
-      : `What was looked up is kept for tokens ${count(first)} to ${count(stop - 1)} only: choose others with --first and --tokens.`),
+      correct[place] ? ". It was the model's first choice." : ". It was not the model's first choice."),
+    element("p", { class: "muted" }, isShown ? "Retrieved when the model predicted this token:"
+      : `Lookups are shown for tokens ${count(first)} to ${count(stop - 1)} only. Choose others with --first and --tokens.`),
     ...heads.map(headOf));
   panel.hidden = false;
-  if (matchMedia("(max-width: 52rem)").matches) text.scrollIntoView(); // the panel lies below it, on top of what follows
+  if (matchMedia("(max-width: 52rem)").matches) text.scrollIntoView(); // the panel is below the text and covers the rest
   history.replaceState(null, "", `#${place}`);
 }
 
@@ -141,7 +141,7 @@ function jump(place) {
   const token = tokenAt(Math.max(place, 0));
   show(token);
   token.classList.remove("flash");
-  void token.offsetWidth; // so that it starts anew
+  void token.offsetWidth; // restarts the animation
   token.classList.add("flash");
 }
 
@@ -173,16 +173,16 @@ text.addEventListener("keydown", (event) => {
 
 // Figures over the whole document.
 
-function placesList(list, told) {
-  return element("ol", { class: "places" }, ...list.map((each) => {
-    const place = each.place ?? each;
+function placesList(list, describe) {
+  return element("ol", { class: "places" }, ...list.map((entry) => {
+    const place = entry.place ?? entry;
     return element("li", {}, element("button", { type: "button", class: "plain", onclick: () => { select(place, true); } },
-      contextOf(place), element("small", {}, told(each))));
+      contextOf(place), element("small", {}, describe(entry))));
   }));
 }
 
 function distancesOf({ distances }) {
-  const shown = element("span", { class: "histogram", role: "img", "aria-label": "how far back, by powers of two" });
+  const shown = element("span", { class: "histogram", role: "img", "aria-label": "distances, by powers of two" });
   const largest = Math.max(...distances, 1e-9);
   distances.forEach((share, power) => {
     const column = element("span", { title: `${count(2 ** power)} to ${count(2 ** (power + 1) - 1)} tokens back: ${(100 * share).toFixed(1)}%` });
@@ -196,14 +196,14 @@ function figures() {
   const { summary } = data;
   const several = LAYERS > 1;
   const heads = page.table(
-    "Half of a head's weight goes at least as far back as its median; columns of the last one are powers of two, from 1 on",
+    "Half of a head's weight goes to tokens at its median distance or farther. Bars: distances by powers of two, from 1",
     [
       { title: "head", value: ({ layer, head }) => (several ? `layer ${layer}, head ${head}` : `head ${head}`) },
       { title: data.gates_are_learned ? "gate" : "mean gate", value: ({ gate }) => gate, text: ({ gate }) => number(gate, 3), number: true },
       { title: "median, tokens", value: (head) => head.median_distance, text: (head) => count(head.median_distance), number: true },
       { title: "distances", value: (head) => head.median_distance, text: distancesOf },
     ], summary.heads);
-  const kinds = page.table("Nats a token, and share of all that was gained", [
+  const kinds = page.table("Gain in nats per token, and share of the total gain", [
     { title: "kind", value: ({ kind }) => kind },
     { title: "tokens", value: ({ tokens }) => tokens, text: ({ tokens }) => count(tokens), number: true },
     { title: "gain", value: ({ gain }) => gain, text: ({ gain }) => signed(gain, 3), number: true },
@@ -216,8 +216,8 @@ function figures() {
       placesList(summary.gained_most, (place) => `${signed(gains[place])} nats at ${count(place)}`)),
     element("section", {}, element("h2", {}, "Tokens that lost most"),
       placesList(summary.lost_most, (place) => `${signed(gains[place])} nats at ${count(place)}`)),
-    element("section", {}, element("h2", {}, "Memories used most"),
-      placesList(summary.used_most, ({ place, used }) => `weight ${used.toFixed(1)} in all, at ${count(place)}`)));
+    element("section", {}, element("h2", {}, "Most used tokens in memory"),
+      placesList(summary.used_most, ({ place, used }) => `total weight ${used.toFixed(1)} at ${count(place)}`)));
 }
 
 // The page.
@@ -232,23 +232,23 @@ data.layers.forEach((layer, at) => {
 const { about, summary } = data;
 document.querySelector("main").append(
   element("h1", {}, about.document),
-  element("p", {}, `Read by ${about.run} (step ${count(about.step)}) with a memory of ${count(about.memory_size)} tokens: ${count(summary.tokens)} tokens, `,
-      `${summary.loss.toFixed(3)} nats each with the memory, ${summary.loss_without.toFixed(3)} without: `,
-      element("strong", {}, `${signed(summary.gain, 3)} gained`), ". Click a token to see what each head retrieved for it."),
-  element("div", { id: "controls", class: "controls", role: "group", "aria-label": "How the text is shown" },
+  element("p", {}, `${count(summary.tokens)} tokens, read by ${about.run} (step ${count(about.step)}) with a memory of ${count(about.memory_size)} tokens. Loss: `,
+      `${summary.loss.toFixed(3)} nats per token with memory, ${summary.loss_without.toFixed(3)} without: `,
+      element("strong", {}, `${signed(summary.gain, 3)} gained`), ". Select a token to see what each head retrieved for it."),
+  element("div", { id: "controls", class: "controls", role: "group", "aria-label": "Display of the text" },
     element("label", {}, "Color ", element("select", { id: "color", oninput: color },
-      option("gain", "gained and lost"), option("loss", "loss"), option("none", "nothing"))),
+      option("gain", "gain"), option("loss", "loss"), option("none", "nothing"))),
     element("label", {}, "Full color at ", element("select", { id: "scale", oninput: color },
       option("0.5", "0.5 nats"), option("1", "1 nat"), option("2", "2 nats"), option("4", "4 nats"))),
     element("label", {}, "Head ", element("select", { id: "head", oninput: () => selected !== null && select(selected) },
       option("all", "all"), ...headOptions)),
-    element("button", { type: "button", id: "next-gained", onclick: () => nextGain(1) }, "Next that gained"),
-    element("button", { type: "button", id: "next-lost", onclick: () => nextGain(-1) }, "Next that lost"),
+    element("button", { type: "button", id: "next-gained", onclick: () => nextGain(1) }, "Next gain"),
+    element("button", { type: "button", id: "next-lost", onclick: () => nextGain(-1) }, "Next loss"),
     element("span", { class: "legend" }, element("i", { class: "gained" }), " gained ", element("i", { class: "lost" }), " lost")),
   element("div", { id: "reading" }, text, element("aside", { id: "panel", "aria-live": "polite", hidden: "" })),
   figures());
 document.getElementById("scale").value = "2";
 color();
-const asked = Number(location.hash.slice(1));
-if (location.hash && Number.isInteger(asked) && asked >= 0 && asked < data.texts.length) select(asked, true);
+const linked = Number(location.hash.slice(1));
+if (location.hash && Number.isInteger(linked) && linked >= 0 && linked < data.texts.length) select(linked, true);
 }

@@ -1,10 +1,10 @@
 "use strict";
-/* What scripts of every page use: the page's data, elements made of text (never of markup), tables that sort, the theme. */
+/* Shared by the scripts of all pages: the page's data, elements made from text (never from markup), sortable tables, the theme. */
 const page = (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
   const listeners = [];
-  let chosen = null;  // by the button; until then the system decides
+  let chosen = null;  // set by the button; until then the system's theme is used
   let data;
 
   function showTheme() {
@@ -25,20 +25,20 @@ const page = (() => {
   });
   showTheme();
 
-  /** An element. Attributes that start with "on" are listeners; children are elements or text; null ones are left out. */
+  /** Returns an element. Attributes that start with "on" are listeners; children are elements or text; null ones are skipped. */
   function element(tag, attributes = {}, ...children) {
-    const made = document.createElement(tag);
+    const created = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
       if (value === null || value === undefined || value === false) continue;
-      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-      else made.setAttribute(name, value === true ? "" : value);
+      if (name.startsWith("on")) created.addEventListener(name.slice(2), value);
+      else created.setAttribute(name, value === true ? "" : value);
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
-    return made;
+    created.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    return created;
   }
 
-  /** A table in a box of its own that scrolls. Columns: {title, value(row), text(row)?, number?, words?, help?};
-      the first column names the rows, `number` ones stand at the right, `words` get room. */
+  /** Returns a table in a scrolling box. Columns: {title, value(row), text(row)?, number?, words?, help?}. The first column
+      names the rows; `number` columns are aligned to the right; `words` columns are wider. */
   function table(caption, columns, rows, { tall = false, sorted = null } = {}) {
     const body = element("tbody"), kind = (column) => (column.number ? "number" : column.words && "words");
     const heads = columns.map((column, index) =>
@@ -50,7 +50,7 @@ const page = (() => {
       const shown = [...rows];
       if (order) {
         const { value } = columns[order[0]], sign = order[1] === "ascending" ? 1 : -1;
-        const missing = (it) => it === null || it === undefined;
+        const missing = (value) => value === null || value === undefined;
         shown.sort((a, b) => {
           const [x, y] = [value(a), value(b)];
           if (missing(x) || missing(y)) return missing(x) - missing(y);
@@ -79,7 +79,7 @@ const page = (() => {
         element("thead", {}, element("tr", {}, heads)), body));
   }
 
-  /** A number for people: so many digits behind the point, thousands divided; a dash for what there is not. */
+  /** Formats a number with this many decimal places and thousands separators; a dash for a missing value. */
   function number(value, digits = 0, sign = false) {
     if (value === null || value === undefined) return "–";
     return value.toLocaleString("en-US", {
@@ -90,9 +90,9 @@ const page = (() => {
   return {
     element, table, number,
     get data() { return (data ??= JSON.parse(document.getElementById("data").textContent)); },
-    /** The value of a color variable of page.css in the theme at hand. */
+    /** Returns the value of a color variable of page.css in the current theme. */
     color: (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim(),
-    /** Calls whenever colors have changed. */
+    /** Calls the listener whenever the colors change. */
     onTheme: (listener) => listeners.push(listener),
   };
 })();

@@ -1,24 +1,24 @@
 "use strict";
-/* The report of a sweep: page.data is what report.py gathered of its folder. Seeds are drawn as a mean and a band. */
+/* The report of a sweep. page.data comes from `gather_sweep` in report.py. Seeds are drawn as a mean and a band. */
 (() => {
   const { element, number, table, data } = page;
-  const { at, missing, options, interval, textOf, inWords } = parts;
+  const { at, missing, options, interval, textOf, cacheName } = report;
   const MEMORY = ["MEMORY_SIZE", "Memory.size"], CONTEXT = ["SEGMENT_LENGTH", "Batch.segment_length"];
   const XL = ["Model.xl_cache"], DATA = ["DATA", "Training.data"];
   const names = Object.keys(data.over);
-  const readings = data.points.flatMap((point) =>
-    point.evaluations.map((figures) => ({ point, figures, text: textOf({ ...figures, name: "" }), isOwn: figures.memory_size === trainedWith(point) })));
+  const evaluations = data.points.flatMap((point) =>
+    point.evaluations.map((figures) => ({ point, figures, text: textOf({ ...figures, name: "" }), isTrainedSize: figures.memory_size === trainedWith(point) })));
 
   function trainedWith(point) {
-    return MEMORY.map((name) => point.values[name]).find((it) => it !== undefined) ?? data.memory_size;
+    return MEMORY.map((name) => point.values[name]).find((value) => value !== undefined) ?? data.memory_size;
   }
 
   const shown = (value) => (typeof value === "number" && Number.isInteger(value) ? number(value) : String(value));
   const called = (values) => Object.entries(values).map(([name, value]) => `${name} ${shown(value)}`).join(", ") || "all points";
-  const isNumeric = (name) => data.over[name].every((it) => typeof it === "number");
+  const isNumeric = (name) => data.over[name].every((value) => typeof value === "number");
   const without = (values, left) => Object.fromEntries(Object.entries(values).filter(([name]) => !left.includes(name)));
 
-  /** Lists of those that have the same key, in the order in which keys are first met. */
+  /** Groups rows by key, in the order of the keys' first appearance. */
   function grouped(rows, keyOf) {
     const groups = new Map();
     for (const row of rows) {
@@ -33,44 +33,44 @@
 
   // Results
 
-  /** The swept settings that the columns of context, memory, XL cache and text do not show already. */
-  function columnsOfTheirOwn() {
+  /** Returns the swept settings that no column of the results shows: context, memory, XL cache or text. */
+  function extraColumns() {
     const isShown = (name) => CONTEXT.includes(name)
-      || (MEMORY.includes(name) && readings.every((it) => it.isOwn))
-      || (XL.includes(name) && readings.every((it) => it.figures.xl_cache === it.point.values[name]))
-      || (DATA.includes(name) && grouped(readings, (it) => it.text).every((alike) => grouped(alike, (it) => it.point.values[name]).length === 1));
+      || (MEMORY.includes(name) && evaluations.every((evaluation) => evaluation.isTrainedSize))
+      || (XL.includes(name) && evaluations.every((evaluation) => evaluation.figures.xl_cache === evaluation.point.values[name]))
+      || (DATA.includes(name) && grouped(evaluations, (evaluation) => evaluation.text).every((alike) => grouped(alike, (evaluation) => evaluation.point.values[name]).length === 1));
     return names.filter((name) => !isShown(name));
   }
 
   function showResults() {
-    if (!readings.length) return missing("results-table", "No point has been evaluated yet.");
-    const own = columnsOfTheirOwn(), first = (row) => row[0];
-    const rows = grouped(readings, ({ point, figures }) =>
-      [own.map((name) => point.values[name]), figures.segment_length, figures.memory_size, figures.xl_cache]);
-    const of = (row, text) => row.filter((it) => it.text === text).map((it) => it.figures.perplexity);
-    at("results-table").append(table("Perplexity of held-out text: mean over seeds [least, most]", [
-      ...own.map((name) => ({ title: `Trained with ${name}`, number: isNumeric(name),
+    if (!evaluations.length) return missing("results-table", "No point has been evaluated yet.");
+    const extra = extraColumns(), first = (row) => row[0];
+    const rows = grouped(evaluations, ({ point, figures }) =>
+      [extra.map((name) => point.values[name]), figures.segment_length, figures.memory_size, figures.xl_cache]);
+    const perplexities = (row, text) => row.filter((evaluation) => evaluation.text === text).map((evaluation) => evaluation.figures.perplexity);
+    at("results-table").append(table("Perplexity of held-out text: mean over seeds [minimum, maximum]", [
+      ...extra.map((name) => ({ title: `Trained with ${name}`, number: isNumeric(name),
         value: (row) => first(row).point.values[name], text: (row) => shown(first(row).point.values[name]) })),
       { title: "Context", number: true, value: (row) => first(row).figures.segment_length, text: (row) => number(first(row).figures.segment_length) },
       { title: "Memory", number: true, value: (row) => first(row).figures.memory_size, text: (row) => number(first(row).figures.memory_size) },
       { title: "XL cache", value: (row) => (first(row).figures.xl_cache ? "yes" : "no") },
-      ...[...new Set(readings.map((it) => it.text))].map((text) => ({ title: text, number: true,
-        value: (row) => (of(row, text).length ? mean(of(row, text)) : null),
+      ...[...new Set(evaluations.map((evaluation) => evaluation.text))].map((text) => ({ title: text, number: true,
+        value: (row) => (perplexities(row, text).length ? mean(perplexities(row, text)) : null),
         text: (row) => {
-          const values = of(row, text);
+          const values = perplexities(row, text);
           return values.length ? number(mean(values), 3) + (values.length > 1 ? ` ${interval(ends(values), 3)}` : "") : "–";
         } })),
-      { title: "Seeds", number: true, value: (row) => new Set(row.map((it) => it.point.seed)).size },
+      { title: "Seeds", number: true, value: (row) => new Set(row.map((evaluation) => evaluation.point.seed)).size },
     ], rows));
   }
 
   // Curves
 
-  const chosen = () => readings.filter((it) => it.text === at("text").value && it.figures.xl_cache === (at("xl").value === "with"));
-  const isOwn = () => at("memories").value === "own";
+  const chosen = () => evaluations.filter((evaluation) => evaluation.text === at("text").value && evaluation.figures.xl_cache === (at("xl").value === "with"));
+  const onlyTrained = () => at("memories").value === "trained";
 
-  /** Which settings tell groups of points apart; and names and colors of the groups' lines by these. */
-  function told(groups) {
+  /** Returns names and colors for the lines of groups of points, by the settings in which the groups differ. */
+  function lineStyles(groups) {
     const differ = names.filter((name) => new Set(groups.map((values) => JSON.stringify(values[name]))).size > 1);
     const hasOrder = differ.length === 1 && isNumeric(differ[0]);
     return {
@@ -79,44 +79,44 @@
     };
   }
 
-  /** A line through the means over seeds at each x, on a band from the least to the most. `cells`: {x, values, words, reach?}.
-      Of a single seed, `reach` is drawn: the 95% interval over documents. */
+  /** Returns a line through the means over seeds, on a band from minimum to maximum. `cells`: {x, values, words, reach?}.
+      For a single seed it draws `reach`, the 95% confidence interval over documents, instead. */
   function lineOf(name, cells, color, mode = "lines+markers") {
-    const x = cells.map((it) => it.x), has = cells.some((it) => it.values.length > 1);
+    const x = cells.map((cell) => cell.x), has = cells.some((cell) => cell.values.length > 1);
     const edge = (values) => ({ x, y: values, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false });
     return [
-      ...(has ? [edge(cells.map((it) => ends(it.values)[0])),
-        { ...edge(cells.map((it) => ends(it.values)[1])), fill: "tonexty", fillcolor: `${color}33` }] : []),
-      { x, y: cells.map((it) => mean(it.values)), error_y: has || !cells[0].reach?.every(Number.isFinite) ? undefined : {
-        type: "data", symmetric: false, thickness: 1, width: 4, array: cells.map((it) => it.reach[1] - it.values[0]),
-        arrayminus: cells.map((it) => it.values[0] - it.reach[0]) }, name: charts.plain(name), mode, line: { color, width: 2 }, marker: { size: 7, color },
-        text: cells.map((it) => `${it.words}${it.values.length > 1 ? `, ${it.values.length} seeds` : ""}`),
+      ...(has ? [edge(cells.map((cell) => ends(cell.values)[0])),
+        { ...edge(cells.map((cell) => ends(cell.values)[1])), fill: "tonexty", fillcolor: `${color}33` }] : []),
+      { x, y: cells.map((cell) => mean(cell.values)), error_y: has || !cells[0].reach?.every(Number.isFinite) ? undefined : {
+        type: "data", symmetric: false, thickness: 1, width: 4, array: cells.map((cell) => cell.reach[1] - cell.values[0]),
+        arrayminus: cells.map((cell) => cell.values[0] - cell.reach[0]) }, name: charts.plain(name), mode, line: { color, width: 2 }, marker: { size: 7, color },
+        text: cells.map((cell) => `${cell.words}${cell.values.length > 1 ? `, ${cell.values.length} seeds` : ""}`),
         hovertemplate: "%{text}: %{y:.3f}<extra>%{fullData.name}</extra>" },
     ];
   }
 
-  const bySeeds = data.seeds.length > 1 ? "Means over seeds; bands from the least to the most." : "";
-  const spread = bySeeds || "Bars: 95% intervals over documents.";
+  const bySeeds = data.seeds.length > 1 ? "Lines: means over seeds. Bands: minimum to maximum." : "";
+  const spread = bySeeds || "Bars: 95% confidence intervals over documents.";
   const perplexityAxis = () => ({ title: "perplexity", log: at("log-perplexity").checked });
 
   function showBySize() {
     return charts.add(at("curve-charts"), "size-chart", () => {
-      const rows = chosen().filter((it) => it.isOwn || !isOwn());
+      const rows = chosen().filter((evaluation) => evaluation.isTrainedSize || !onlyTrained());
       if (!rows.length) return null;
-      const sizes = [...new Set(rows.map((it) => it.figures.memory_size))].sort((a, b) => a - b);
+      const sizes = [...new Set(rows.map((evaluation) => evaluation.figures.memory_size))].sort((a, b) => a - b);
       const best = rows.reduce((a, b) => (a.figures.perplexity <= b.figures.perplexity ? a : b)).figures;
-      const valuesOf = ({ point }) => (isOwn() ? without(point.values, MEMORY) : point.values);
-      const lines = grouped(rows, valuesOf), { name, color } = told(lines.map((line) => valuesOf(line[0])));
+      const valuesOf = ({ point }) => (onlyTrained() ? without(point.values, MEMORY) : point.values);
+      const lines = grouped(rows, valuesOf), { name, color } = lineStyles(lines.map((line) => valuesOf(line[0])));
       return {
-        title: `Perplexity against memory: least, ${number(best.perplexity, 2)}, at ${number(best.memory_size)}`,
-        note: [isOwn() ? "Each point read with the memory it was trained with." : "Each point read with several memories.", spread].join(" "),
+        title: `Perplexity by memory: lowest ${number(best.perplexity, 2)} at ${number(best.memory_size)}`,
+        note: [onlyTrained() ? "Each point with the memory size of its training." : "Each point with several memory sizes.", spread].join(" "),
         traces: lines.flatMap((line, i) => lineOf(
           name(valuesOf(line[0])),
-          grouped(line, (it) => it.figures.memory_size).sort((a, b) => a[0].figures.memory_size - b[0].figures.memory_size).map((cell) => ({
-            x: number(cell[0].figures.memory_size), values: cell.map((it) => it.figures.perplexity),
+          grouped(line, (evaluation) => evaluation.figures.memory_size).sort((a, b) => a[0].figures.memory_size - b[0].figures.memory_size).map((cell) => ({
+            x: number(cell[0].figures.memory_size), values: cell.map((evaluation) => evaluation.figures.perplexity),
             reach: cell[0].figures.perplexity_interval, words: `memory ${number(cell[0].figures.memory_size)}` })),
           lines.length > 1 ? color(i) : charts.line(0).color)),
-        layout: { x: { title: "memory, tokens", type: "category", categoryorder: "array", categoryarray: sizes.map((it) => number(it)) },
+        layout: { x: { title: "memory, tokens", type: "category", categoryorder: "array", categoryarray: sizes.map((size) => number(size)) },
           y: perplexityAxis(), legend: lines.length > 1 },
       };
     });
@@ -124,18 +124,18 @@
 
   function showByPosition() {
     return charts.add(at("curve-charts"), "position-chart", () => {
-      const rows = chosen().filter((it) => it.isOwn || !isOwn());
+      const rows = chosen().filter((evaluation) => evaluation.isTrainedSize || !onlyTrained());
       if (!rows.length) return null;
-      const lines = grouped(rows, ({ point, figures }) => [point.values, isOwn() ? null : figures.memory_size]);
-      const { name, color } = told(lines.map((line) => line[0].point.values));
+      const lines = grouped(rows, ({ point, figures }) => [point.values, onlyTrained() ? null : figures.memory_size]);
+      const { name, color } = lineStyles(lines.map((line) => line[0].point.values));
       return {
-        title: `Perplexity by position in the document, ${inWords(at("xl").value === "with")}`,
-        note: `Later places are those of long documents only. ${bySeeds}`,
+        title: `Perplexity by position in the document, ${cacheName(at("xl").value === "with")}`,
+        note: `Only long documents have the later positions. ${bySeeds}`,
         traces: lines.flatMap((line, i) => {
-          const places = grouped(line.flatMap((it) => it.figures.perplexity_by_position), (it) => it.first_token);
-          const memory = isOwn() ? "" : `, read with ${number(line[0].figures.memory_size)}`;
-          return lineOf(name(line[0].point.values) + memory, places.map((cell) => ({ x: charts.place(cell[0]).middle, values: cell.map((it) => it.perplexity),
-            words: charts.place(cell[0]).words })), isOwn() ? color(i) : charts.line(i).color);
+          const ranges = grouped(line.flatMap((evaluation) => evaluation.figures.perplexity_by_position), (range) => range.first_token);
+          const memory = onlyTrained() ? "" : `, memory ${number(line[0].figures.memory_size)}`;
+          return lineOf(name(line[0].point.values) + memory, ranges.map((cell) => ({ x: charts.range(cell[0]).middle, values: cell.map((range) => range.perplexity),
+            words: charts.range(cell[0]).words })), onlyTrained() ? color(i) : charts.line(i).color);
         }),
         layout: { x: { title: "position in the document, tokens", log: at("log-positions").checked }, y: perplexityAxis() },
       };
@@ -143,44 +143,44 @@
   }
 
   function showBySteps() {
-    const trained = data.points.filter((it) => it.training.length);
+    const trained = data.points.filter((point) => point.training.length);
     if (!trained.length) return missing("curve-charts", "No point has been trained yet.");
     return charts.add(at("curve-charts"), "training-chart", () => {
       const share = Number(at("smoothing").value);
       at("smoothing-value").textContent = number(share, 2);
-      const lines = grouped(trained, (point) => point.values), { name, color } = told(lines.map((line) => line[0].values));
+      const lines = grouped(trained, (point) => point.values), { name, color } = lineStyles(lines.map((line) => line[0].values));
       return {
         title: "Training loss by step",
         note: `${share ? "Smoothed. " : ""}${bySeeds}`,
         traces: lines.flatMap((points, i) => {
           const all = points.flatMap((point) => {
-            const losses = charts.smoothed(point.training.map((it) => it.loss), share);
-            return point.training.map((it, at) => ({ step: it.step, loss: losses[at] }));
+            const losses = charts.smoothed(point.training.map((line) => line.loss), share);
+            return point.training.map((line, at) => ({ step: line.step, loss: losses[at] }));
           });
-          const cells = grouped(all.filter((it) => it.loss !== null), (it) => it.step);
-          return lineOf(name(points[0].values), cells.map((cell) => ({ x: cell[0].step, values: cell.map((it) => it.loss),
+          const cells = grouped(all.filter((entry) => entry.loss !== null), (entry) => entry.step);
+          return lineOf(name(points[0].values), cells.map((cell) => ({ x: cell[0].step, values: cell.map((entry) => entry.loss),
             words: `step ${number(cell[0].step)}` })), color(i), "lines");
         }),
-        layout: { x: { title: "step", log: at("log-steps").checked }, y: { title: "loss, nats a token" }, height: 380 },
+        layout: { x: { title: "step", log: at("log-steps").checked }, y: { title: "loss, nats per token" }, height: 380 },
       };
     }, true);
   }
 
   function showCurves() {
-    options("text", [...new Set(readings.map((it) => it.text))].map((text) => [text, text]));
-    options("xl", [...new Set(readings.map((it) => it.figures.xl_cache))].sort().reverse().map((xl) => (xl ? ["with", "with"] : ["without", "without"])));
-    if (!readings.some((it) => it.isOwn)) at("memories").value = "any";
-    if (readings.length) {
+    options("text", [...new Set(evaluations.map((evaluation) => evaluation.text))].map((text) => [text, text]));
+    options("xl", [...new Set(evaluations.map((evaluation) => evaluation.figures.xl_cache))].sort().reverse().map((xl) => (xl ? ["with", "with"] : ["without", "without"])));
+    if (!evaluations.some((evaluation) => evaluation.isTrainedSize)) at("memories").value = "any";
+    if (evaluations.length) {
       charts.listen(["text", "xl", "memories", "log-positions", "log-perplexity"], [showBySize(), showByPosition()]);
     }
     const bySteps = showBySteps();
     if (bySteps) charts.listen(["smoothing", "log-steps"], [bySteps]);
-    at("curve-controls").hidden = !readings.length && !bySteps;
+    at("curve-controls").hidden = !evaluations.length && !bySteps;
   }
 
   // Points
 
-  /** A name that may go on in the next line behind each comma. */
+  /** Returns a name that may wrap after each comma. */
   const breakable = (name) => name.split(/(?<=,)/).flatMap((part) => [part, element("wbr")]);
 
   function showPoints() {
@@ -201,14 +201,14 @@
 
   function showGrid() {
     const facts = [...names.map((name) => [name, data.over[name].map(shown).join(", ")]),
-      ["Seeds", data.seeds.map((it) => it ?? "–").join(", ")], ["Command", data.command]];
+      ["Seeds", data.seeds.map((value) => value ?? "–").join(", ")], ["Command", data.command]];
     at("grid").append(...facts.flatMap(([term, value]) => [element("dt", {}, term), element("dd", { class: "mono" }, value)]));
   }
 
-  parts.showHeading();
+  report.showHeading();
   showResults();
   showCurves();
   showPoints();
   showGrid();
-  parts.showSettings();
+  report.showSettings();
 })();

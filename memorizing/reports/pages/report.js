@@ -1,13 +1,13 @@
 "use strict";
-/* What the report of a run and that of a sweep show alike: heading, notices, settings; and how readings are called. */
-const parts = (() => {
+/* Shared by the reports of runs and sweeps: heading, notices, settings, and names of evaluations. */
+const report = (() => {
   const { element, number, table, data } = page;
   const at = (id) => document.getElementById(id);
 
-  /** In place of what is not there. */
+  /** Shows a notice in place of a missing section. */
   const missing = (id, text) => at(id).append(element("p", { class: "notice" }, text));
 
-  /** The choices of a select: [value, text]. */
+  /** Sets the choices of a select element: [value, text]. */
   const options = (id, values) =>
     at(id).replaceChildren(...values.map(([value, text]) => element("option", { value }, text)));
 
@@ -15,12 +15,12 @@ const parts = (() => {
     low === null || low === undefined ? "" : `[${number(low, digits, sign)}, ${number(high, digits, sign)}]`;
 
   const textOf = (figures) => [figures.corpus, figures.split, figures.name].filter(Boolean).join(" · ");
-  const inWords = (xl) => (xl ? "with XL cache" : "without XL cache");
+  const cacheName = (xlCache) => (xlCache ? "with XL cache" : "without XL cache");
 
   function showHeading() {
     at("title").textContent = data.title;
-    at("sentence").textContent = data.sentence;
-    at("made").textContent = `Made ${data.made} by memorizing ${data.version} from ${data.workdir}.`;
+    at("description").textContent = data.description;
+    at("origin").textContent = `Made on ${data.created} by memorizing ${data.version} from ${data.workdir}.`;
     at("notices").append(...data.notices.map((notice) => element("p", { class: "notice" }, notice)));
   }
 
@@ -30,8 +30,8 @@ const parts = (() => {
       return missing("configuration", "No settings were found (config.gin).");
     }
     const list = () => {
-      const wanted = at("settings-search").value.toLowerCase();
-      const found = data.settings.filter((it) => `${it.name} = ${it.value}`.toLowerCase().includes(wanted));
+      const query = at("settings-search").value.toLowerCase();
+      const found = data.settings.filter(({ name, value }) => `${name} = ${value}`.toLowerCase().includes(query));
       at("settings-count").textContent = `${number(found.length)} of ${number(data.settings.length)}`;
       at("settings-table").replaceChildren(table("Settings, defaults included", [
         { title: "Setting", value: (row) => row.name, text: (row) => element("code", {}, row.name) },
@@ -42,5 +42,5 @@ const parts = (() => {
     list();
   }
 
-  return { at, missing, options, interval, textOf, inWords, showHeading, showSettings };
+  return { at, missing, options, interval, textOf, cacheName, showHeading, showSettings };
 })();
