@@ -12,7 +12,7 @@ from memorizing.cli import main
 from tests.integration.test_resume import GIN, finish
 from tests.integration.test_resume import memorizing as started
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "memorizing" / "generation" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +119,15 @@ def test_the_run_folder_alone_generates_inspects_and_opens_a_reader(folder, capf
     assert "has no vocabulary" in message and "copy its whole folder" in message
 
 
-def test_the_lines_of_the_readme(folder, monkeypatch):
+def test_the_python_example_of_the_page_runs(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    code = re.search(r"    from memorizing import open_reader\n(?:    .*\n|\n(?=    ))+", README.read_text())
-    assert code
-    lines = (
-        code[0]
-        .replace("runs/quickstart/with", "one")
-        .replace("memorizing/model", "texts")
-        .replace('"memory"', '"mine"')
-    )
-    lines = "\n".join(line[4:] for line in lines.splitlines())
-    assert "reader.save" in lines
+    example = re.search(r"    from memorizing import open_reader\n(?:    .*\n|\n(?=    ))+", PAGE.read_text())
+    assert example and len(example[0].splitlines()) <= 25
+    names = {"runs/quickstart/with": "one", "argparse.py": "texts", '"memory"': '"saved"', "32768": "32", "65536": "64"}
+    lines = "\n".join(line[4:] for line in example[0].splitlines())
+    for name, replacement in names.items():
+        assert name in lines
+        lines = lines.replace(name, replacement)
     exec(lines, {})
+    assert Path("saved", "manifest.json").exists()
     assert hasattr(memorizing, "open_reader") and not hasattr(memorizing, "open_writer")
