@@ -1,26 +1,26 @@
 #!/usr/bin/env bash
-# What the launching scripts share: messages, --help, --dry_run, and settings of the form --name=value. Sourced, not run.
+# Functions of all launch scripts: messages, --help, --dry_run and options of the form --name=value. Sourced, not run.
 
 script=${0##*/}
 dry_run=false
 
 say() { printf '[%s] %s\n' "$script" "$*" >&2; }
-fail() { # 2, as the command `memorizing` says of input that a user can mend
+fail() { # status 2, as for every input error of `memorizing`
     printf '[%s] error: %s\n' "$script" "$*" >&2
     exit 2
 }
 
-print_header() { # the comment that a script opens with: its --help
+print_header() { # prints a script's first comment: its --help
     sed -n '2,/^$/s/^# \{0,1\}//p' "$1"
 }
 
-enter_environment() { # puts `memorizing` on PATH; another command (MEMORIZING) brings its own environment
+enter_environment() { # puts `memorizing` on PATH, unless MEMORIZING names another command
     [ -z "${MEMORIZING:-}" ] || return 0
     bash launch/setup.sh
     PATH="$PWD/.venv/bin:$PATH"
 }
 
-shell_quoted() { # one line that a shell reads back as the same words
+shell_quoted() { # prints a line that a shell reads as the same words
     local word line=
     for word in "$@"; do
         if ! [[ "$word" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then word="'${word//\'/\'\\\'\'}'"; fi
@@ -29,12 +29,20 @@ shell_quoted() { # one line that a shell reads back as the same words
     printf '%s' "${line# }"
 }
 
-run() { # the one place where --dry_run is decided
+run() { # runs a command; with --dry_run prints it
     if $dry_run; then
         shell_quoted "$@"
         echo
     else
         "$@"
+    fi
+}
+
+check_spelling() { # word: refuses an option that is spelled with hyphens
+    local name=${1%%=*}
+    if [[ "$name" =~ ^--[a-z]+(-[a-z]+)+$ ]]; then
+        name=${name#--}
+        fail "--$name is now --${name//-/_}"
     fi
 }
 
@@ -44,7 +52,7 @@ require_whole() { # --name value lowest
     fi
 }
 
-has_option() { # --name words... : whether one of the words sets it
+has_option() { # --name words...: tells whether one of the words sets the option
     local name=$1 word
     for word in "${@:2}"; do
         case "$word" in "$name" | "$name"=*) return 0 ;; esac

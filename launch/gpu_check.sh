@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Is everything right on this machine's GPU, and how fast: kernels, both benches, a training. Under 8 minutes on an H100.
+# Checks and times this machine's GPU: every kernel, both benchmarks, a short training. Under 8 minutes on an H100.
 #
-#   bash launch/gpu_check.sh              to runs/gpu_check/gpu_check.json, and a table (OUT=DIR names another folder)
-#   bash launch/gpu_check.sh --cpu        the same in a small way, on a machine without a GPU
-#   bash launch/gpu_check.sh --dry_run    prints the commands, and runs none
+#   bash launch/gpu_check.sh              prints a table and writes runs/gpu_check/gpu_check.json (OUT=DIR for another folder)
+#   bash launch/gpu_check.sh --cpu        does the same at tiny sizes, on a machine without a GPU
+#   bash launch/gpu_check.sh --dry_run    prints the commands without running them
 #
-# It installs nothing and needs no network: a Python of at least 3.12 with jax, flax, optax, orbax and tensorstore is
-# taken as it is (PYTHON=/path/to/python3; else .venv, then python3). Packages that are missing there are taken from the
-# wheels in a folder, WHEELS=DIR, and unpacked below OUT. A machine that has the package index fills it with
+# It installs nothing and needs no network. It uses a Python of at least 3.12 that has jax, flax, optax, orbax and
+# tensorstore (PYTHON=/path/to/python3; default: .venv, then python3). Packages that it lacks are unpacked below OUT from
+# the wheels in WHEELS=DIR. Fill that folder on a machine with a package index:
 #
 #   pip download --no-deps -d DIR beartype gin-config jaxtyping wadler-lindig sentencepiece tensorboard protobuf tqdm
 #
-# The training is that of configs/recall.gin, whose text is generated; DATA=DIR names prepared tokens for one of
-# configs/base.gin instead. All parts run even if one fails; then the exit status is 1.
+# It trains configs/recall.gin on generated text, or configs/base.gin on the prepared tokens in DATA=DIR. All parts run
+# even if one fails; the exit status is then 1.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,17 +21,18 @@ source launch/common.sh
 
 small=false
 for word in "$@"; do
+    check_spelling "$word"
     case "$word" in
     -h | --help) print_header "${BASH_SOURCE[0]}" && exit ;;
     --dry_run) dry_run=true ;;
     --cpu) small=true ;;
-    *) fail "$word: is none of --cpu, --dry_run and --help" ;;
+    *) fail "$word: unknown option. Options are --cpu, --dry_run and --help" ;;
     esac
 done
 out=${OUT:-runs/gpu_check} data=${DATA:-}
-case "$out$data" in *\'*) fail "the apostrophe in $out$data cannot be written in a setting: name another folder" ;; esac
-[ -z "$data" ] || $dry_run || [ -f "$data/manifest.json" ] || fail "DATA=$data holds no prepared tokens (no manifest.json)"
-[ -z "${WHEELS:-}" ] || [ -d "$WHEELS" ] || fail "WHEELS=$WHEELS is no folder"
+case "$out$data" in *\'*) fail "$out$data contains an apostrophe, which a setting cannot hold. Name another folder" ;; esac
+[ -z "$data" ] || $dry_run || [ -f "$data/manifest.json" ] || fail "DATA=$data holds no prepared tokens (no manifest.json). Run memorizing prepare first"
+[ -z "${WHEELS:-}" ] || [ -d "$WHEELS" ] || fail "WHEELS=$WHEELS is not a folder"
 
 find_python() {
     local candidate
@@ -45,7 +46,7 @@ find_python() {
     return 1
 }
 
-add_missing() { # unpacks the wheels of packages that the interpreter does not have
+unpack_missing() { # unpacks the wheels of packages that the interpreter lacks
     "$python" - "$WHEELS" "$1" <<'PYTHON'
 import importlib.metadata, pathlib, sys, zipfile
 for wheel in sorted(pathlib.Path(sys.argv[1]).glob("*.whl")):
@@ -61,18 +62,18 @@ PYTHON
 if $dry_run; then
     python=${PYTHON:-python3}
 else
-    python=$(find_python) || fail "needs Python 3.12 or later with jax: name one with PYTHON=/path/to/python3"
+    python=$(find_python) || fail "found no Python 3.12 or later with jax. Name one with PYTHON=/path/to/python3"
     mkdir -p "$out"
     rm -rf "$out"/{run,tokens,site,parts} "$out"/*.json "$out"/*.log
     export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
     if [ -n "${WHEELS:-}" ]; then
-        add_missing "$out/site"
+        unpack_missing "$out/site"
         PYTHONPATH="$PYTHONPATH:$(cd "$out" && pwd)/site"
     fi
 fi
 if $small; then export JAX_PLATFORMS=cpu; else export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}; fi
 
-part() { # name, seconds it may take, command...
+part() { # name, time limit in seconds, command...
     local name=$1 limit=$2 status=0 started=$SECONDS
     shift 2
     if $dry_run; then
@@ -86,7 +87,7 @@ part() { # name, seconds it may take, command...
 
 memorizing=("$python" -m memorizing.cli)
 shapes=M8192,M65536,M262144 # of B8xH8xN512xD128xK32, in bfloat16: the defaults
-searching=() # all of this platform
+searching=() # all searches for this platform
 stepping=(--gin_file=configs/base.gin --gin_param 'BATCH_SIZE = 8' --gin_param 'Batch.segments_per_call = 2')
 sizes=0,8192,65536 rounds=10 steps=1600 documents=1000 collecting=()
 if $small; then
@@ -98,8 +99,8 @@ fi
 
 part environment 60 "$python" -c 'import jax; print(jax.__version__, jax.devices())'
 part searches 150 "$python" -m memorizing.benchmarks.gpu_check searches "--json=$out/searches.json"
-# Only files that have tests for GPUs: others need packages that a node may not have.
-mapfile -t tests < <(grep -lE 'mark\.gpu' tests/*.py)
+# Only files with tests for GPUs: others need packages that a node may lack.
+mapfile -t tests < <(grep -rlE --include='test_*.py' 'mark\.gpu' tests | sort)
 if [ "${#tests[@]}" -gt 0 ] && { $dry_run || "$python" -c 'import pytest' 2>/dev/null; }; then
     part tests 150 "$python" -m pytest -q -o addopts= -p no:cacheprovider --import-mode=importlib -m gpu \
         ${collecting[@]+"${collecting[@]}"} "${tests[@]}"

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Trains with several processes on this machine, joined by jax.distributed, as the hosts of a pod are.
+# Trains with several processes on this machine. jax.distributed joins them, as it joins the hosts of a pod.
 #
 #   bash launch/local_multiprocess.sh --gin_file=configs/quickstart.gin --workdir=runs/two
 #
-# What it does not know goes to `memorizing train`. Its own options:
-#   --processes=N      how many (2)
-#   --cpu_devices=D    on CPU, each process with D devices that XLA makes up
-#   --gpus             on GPUs, process I on GPU I
-#   --wait=SECONDS     how long the others may go on once a process has failed (100), before they are killed
-#   --dry_run          prints the commands, and runs none
+# Options (all others go to `memorizing train`):
+#   --processes=N      number of processes; default: 2
+#   --cpu_devices=D    runs on the CPU, with D simulated devices per process
+#   --gpus             runs on GPUs, process I on GPU I
+#   --wait=SECONDS     time after a failure until the other processes are killed; default: 100
+#   --dry_run          prints the commands without running them
 #
-# Each line of output is prefixed by its process, [0] or [1]. SIGTERM and SIGINT reach all processes as SIGTERM: they save a
-# checkpoint and end with 75, "run the same command again". The exit status is 0 if all ended with 0, else that of the
-# process that failed first. MEMORIZING=COMMAND names another command than `memorizing`.
+# Each line of output starts with its process, [0] or [1]. SIGTERM and SIGINT reach all processes as SIGTERM: they save a
+# checkpoint and end with status 75, "run the same command again". The exit status is 0 if all processes ended with 0;
+# otherwise it is that of the process that failed first. MEMORIZING=COMMAND replaces the command `memorizing`.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -21,6 +21,7 @@ source launch/common.sh
 
 processes=2 cpu_devices='' gpus=false patience=100 training=()
 for word in "$@"; do
+    check_spelling "$word"
     case "$word" in
     -h | --help) print_header "${BASH_SOURCE[0]}" && exit ;;
     --dry_run) dry_run=true ;;
@@ -28,24 +29,24 @@ for word in "$@"; do
     --cpu_devices=*) cpu_devices=${word#*=} ;;
     --gpus) gpus=true ;;
     --wait=*) patience=${word#*=} ;;
-    --coordinator* | --process | --process=*) fail "$word: is set for each process by this script; leave it out" ;;
+    --coordinator* | --process | --process=*) fail "$word: this script sets it for each process. Leave it out" ;;
     *) training+=("$word") ;;
     esac
 done
 require_whole --processes "$processes" 1
 require_whole --wait "$patience" 0
 [ -z "$cpu_devices" ] || require_whole --cpu_devices "$cpu_devices" 1
-[ -z "$cpu_devices" ] || ! $gpus || fail "--cpu_devices=$cpu_devices with --gpus: give one of the two"
-has_option --workdir ${training[@]+"${training[@]}"} || fail "--workdir is missing: all processes need the same --workdir=DIR"
+[ -z "$cpu_devices" ] || ! $gpus || fail "--cpu_devices=$cpu_devices with --gpus: devices are either. Give one of the two"
+has_option --workdir ${training[@]+"${training[@]}"} || fail "--workdir is missing. All processes share one: add --workdir=DIR"
 
 in_use() { (: <"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-port=$((20000 + RANDOM % 10000)) # below the ports that systems hand out by themselves
+port=$((20000 + RANDOM % 10000)) # below the range of ephemeral ports
 while in_use "$port"; do port=$((20000 + RANDOM % 10000)); done
 
 $dry_run || enter_environment
 read -ra memorizing <<<"${MEMORIZING:-memorizing}"
 
-command_of() { # process: sets `command`
+set_command() { # process: sets the array `command`
     command=()
     if [ -n "$cpu_devices" ]; then
         flags="${XLA_FLAGS:+$XLA_FLAGS }--xla_force_host_platform_device_count=$cpu_devices"
@@ -57,13 +58,13 @@ command_of() { # process: sets `command`
 }
 
 if $dry_run; then
-    for ((i = 0; i < processes; i++)); do command_of "$i" && run "${command[@]}"; done
+    for ((i = 0; i < processes; i++)); do set_command "$i" && run "${command[@]}"; done
     exit
 fi
 
 pipes=$(mktemp -d)
 pids=() printers=()
-# Background processes of a script ignore SIGINT, so SIGTERM is what all of them understand.
+# Background processes of a script ignore SIGINT, so both signals are passed on as SIGTERM.
 # shellcheck disable=SC2329 # called by the traps
 forward() {
     say "SIG$1: passed on to all processes as SIGTERM"
@@ -74,9 +75,9 @@ trap 'forward TERM' TERM
 trap 'forward INT' INT
 
 for ((i = 0; i < processes; i++)); do
-    command_of "$i"
+    set_command "$i"
     mkfifo "$pipes/$i"
-    sed -u -e "/\[Gloo\] Rank/d" -e "s/^/[$i] /" <"$pipes/$i" & # Gloo reports each connection
+    sed -u -e "/\[Gloo\] Rank/d" -e "s/^/[$i] /" <"$pipes/$i" & # Gloo logs each connection
     printers+=($!)
     "${command[@]}" >"$pipes/$i" 2>&1 &
     pids+=($!)
@@ -91,7 +92,7 @@ while [ "$running" -gt 0 ]; do
         ended[i]=$status running=$((running - 1))
         if [ "$status" != 0 ] && [ -z "$first" ]; then
             first=$status deadline=$((SECONDS + patience))
-            [ "$running" = 0 ] || say "process $i ended with status $status; the others have $patience s to notice"
+            [ "$running" = 0 ] || say "process $i ended with status $status; the others have $patience s to end"
         fi
     done
     if [ -n "$deadline" ] && [ "$SECONDS" -ge "$deadline" ] && [ "$running" -gt 0 ]; then
@@ -104,7 +105,7 @@ while [ "$running" -gt 0 ]; do
     fi
     [ "$running" = 0 ] || sleep 0.1
 done
-# The end of the output: a child that outlived its process may hold its pipe open, so this is not waited for without end.
+# Wait for the end of the output, but not forever: a grandchild that outlived its process may hold the pipe open.
 for _ in {1..20}; do
     kill -0 "${printers[@]}" 2>/dev/null || break
     sleep 0.1

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What a memory is worth, on this machine, in about ten minutes: trains the same model on the same tokens without and
-# with a memory, reads held-out documents with memories of several sizes, and draws the result.
+# Measures what a memory is worth, on this machine, in about ten minutes. It trains the same model on the same tokens
+# without and with a memory, evaluates held-out documents with several memory sizes, and draws the result.
 #
-#   bash launch/quickstart.sh             on Python's own standard library, a package a document
-#   bash launch/quickstart.sh FOLDER      on your text: each file or sub-folder in it a document
+#   bash launch/quickstart.sh             uses Python's own standard library; each package is a document
+#   bash launch/quickstart.sh FOLDER      uses your text; each file or sub-folder is a document
 #   bash launch/quickstart.sh [FOLDER] --gin_param 'VOCABULARY_SIZE = 1024'    with other settings
 #
-# Repeating the command goes on where it was interrupted. Everything lies in runs/quickstart, or for a folder in
-# runs/quickstart-NAME (RUN=DIR names another).
+# Repeat the command to resume it. Everything is written to runs/quickstart, or runs/quickstart-NAME for a folder
+# (RUN=DIR names another).
 
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit ;; esac
@@ -18,7 +18,7 @@ more=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 run=${RUN:-runs/quickstart${folder:+-$(basename "$folder")}}
-case "$run" in *\'*) fail "the apostrophe in $run cannot be written in a setting: name another folder with RUN=DIR" ;; esac
+case "$run" in *\'*) fail "$run contains an apostrophe, which a setting cannot hold. Name another folder with RUN=DIR" ;; esac
 settings=(--gin_file=configs/quickstart.gin --gin_param "DATA = '$run/data'" ${more[@]+"${more[@]}"})
 raw=${folder:-$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')}
 step() { printf '\n== %s\n' "$*"; }
@@ -28,7 +28,7 @@ if [ ! -f "$run/data/manifest.json" ]; then
     mkdir -p "$run" && printf '%s\n' "$raw" >"$run/documents"
     memorizing prepare "${settings[@]}" --raw="$raw" --out="$run/data"
 elif [ "$(cat "$run/documents")" != "$raw" ]; then
-    fail "$run holds tokens of $(cat "$run/documents"), not of $raw: remove it, or name another folder with RUN=DIR"
+    fail "$run holds tokens of $(cat "$run/documents"), not of $raw. Remove it, or name another folder with RUN=DIR"
 fi
 
 step "training without memory: $run/without"
@@ -37,7 +37,7 @@ memorizing train "${settings[@]}" --gin_param 'MEMORY_SIZE = 0' --workdir="$run/
 step "training with memory, on the same tokens: $run/with"
 memorizing train "${settings[@]}" --workdir="$run/with"
 
-step "reading held-out documents"
+step "evaluating held-out documents"
 memorizing evaluate --workdir="$run/without"
 memorizing evaluate --workdir="$run/with" --memory_size=0,512,2048,8192
 

@@ -1,22 +1,21 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: creates it or reuses it, sends this tree at its commit, installs, runs the command on all
-# workers, follows the log, and goes on after preemption, on a new slice if need be, until the training is done.
+# Trains on a Cloud TPU slice. It creates or reuses the slice, sends this tree at its commit, installs, trains on all
+# workers and follows the log. After a preemption it resumes, on a new slice if necessary, until the training is done.
 #
 #   bash launch/tpu_pod.sh run NAME --zone=ZONE --type=v5p-128 -- --gin_file=... --workdir=gs://BUCKET/RUN
-#   bash launch/tpu_pod.sh logs NAME --zone=ZONE       the log of worker 0 as it grows (--worker=N or all)
-#   bash launch/tpu_pod.sh status NAME --zone=ZONE     of the slice, and of the training on each worker
-#   bash launch/tpu_pod.sh stop NAME --zone=ZONE       the training saves a checkpoint and ends; first stop a `run`, or it goes on
-#   bash launch/tpu_pod.sh delete NAME --zone=ZONE     deletes the slice; with --queued its request too
+#   bash launch/tpu_pod.sh logs NAME --zone=ZONE       follows the log of worker 0 (--worker=N or all)
+#   bash launch/tpu_pod.sh status NAME --zone=ZONE     prints the state of the slice and of each worker's training
+#   bash launch/tpu_pod.sh stop NAME --zone=ZONE       saves a checkpoint and ends; interrupt `run` first, or it restarts
+#   bash launch/tpu_pod.sh delete NAME --zone=ZONE     deletes the slice; with --queued also its request
 #
-#   --type=TYPE        accelerator type, as in `gcloud compute tpus accelerator-types list`: v4-32, v5litepod-64, v6e-64, ...
-#   --image=IMAGE      image of the workers, if not the usual one for the type
-#   --queued           asks by a queued resource, which waits until there is capacity
-#   --spot, --reserved, --project=ID     as of gcloud
-#   --dry_run          prints the commands as they follow each other for a slice not there yet, if nothing goes wrong and
-#                      nothing has to be waited for, and runs none
+#   --type=TYPE        accelerator type as listed by `gcloud compute tpus accelerator-types list`: v4-32, v5litepod-64, v6e-64, ...
+#   --image=IMAGE      runtime image of the workers; default: the usual one for the type
+#   --queued           requests a queued resource, which waits for capacity
+#   --spot, --reserved, --project=ID     passed on to gcloud
+#   --dry_run          prints the commands for a new slice, in order and without errors or waiting, and runs none
 #
-# The training runs detached on the workers: interrupting this script ends neither it nor the slice, and the same command
-# finds it again. 75 as its exit status means "run me again". What goes on after preemption lies in --workdir, in a bucket.
+# The training runs detached on the workers: interrupting this script stops neither it nor the slice, and the same command
+# finds it again. Its exit status 75 means "run the same command again". It resumes from --workdir, which is in a bucket.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -27,11 +26,12 @@ action=${1:-} name=${2:-} zone='' type='' image='' queued=false worker=0 project
 case "$action" in
 -h | --help) print_header "${BASH_SOURCE[0]}" && exit ;;
 run | logs | status | stop | delete) ;;
-*) fail "${action:-nothing}: must be run, logs, status, stop or delete (--help tells more)" ;;
+*) fail "${action:-nothing}: must be run, logs, status, stop or delete (see --help)" ;;
 esac
-[[ "$name" =~ ^[a-z][a-z0-9-]*$ ]] || fail "$action ${name:-without a name}: second comes the slice's name, of a-z, 0-9 and -"
+[[ "$name" =~ ^[a-z][a-z0-9-]*$ ]] || fail "$action ${name:-without a name}: the second argument must be the slice's name: letters a-z, digits and hyphens"
 shift 2
 while [ $# -gt 0 ]; do
+    check_spelling "$1"
     case "$1" in
     --zone=*) zone=${1#*=} ;;
     --type=*) type=${1#*=} ;;
@@ -42,38 +42,38 @@ while [ $# -gt 0 ]; do
     --queued) queued=true ;;
     --dry_run) dry_run=true ;;
     --) training=("${@:2}") && break ;;
-    *) fail "$1: is not known here; what \`memorizing train\` is to get comes after --" ;;
+    *) fail "$1: unknown option. Options of \`memorizing train\` come after --" ;;
     esac
     shift
 done
-[ -n "$zone" ] || fail "--zone is missing: where is the slice, or where is it to be? (--zone=us-east5-a)"
+[ -n "$zone" ] || fail "--zone is missing. Name the slice's zone, such as --zone=us-east5-a"
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 
 if [ "$action" = run ]; then
-    [ -n "$type" ] || fail "--type is missing: which slice? (--type=v5p-128)"
+    [ -n "$type" ] || fail "--type is missing. Name the accelerator type, such as --type=v5p-128"
     workdir=$(printf '%s\n' "${training[@]+"${training[@]}"}" | sed -n 's/^--workdir=//p')
-    case "$workdir" in gs://?*) ;; *) fail "--workdir=$workdir: must be gs://..., or preemption loses it; it comes after --" ;; esac
+    case "$workdir" in gs://?*) ;; *) fail "--workdir=$workdir: must be gs://..., since a preemption loses the workers' disks. Add it after --" ;; esac
     case "${image:=auto},$type" in
     auto,v6e-*) image=v2-alpha-tpuv6e ;;
     auto,v5p-*) image=v2-alpha-tpuv5 ;;
     auto,v5litepod-*) image=v2-alpha-tpuv5-lite ;;
     auto,v[234]-*) image=tpu-ubuntu2204-base ;;
-    auto,*) fail "--type=$type: which image its workers need is not known here; add --image=IMAGE" ;;
+    auto,*) fail "--type=$type: its runtime image is not known. Add --image=IMAGE" ;;
     esac
 fi
 
-failures=0 started=false # whether what the workers tell is of this command, and not of one before
+failures=0 started=false # whether the workers' status is of this command, not of an earlier one
 tpu() { run gcloud compute tpus "$@" "${where[@]}"; }
 on_workers() { tpu tpu-vm ssh "$name" "--worker=${2:-all}" "--command=$1"; }
 ask="if [ -d memorizing ]; then bash memorizing/launch/tpu_worker.sh status; else echo none; fi"
 ask_state() { tpu "$1" describe "$name" "--format=value($2)"; }
 slice=(tpu-vm state) request=(queued-resources state.state)
-describe() { # MISSING where there is none; a state that nobody knows where gcloud cannot tell
-    local told
-    if told=$(ask_state "$@" 2>&1); then
-        tail -n 1 <<<"$told"
+describe() { # prints the state, MISSING if there is no slice, UNKNOWN if gcloud failed
+    local answer
+    if answer=$(ask_state "$@" 2>&1); then
+        tail -n 1 <<<"$answer"
     else
-        case "$told" in *NOT_FOUND* | *"not found"*) echo MISSING ;; *) say "$told" && echo UNKNOWN ;; esac
+        case "$answer" in *NOT_FOUND* | *"not found"*) echo MISSING ;; *) say "$answer" && echo UNKNOWN ;; esac
     fi
 }
 create() {
@@ -85,7 +85,7 @@ create() {
     fi
 }
 delete() { if $queued; then tpu queued-resources delete "$name" --force --quiet; else tpu tpu-vm delete "$name" --quiet; fi; }
-make_ready() { # returns once the slice is there
+make_ready() { # returns when the slice is ready
     local state
     while state=$(describe "${slice[@]}") && [ "$state" != READY ]; do
         [ "$state" != MISSING ] || ! $queued || state=$(describe "${request[@]}")
@@ -97,11 +97,11 @@ make_ready() { # returns once the slice is there
         esac
     done
 }
-unpack='mkdir -p memorizing && cd memorizing && rm -rf ./* && tar -xzf ../memorizing.tar.gz' # but keeps .venv
+unpack='mkdir -p memorizing && cd memorizing && rm -rf ./* && tar -xzf ../memorizing.tar.gz' # keeps .venv
 start() { # sends the tree, installs, and starts the training on all workers
     local archive
     archive=${TMPDIR:-/tmp}/memorizing-$(git rev-parse --short HEAD).tar.gz
-    [ -z "$(git status --porcelain)" ] || say "what is not committed is not sent"
+    [ -z "$(git status --porcelain)" ] || say "uncommitted changes are not sent"
     run git archive --format=tar.gz "--output=$archive" HEAD &&
         tpu tpu-vm scp "$archive" "$name:memorizing.tar.gz" --worker=all &&
         on_workers "$unpack && bash launch/tpu_worker.sh install" &&
@@ -127,9 +127,9 @@ fi
 
 while :; do
     make_ready
-    told=$(on_workers "$ask" | sort -u | tr '\n' ' ') || told=unreachable
-    case " $told" in
-    *unreachable*) sleep 30 && continue ;; # or just gone, which make_ready sees
+    statuses=$(on_workers "$ask" | sort -u | tr '\n' ' ') || statuses=unreachable
+    case " $statuses" in
+    *unreachable*) sleep 30 && continue ;; # or deleted, which make_ready detects
     *' running '*)
         started=true
         follow || true
@@ -137,21 +137,21 @@ while :; do
         ;;
     *' 75 '* | *' lost '* | *' none '*) ;; # again
     *)
-        if $started && [ "$told" = "0 " ]; then
+        if $started && [ "$statuses" = "0 " ]; then
             say "$name: done; delete the slice with: bash launch/tpu_pod.sh delete $name ${where[*]}"
             exit
         elif $started; then
-            sleep 60 # a preempted host takes the others with it, and the slice's state may tell so only later
+            sleep 60 # a preempted host stops the others, and the slice's state may show it only later
             [ "$(describe "${slice[@]}")" = READY ] || continue
-            say "$name: the workers ended with status $told(bash launch/tpu_pod.sh logs $name ${where[*]})"
-            told=${told% } && exit "${told##* }"
+            say "$name: the workers ended with status $statuses(bash launch/tpu_pod.sh logs $name ${where[*]})"
+            statuses=${statuses% } && exit "${statuses##* }"
         fi
         ;;
     esac
     if start; then
         started=true failures=0
-        follow || true # how it ended is asked next: a broken connection looks like a failure
-    else # a slice may be preempted while it installs, but an error that stays is for a person
+        follow || true # a broken connection looks like a failure, so the status is asked next
+    else # a slice may be preempted during installation; a lasting error needs a person
         failures=$((failures + 1))
         [ "$failures" -lt 5 ] || fail "$name: the training could not be started, five times in a row"
         sleep 30

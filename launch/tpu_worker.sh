@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh runs on each worker of a slice: training that goes on when the connection does not.
+# Runs on each worker of a slice, started by launch/tpu_pod.sh. The training survives a lost connection.
 #
-#   bash launch/tpu_worker.sh install     the environment, with JAX for TPUs
-#   bash launch/tpu_worker.sh start --gin_file=... --workdir=gs://...    trains in the background, unless it already does
-#   bash launch/tpu_worker.sh follow      prints the log as it grows, until the training ends, and exits as it did
-#   bash launch/tpu_worker.sh status      "running", the exit status, "lost" (ended without one, as by a reboot) or "none"
-#   bash launch/tpu_worker.sh stop        asks it to save and end (SIGTERM)
+#   bash launch/tpu_worker.sh install     installs the environment with JAX for TPUs
+#   bash launch/tpu_worker.sh start --gin_file=... --workdir=gs://...    trains in the background, unless it already runs
+#   bash launch/tpu_worker.sh follow      follows the log until the training ends, and exits with its status
+#   bash launch/tpu_worker.sh status      prints running, the exit status, lost (ended without a status, such as by a reboot) or none
+#   bash launch/tpu_worker.sh stop        asks it to save a checkpoint and end (SIGTERM)
 #
-# Log, process id and exit status lie in ~/memorizing-run (RUN=DIR). MEMORIZING=COMMAND names another command.
+# Log, process id and exit status are in ~/memorizing-run (RUN=DIR). MEMORIZING=COMMAND replaces the command `memorizing`.
 
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,7 +20,7 @@ status() {
         cat "$state/status"
     elif [ ! -f "$state/pid" ]; then
         echo none
-    elif grep -qs train "/proc/$(cat "$state/pid")/cmdline"; then # and not another process with this id, after a reboot
+    elif grep -qs train "/proc/$(cat "$state/pid")/cmdline"; then # not another process with this id after a reboot
         echo running
     else
         echo lost
@@ -30,7 +30,7 @@ status() {
 case "${1:-}" in
 -h | --help) print_header "${BASH_SOURCE[0]}" ;;
 install)
-    # The workers' own Python may be too old, and may lack venv: uv brings another.
+    # The workers' own Python may be too old and may lack venv: uv installs another.
     PATH="$PATH:$HOME/.local/bin"
     [ -n "${MEMORIZING:-}" ] || command -v uv >/dev/null || python3 -m pip install -q --user uv || true
     ACCELERATOR=tpu enter_environment
@@ -42,8 +42,8 @@ start)
     rm -f "$state/status" "$state/pid"
     [ ! -f "$state/log" ] || mv "$state/log" "$state/log.previous"
     read -ra memorizing <<<"${MEMORIZING:-memorizing}"
-    # The child that waits for the exit status must outlive SIGHUP; the status is written under another name first, so
-    # that it is never read half.
+    # The shell that waits for the exit status must survive SIGHUP. It renames the status file into place, so that no
+    # reader sees half of it.
     # shellcheck disable=SC2016 # expanded by the inner shell
     nohup setsid bash -c 'state=$1; shift; "$@" & echo $! >"$state/pid"; wait $! && s=0 || s=$?
         echo $s >"$state/status.new"; mv "$state/status.new" "$state/status"' \
@@ -51,13 +51,13 @@ start)
     until [ -s "$state/pid" ]; do sleep 0.1; done
     ;;
 follow)
-    [ "$(status)" != none ] || fail "nothing was started here: bash launch/tpu_worker.sh start ..."
+    [ "$(status)" != none ] || fail "nothing was started here. Use bash launch/tpu_worker.sh start ..."
     tail -n +1 -F "$state/log" --pid="$(cat "$state/pid")" 2>/dev/null
-    # between the end of the process and its status
+    # the status is written shortly after the process ends
     for _ in {1..50}; do [ -f "$state/status" ] || sleep 0.1; done
-    told=$(status)
-    [[ "$told" =~ ^[0-9]+$ ]] && exit "$told"
-    fail "the training ended without a status ($told)"
+    result=$(status)
+    [[ "$result" =~ ^[0-9]+$ ]] && exit "$result"
+    fail "the training ended without a status ($result)"
     ;;
 status) status ;;
 stop) [ "$(status)" != running ] || kill -TERM "$(cat "$state/pid")" ;;

@@ -1,5 +1,5 @@
-"""The launching scripts: what they would run, what they refuse, the manifest against its API, and, with stand-ins for
-`memorizing`, gcloud, srun and scancel, that output, signals and exit statuses go where they should.
+"""The launch scripts: their dry runs, their errors, the manifest against its API, and how they pass on output, signals
+and exit statuses, with stand-ins for `memorizing`, gcloud, srun and scancel.
 """
 
 import json
@@ -27,16 +27,16 @@ LAUNCHERS = ["local_multiprocess.sh", "tpu_pod.sh", "tpu_worker.sh", "gke.sh", "
 
 
 def launch(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script from another folder, as a person may, with nothing of the environment but PATH."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    """Runs a script from another folder, with only PATH and HOME in its environment."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     command = ["bash", LAUNCH / script, *arguments]
     return subprocess.run(
-        command, env=kept | environment, cwd="/", capture_output=True, text=True, timeout=60, check=False
+        command, env=inherited | environment, cwd="/", capture_output=True, text=True, timeout=60, check=False
     )
 
 
 def dry_run(script: str, *arguments: str) -> list[list[str]]:
-    """The commands, as a shell reads them; with no program on PATH that could be run by mistake."""
+    """Returns the commands that a dry run prints, split as a shell splits them."""
     done = launch(script, *arguments)
     assert done.returncode == 0, done.stderr
     return [shlex.split(line) for line in done.stdout.splitlines()]
@@ -89,12 +89,17 @@ def test_help_is_the_header(script):
         ("gke.sh", ["xpk", *GPU, "--", BUCKET], ["--tpu=", "xpk"]),
         ("gke.sh", ["print", "pod"], ["--image is missing"]),
         ("gpu_check.sh", ["--gpu"], ["--gpu", "--cpu, --dry_run and --help"]),
+        ("gpu_check.sh", ["--dry-run"], ["--dry-run is now --dry_run"]),
+        ("local_multiprocess.sh", ["--dry-run", "--workdir=w"], ["--dry-run is now --dry_run"]),
+        ("tpu_pod.sh", [*POD, "--dry-run"], ["--dry-run is now --dry_run"]),
+        ("gke.sh", ["print", *GKE, "--max-restarts=3"], ["--max-restarts is now --max_restarts"]),
+        ("slurm.sbatch", ["--dry-run", "--workdir=w"], ["--dry-run is now --dry_run"]),
         ("slurm.sbatch", ["--dry_run", *TRAIN], ["--workdir is missing"]),
         ("slurm.sbatch", ["--workdir=w", "--processes=2"], ["--processes=2"]),
         ("slurm.sbatch", ["--workdir=w"], ["sbatch launch/slurm.sbatch"]),
     ],
 )
-def test_what_is_refused(script, arguments, words):
+def test_invalid_options_are_refused(script, arguments, words):
     done = launch(script, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"[{script}] error: ")
@@ -102,7 +107,7 @@ def test_what_is_refused(script, arguments, words):
         assert word in done.stderr
 
 
-def test_accelerators_that_setup_does_not_know_are_refused():
+def test_setup_refuses_unknown_accelerators():
     done = launch("setup.sh", ACCELERATOR="abacus")
     assert done.returncode == 1 and "ACCELERATOR=abacus: must be tpu, cuda12 or cuda" in done.stderr
 
@@ -139,7 +144,7 @@ def test_dry_run_of_a_tpu_slice():
     assert copy[3:5] == ["tpu-vm", "scp"] and archive[-2] == f"--output={copy[5]}"
     assert all("--worker=all" in command for command in (copy, install, start, follow, ask))
     assert install[7].endswith("bash launch/tpu_worker.sh install")
-    # what a worker's shell reads are the words that were given here
+    # a worker's shell reads the same words that were given here
     on_worker = start[7].removeprefix("--command=")
     assert shlex.split(on_worker) == ["bash", "memorizing/launch/tpu_worker.sh", "start", *TRAIN, BUCKET]
 
@@ -153,7 +158,7 @@ def test_dry_run_of_a_tpu_slice():
         (["--type=v9-8", "--image=own"], ["tpu-vm", "--version=own"]),
     ],
 )
-def test_how_a_slice_is_created(arguments, expected):
+def test_a_slice_is_created_with_its_image(arguments, expected):
     commands = dry_run("tpu_pod.sh", *POD, *arguments, "--dry_run", "--", BUCKET)
     (create,) = (words for words in commands if words[4] == "create")
     assert all(any(part == word or word.endswith(f"={part}") for word in create) for part in expected)
@@ -177,7 +182,7 @@ def test_dry_run_of_slurm():
     assert requeue == ["scontrol", "requeue", "JOB"]
 
 
-def test_dry_run_of_the_check_of_a_gpu():
+def test_dry_run_of_gpu_check():
     commands = dry_run("gpu_check.sh", "--dry_run")
     assert [words[3] for words in commands if words[1:3] == ["-m", "memorizing.cli"]] == [
         *("bench", "bench", "bench", "prepare", "train", "evaluate")
@@ -193,7 +198,7 @@ def test_dry_run_of_the_check_of_a_gpu():
 
 
 @pytest.mark.slow
-def test_the_check_of_a_gpu_in_a_small_way_on_a_cpu(tmp_path):
+def test_gpu_check_passes_at_tiny_sizes_on_a_cpu(tmp_path):
     out = tmp_path / "out"
     environment = {**os.environ, "OUT": str(out), "PYTHON": sys.executable}
     command = ["bash", LAUNCH / "gpu_check.sh", "--cpu"]
@@ -208,8 +213,8 @@ def test_the_check_of_a_gpu_in_a_small_way_on_a_cpu(tmp_path):
     assert {evaluation["memory_size"] for evaluation in figures["evaluations"].values()} == {0, 2048}
 
 
-def test_the_check_of_a_gpu_goes_on_after_failures(tmp_path):
-    """With a stand-in for Python that fails at the benches: the rest still runs, and the status is 1."""
+def test_gpu_check_runs_all_parts_after_a_failure(tmp_path):
+    """A stand-in for Python fails in `bench step`; the other parts still run, and the status is 1."""
     python = executable(
         tmp_path / "python",
         f"""
@@ -242,9 +247,9 @@ def test_dry_run_of_kubernetes():
 
 
 def manifest(*arguments: str) -> tuple[dict, dict, dict]:
-    """JobSet, its Job's spec and its container, all checked against the models of their API.
+    """Returns the JobSet, its Job's spec and its container, checked against the models of their API.
 
-    The models take unknown fields and leave them out, so what they give back has to be what they got.
+    The models drop unknown fields, so the test compares their output with their input.
     """
     done = launch("gke.sh", "print", *arguments)
     assert done.returncode == 0, done.stderr
@@ -257,7 +262,7 @@ def manifest(*arguments: str) -> tuple[dict, dict, dict]:
     return jobset, job, container
 
 
-def test_the_check_of_manifests_finds_mistakes():
+def test_the_api_models_detect_mistakes_in_a_manifest():
     jobset, _, _ = manifest(*GKE, "--", BUCKET)
     jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicies"] = {}
     assert JobsetV1alpha2JobSet.from_dict(jobset).to_dict() != jobset
@@ -287,7 +292,7 @@ def test_manifest_for_tpus():
 
 def test_manifest_for_gpus():
     jobset, job, container = manifest(*GPU, "--bucket=bucket", "--max_restarts=3", "--", *TRAIN)
-    assert jobset["metadata"]["annotations"] == {}  # one host a Job is what it would mean here
+    assert jobset["metadata"]["annotations"] == {}  # on GPUs it would mean one host per Job
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 3
     assert job["parallelism"] == job["completions"] == 4
     assert container["args"] == [
@@ -306,18 +311,18 @@ def test_manifest_runs_again_after_75_and_preemption_without_counting():
     (again,) = jobset["spec"]["failurePolicy"]["rules"]
     assert again["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert again["onJobFailureReasons"] == ["PodFailurePolicy"]
-    # what the Job API asks for where there is a podFailurePolicy, and what leaves no pod to be replaced alone
+    # required by the Job API with a podFailurePolicy, and so that no single pod is replaced
     assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 0
     assert job["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
 
 
-# --- what runs, with stand-ins ---------------------------------------------------------------------------------------
+# --- runs with stand-ins ---------------------------------------------------------------------------------------
 
 STAND_IN = """
 for word in "$@"; do case "$word" in --process=*) process=${word#*=} ;; esac; done
 trap 'echo saved; exit 75' TERM
 echo "train as process $process"
-eval "$BEHAVIOUR"
+eval "$BEHAVIOR"
 """
 WAIT = "for _ in {1..300}; do sleep 0.1; done"
 
@@ -328,7 +333,7 @@ def stand_in(tmp_path) -> str:
 
 
 def processes(stand_in: str, behavior: str, *options: str) -> subprocess.CompletedProcess[str]:
-    return launch("local_multiprocess.sh", "--workdir=w", *options, MEMORIZING=stand_in, BEHAVIOUR=behavior)
+    return launch("local_multiprocess.sh", "--workdir=w", *options, MEMORIZING=stand_in, BEHAVIOR=behavior)
 
 
 def test_output_is_prefixed(stand_in):
@@ -345,7 +350,7 @@ def test_the_status_is_that_of_the_process_that_failed_first(stand_in):
     assert "process 1 ended with status 7" in done.stderr and "is killed" not in done.stderr
 
 
-def test_those_that_do_not_notice_are_killed(stand_in):
+def test_processes_that_outlast_the_wait_are_killed(stand_in):
     started = time.monotonic()
     done = processes(stand_in, f'[ "$process" = 1 ] && kill -KILL $$; {WAIT}', "--wait=1")
     assert done.returncode == 128 + signal.SIGKILL
@@ -356,7 +361,7 @@ def test_those_that_do_not_notice_are_killed(stand_in):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_reach_all_processes(number, stand_in):
     command = ["bash", LAUNCH / "local_multiprocess.sh", "--workdir=w"]
-    environment = os.environ | {"MEMORIZING": stand_in, "BEHAVIOUR": WAIT}
+    environment = os.environ | {"MEMORIZING": stand_in, "BEHAVIOR": WAIT}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as launcher:
         assert launcher.stdout is not None
         lines = [launcher.stdout.readline() for _ in range(2)]
@@ -366,7 +371,7 @@ def test_signals_reach_all_processes(number, stand_in):
     assert {"[0] saved\n", "[1] saved\n"} <= set(lines)
 
 
-# Two tasks. As in SLURM's own (_srun_signal_mgr), SIGTERM is not passed on but kills them; the status is their highest.
+# Two tasks. As in SLURM's own srun (_srun_signal_mgr), SIGTERM kills them; the status is the highest of theirs.
 SRUN = """
 while [[ "$1" == --* ]]; do shift; done
 trap 'echo forcing job termination; kill -KILL "${tasks[@]}"' TERM
@@ -379,7 +384,7 @@ for task in "${tasks[@]}"; do
 done
 exit "$highest"
 """
-# With --signal and neither --batch nor --full, the steps get it, and the batch script does not.
+# With --signal and neither --batch nor --full, the job's steps get the signal and the batch script does not.
 SCANCEL = """
 [ "$*" = "--signal=TERM 17" ] || exit 1
 kill -TERM $(cat "$WORLD/tasks")
@@ -389,7 +394,7 @@ sleep "$SCANCEL_TAKES"
 
 @pytest.fixture
 def slurm(stand_in, tmp_path) -> dict[str, str]:
-    """Stand-ins for SLURM's commands, and what its job finds in the environment."""
+    """Creates stand-ins for SLURM's commands and returns the environment of a job."""
     programs = tmp_path / "programs"
     programs.mkdir()
     executable(programs / "srun", SRUN)
@@ -407,22 +412,22 @@ def slurm(stand_in, tmp_path) -> dict[str, str]:
 
 @pytest.mark.parametrize(("status", "requeued"), [(75, True), (0, False), (1, False)])
 def test_slurm_requeues_after_75_alone(status, requeued, slurm):
-    done = launch("slurm.sbatch", "--workdir=w", BEHAVIOUR=f"exit {status}", **slurm)
+    done = launch("slurm.sbatch", "--workdir=w", BEHAVIOR=f"exit {status}", **slurm)
     assert done.returncode == status
     assert sorted(done.stdout.splitlines()) == ["requeue 17"] * requeued + [f"train as process {i}" for i in range(2)]
 
 
 def test_slurm_requeues_the_point_of_a_sweep_and_not_the_whole_array(slurm):
     array = {"SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3"}
-    done = launch("slurm.sbatch", "sweep", "--out=o", BEHAVIOUR="exit 75", **slurm, **array)
+    done = launch("slurm.sbatch", "sweep", "--out=o", BEHAVIOR="exit 75", **slurm, **array)
     assert done.returncode == 75 and "requeue 17_3" in done.stdout.splitlines(), done.stderr
     assert launch("slurm.sbatch", "sweep", "--out=o", **slurm).returncode == 2
     assert "--out is missing" in launch("slurm.sbatch", "sweep", "--dry_run").stderr
 
 
 def terminated(slurm: dict[str, str], behavior: str = WAIT) -> tuple[int, list[str]]:
-    """Status and output of a job of two tasks whose script gets SIGTERM once they run."""
-    environment = os.environ | slurm | {"BEHAVIOUR": behavior}
+    """Returns status and output of a job of two tasks whose script gets SIGTERM while they run."""
+    environment = os.environ | slurm | {"BEHAVIOR": behavior}
     command = ["bash", LAUNCH / "slurm.sbatch", "--workdir=w"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
@@ -439,7 +444,7 @@ def test_slurm_passes_the_signal_on(seconds, slurm):
     assert (status, lines) == (75, ["saved", "saved", "requeue 17"])
 
 
-def test_slurm_waits_for_a_training_that_could_not_be_told(slurm, tmp_path, capfd):
+def test_slurm_waits_for_a_training_that_the_signal_did_not_reach(slurm, tmp_path, capfd):
     executable(tmp_path / "programs" / "scancel", "exit 3")
     status, lines = terminated(slurm, "sleep 1; exit 4")
     assert (status, lines) == (4, [])
@@ -454,7 +459,7 @@ def test_slurm_options_stand_before_the_first_command():
 
 
 GCLOUD = """
-# a slice of one worker: its state in a file, its home a folder, and SSH a shell
+# a slice of one worker: a file holds its state, a folder is its home, a shell is SSH
 printf '%s\\0' gcloud "$@" $'\\n' >>asked
 shift 2
 case "$1 $2" in
@@ -469,7 +474,7 @@ case "$1 $2" in
     ;;
 esac
 """
-# Three runs: told to run again; preempted (the slice goes, and its log with it); done.
+# Three runs: ends with 75; preempted (the slice is deleted with its log); finished.
 PREEMPTED = """
 echo x >>$WORLD/runs
 case "$(wc -l <$WORLD/runs | tr -d ' ')" in
@@ -482,7 +487,7 @@ esac
 
 @pytest.fixture
 def cloud(tmp_path, stand_in) -> dict[str, str]:
-    """A stand-in for gcloud, in whose world no time passes while one waits."""
+    """Creates stand-ins for gcloud and for sleep, which returns at once."""
     programs = tmp_path / "programs"
     programs.mkdir()
     executable(programs / "gcloud", f"cd {tmp_path}\n{GCLOUD}")
@@ -495,20 +500,20 @@ def cloud(tmp_path, stand_in) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("how", [[], ["--queued"]], ids=["directly", "queued"])
-def test_the_dry_run_shows_what_a_run_asks_of_gcloud(how, cloud, tmp_path):
-    arguments = ["tpu_pod.sh", *POD, "--type=v5p-8", *how]
+@pytest.mark.parametrize("options", [[], ["--queued"]], ids=["directly", "queued"])
+def test_a_dry_run_prints_the_gcloud_commands_of_a_run(options, cloud, tmp_path):
+    arguments = ["tpu_pod.sh", *POD, "--type=v5p-8", *options]
     shown = launch(*arguments, "--dry_run", "--", *TRAIN, BUCKET, **cloud)
-    done = launch(*arguments, "--", *TRAIN, BUCKET, BEHAVIOUR="echo finished", **cloud)
+    done = launch(*arguments, "--", *TRAIN, BUCKET, BEHAVIOR="echo finished", **cloud)
     assert (shown.returncode, done.returncode) == (0, 0), shown.stderr + done.stderr
     calls = [call.split("\0")[:-1] for call in (tmp_path / "asked").read_text().split("\n\0")[:-1]]
     commands = [shlex.split(line) for line in shown.stdout.splitlines()]
     assert [words for words in commands if words[0] != "git"] == calls
-    assert sum(words[3:5] == ["queued-resources", "describe"] for words in calls) == len(how)
+    assert sum(words[3:5] == ["queued-resources", "describe"] for words in calls) == len(options)
 
 
 def test_a_slice_is_recreated_and_the_training_goes_on_until_it_is_done(cloud, tmp_path):
-    done = launch("tpu_pod.sh", *POD, "--type=v5p-8", "--", *TRAIN, BUCKET, BEHAVIOUR=PREEMPTED, **cloud)
+    done = launch("tpu_pod.sh", *POD, "--type=v5p-8", "--", *TRAIN, BUCKET, BEHAVIOR=PREEMPTED, **cloud)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs").read_text().count("x") == 3
     assert (tmp_path / "calls").read_text().split() == ["create", "delete", "create"]
@@ -516,22 +521,22 @@ def test_a_slice_is_recreated_and_the_training_goes_on_until_it_is_done(cloud, t
 
 
 def test_a_failure_ends_the_launch_with_its_status(cloud, tmp_path):
-    done = launch("tpu_pod.sh", *POD, "--type=v5p-8", "--", BUCKET, BEHAVIOUR="echo bad input; exit 2", **cloud)
+    done = launch("tpu_pod.sh", *POD, "--type=v5p-8", "--", BUCKET, BEHAVIOR="echo bad input; exit 2", **cloud)
     assert done.returncode == 2, done.stderr
     assert "bad input" in done.stdout and "ended with status 2" in done.stderr
-    assert (tmp_path / "state").read_text() == "READY\n"  # for the person to look at
+    assert (tmp_path / "state").read_text() == "READY\n"  # kept, so that a person can look at it
 
 
-def test_a_worker_tells_how_its_training_stands(stand_in, tmp_path):
+def test_a_worker_reports_the_status_of_its_training(stand_in, tmp_path):
     def worker(*arguments):
-        state = {"RUN": str(tmp_path / "run"), "MEMORIZING": stand_in, "BEHAVIOUR": WAIT}
+        state = {"RUN": str(tmp_path / "run"), "MEMORIZING": stand_in, "BEHAVIOR": WAIT}
         done = launch("tpu_worker.sh", *arguments, **state)
         return done.returncode, done.stdout
 
     assert worker("status") == (0, "none\n")
     assert worker("start", "--workdir=w") == (0, "")
     assert worker("status") == (0, "running\n")
-    assert worker("start", "--workdir=w") == (0, "")  # is not started twice
+    assert worker("start", "--workdir=w") == (0, "")  # not started twice
     pid = int((tmp_path / "run" / "pid").read_text())
     assert worker("stop") == (0, "")
     status, log = worker("follow")
