@@ -1,11 +1,12 @@
-"""How stale a run's memory is: the keys that lie in it beside those that its present parameters would compute.
+"""Staleness of a run's memory: its keys against those that the present parameters compute.
 
-A checkpoint holds its memory as it was written, by parameters that have moved since. What each row reads at a step is a
-pure function (`data/batches.py`), so it is known which tokens these keys are of: their documents are read again, from
-their starts and with memories of their own, by the parameters of the checkpoint, and the cosine of each stored key with
-its recomputed one is averaged by age, layer and head. An age of 1 is that of the segment read last.
-Layers above a memory layer read what that one does, so its memory has to have been what it is now; that a run was
-resumed with another Memory.size since its documents began is not known here, and counts as drift.
+The keys in a checkpoint's memory were written by older parameters. What each row reads at a step is a pure function
+(`data/batches.py`), so the tokens of these keys are known. Their documents are read again from their starts, with the
+parameters of the checkpoint and an empty memory. The cosine of each stored key with its recomputed key is averaged by
+age, layer and head. Age 1 is the segment read last.
+
+Layers above a memory layer depend on what that layer read, so reading again must find the same memory size. If a run
+was resumed with another Memory.size after its documents began, the difference counts as drift.
 """
 
 import dataclasses
@@ -39,11 +40,11 @@ from memorizing.training.state import StateFactory
 
 
 class Drift(NamedTuple):
-    """Of one layer, by age in segments; `A` is how many the memory holds, the youngest first.
+    """Cosines of one layer by age in segments, the youngest first; `A` is the size of the memory in segments.
 
     Attributes:
-        cosine_AH: of stored and recomputed keys, on average over rows and tokens; not a number where none is that old.
-        tokens_A: how many keys of each head were compared.
+        cosine_AH: mean cosine of stored and recomputed keys over rows and tokens; NaN for ages without keys.
+        tokens_A: number of keys compared, for each head.
     """
 
     cosine_AH: Float[np.ndarray, "A H"]
@@ -61,64 +62,68 @@ def drift(
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[int, Drift]:
-    """Of the newest checkpoint, by memory layer: says a table, and with `json_file` writes the same for programs.
+    """Measures the drift of the newest checkpoint. Returns it by memory layer, and reports it as a table through `say`.
+
+    Args:
+        json_file: file to which the same figures are written.
 
     Raises:
-        InputError: when there is no checkpoint, or no memory in it.
-        Unreadable, ReadFailed: see `Checkpoints.restore`.
+        InputError: if there is no checkpoint, it has no memory, or the settings do not allow to read documents again.
+        CorruptCheckpoint, ReadFailed: see `Checkpoints.restore`.
     """
     step = checkpoints.latest_step()
     if step is None:
-        raise InputError("this run has no checkpoint yet: `memorizing train` makes one")
+        raise InputError("this run has no checkpoint. `memorizing train` saves one")
     if not checkpoints.memory_size(step):
-        raise InputError(f"the checkpoint of step {step} has no memory (see Memory.size, Training.memory_from_step)")
+        raise InputError(f"the checkpoint of step {step} has no memory. See Memory.size and Training.memory_from_step")
     if memory.uses_slot_table or memory.writes == "never":
         raise InputError(
-            "which token lies in which slot is known of memories that are written as rings: not with Memory.writes = "
-            f"{memory.writes!r}, Memory.eviction = {memory.eviction!r} and what else has slots of its own"
+            f"drift cannot be measured with Memory.writes = {memory.writes!r}, Memory.eviction = {memory.eviction!r} "
+            "and other settings that need a slot table. The memory must be a ring buffer of the newest tokens"
         )
-    last = Schedule(split.lengths, batch.size, batch.segment_length, batch.seed).at(step - 1)
-    begun = step - 1 - max(segment for _, segment in last)
-    _check_reread(model, training, make.schedule.at(begun) == make.schedule.after(step))
+    last_read = Schedule(split.lengths, batch.size, batch.segment_length, batch.seed).at(step - 1)
+    first_step = step - 1 - max(segment for _, segment in last_read)
+    _check_reread(model, training, make.schedule.at(first_step) == make.schedule.after(step))
     state = checkpoints.restore(step, make.abstract_state(step), make.mesh)
     memory = dataclasses.replace(memory, size=size(state.carry.banks), report_recall=False)
-    again = reread(state.parameters, make, model, memory, batch, split, last)
-    compare = jax.jit(functools.partial(compared, tokens=batch.segment_length // memory.write_every))
+    recomputed = reread(state.parameters, make, model, memory, batch, split, last_read)
+    compare = jax.jit(functools.partial(compare_keys, tokens=batch.segment_length // memory.write_every))
     with jax.set_mesh(make.mesh):
-        each = [compare(*banks) for banks in zip(state.carry.banks, again, strict=True)]
-    found = {
-        layer: Drift(*map(np.asarray, both))
-        for layer, both in zip(model.bank_layers, jax.device_get(each), strict=True)
+        compared = [compare(*banks) for banks in zip(state.carry.banks, recomputed, strict=True)]
+    drifts = {
+        layer: Drift(*map(np.asarray, arrays))
+        for layer, arrays in zip(model.bank_layers, jax.device_get(compared), strict=True)
     }
-    say(f"step {step}: cosine of the keys in memory with those that the parameters would compute now")
-    for layer, its in found.items():
-        say(table(layer, its))
+    say(f"step {step}: cosine of the keys in memory with those of the present parameters")
+    for layer, layer_drift in drifts.items():
+        say(table(layer, layer_drift))
     if json_file is not None:
-        told = {
-            layer: {"tokens": its.tokens_A.tolist(), "cosine": _numbers(its.cosine_AH)} for layer, its in found.items()
+        layers = {
+            layer: {"tokens": layer_drift.tokens_A.tolist(), "cosine": _without_nan(layer_drift.cosine_AH)}
+            for layer, layer_drift in drifts.items()
         }
-        atomic_write(json_file, json.dumps({"step": step, "layers": told}, indent=1) + "\n")
-    return found
+        atomic_write(json_file, json.dumps({"step": step, "layers": layers}, indent=1) + "\n")
+    return drifts
 
 
-def _check_reread(model: ModelSettings, training: TrainingSettings, is_of_one_size: bool) -> None:
-    """Keys of a layer above a memory layer depend on what that one read, so it has to read the same again.
+def _check_reread(model: ModelSettings, training: TrainingSettings, has_one_size: bool) -> None:
+    """Rejects settings with which a memory layer below others would read something else than in training.
 
-    `is_of_one_size` says whether the memory had one size since the oldest of the documents in it began.
+    `has_one_size` is True if the memory had one size since the oldest document in it began.
     """
     options = {
         "prebuilt_memory": training.prebuilt_memory,
         "negative_rows": training.negative_rows,
         "memory_dropout": training.memory_dropout,
     }
-    if not is_of_one_size:
+    if not has_one_size:
         options |= {name: getattr(training, name) for name in ("memory_growth", "memory_from_step")}
     used = [f"Training.{name} = {value!r}" for name, value in options.items() if value]
     if used and max(model.bank_layers) > min(model.memory_layers):
         raise InputError(
             f"keys of layer {max(model.bank_layers)} depend on what layer {min(model.memory_layers)} read, which in "
-            f"training was not all that was in its memory ({', '.join(used)}): drift is known of the lowest memory "
-            "layer alone, so of runs with such settings only where no bank lies above it"
+            f"training was not its whole memory ({', '.join(used)}). With such settings, drift can be measured only for "
+            "the lowest memory layer, so no layer above it may have a bank"
         )
 
 
@@ -129,54 +134,55 @@ def reread(
     memory: MemorySettings,
     batch: BatchSettings,
     split: TokenSplit,
-    last: list[tuple[int, int]],
+    last_read: list[tuple[int, int]],
 ) -> tuple[Bank, ...]:
-    """The memory behind what rows read `last`, had these parameters read all of the documents that they are in."""
+    """Returns the banks after reading each row's document again, up to the (document, segment) in `last_read`."""
     rows, tokens = batch.size, batch.segment_length
     empty = functools.partial(empty_carry, model, memory, rows, tokens)
-    carry, own = init_sharded(make.mesh, empty, functools.partial(shardings, make.mesh)), local_rows(make.mesh, rows)
+    carry = init_sharded(make.mesh, empty, functools.partial(shardings, make.mesh))
+    process_rows = local_rows(make.mesh, rows)
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def read(parameters: Parameters, carry: Carry, part: Batch) -> Carry:
-        return constrain_tree(apply_model(make.graph, parameters, part, carry)[1])
+    def read(parameters: Parameters, carry: Carry, segments: Batch) -> Carry:
+        return constrain_tree(apply_model(make.graph, parameters, segments, carry)[1])
 
-    for back in range(max(segment for _, segment in last), -1, -1):
-        reading = [(document, segment - back) if segment >= back else None for document, segment in last]
-        part = read_batch(split, [reading[row] for row in own], tokens)
+    for back in range(max(segment for _, segment in last_read), -1, -1):
+        step = [(document, segment - back) if segment >= back else None for document, segment in last_read]
+        segments = read_batch(split, [step[row] for row in process_rows], tokens)
         with jax.set_mesh(make.mesh):
-            carry = read(parameters, carry, assemble(make.mesh, part, rows, own))
+            carry = read(parameters, carry, assemble(make.mesh, segments, rows, process_rows))
     return carry.banks
 
 
-def compared(stored: Bank, again: Bank, tokens: int) -> tuple[Float[jax.Array, "A H"], Int[jax.Array, "A"]]:
-    """The mean cosine of keys of the same age, and how many there are: of tokens that both banks hold."""
+def compare_keys(stored: Bank, recomputed: Bank, tokens: int) -> tuple[Float[jax.Array, "A H"], Int[jax.Array, "A"]]:
+    """Returns mean cosines by age, and the number of keys in both banks; a segment has `tokens` keys."""
 
     def by_age(bank: Bank) -> Float[jax.Array, "B H M D"]:
         return l2_normalize(jnp.flip(jnp.roll(bank.keys.plain().astype(jnp.float32), -bank.cursor, axis=2), axis=2))
 
     slots = stored.keys_BHMD.shape[2]
-    held_BM = jnp.arange(slots) < jnp.minimum(readable(stored), readable(again))[:, None]
-    cosine_BHM = jnp.einsum("BHMD,BHMD->BHM", by_age(stored), by_age(again))
-    summed_HM = jnp.where(held_BM[:, None], cosine_BHM, 0).sum(0)
-    tokens_A = held_BM.sum(0).reshape(-1, tokens).sum(1)
+    in_both_BM = jnp.arange(slots) < jnp.minimum(readable(stored), readable(recomputed))[:, None]
+    cosine_BHM = jnp.einsum("BHMD,BHMD->BHM", by_age(stored), by_age(recomputed))
+    summed_HM = jnp.where(in_both_BM[:, None], cosine_BHM, 0).sum(0)
+    tokens_A = in_both_BM.sum(0).reshape(-1, tokens).sum(1)
     cosine_AH = summed_HM.reshape(-1, slots // tokens, tokens).sum(2).T / tokens_A[:, None]
     return cosine_AH, tokens_A
 
 
-def table(layer: int, its: Drift) -> str:
-    """As a person reads it: a line for ages of 1, 2, 3 to 4, 5 to 8 ... segments."""
-    heads = its.cosine_AH.shape[1]
+def table(layer: int, drift: Drift) -> str:
+    """Returns a table for a person, with a line for ages of 1, 2, 3 to 4, 5 to 8 ... segments."""
+    heads = drift.cosine_AH.shape[1]
     lines = [f"layer {layer}: age in segments    keys  " + "".join(f"  head {head:<3}" for head in range(heads))]
-    first, until = 0, 1
-    while first < len(its.tokens_A) and its.tokens_A[first]:
-        counts, part = its.tokens_A[first:until], its.cosine_AH[first:until]
-        means = np.average(part[counts > 0], axis=0, weights=counts[counts > 0])
-        reach = f"{first + 1} to {min(until, len(its.tokens_A))}" if until - first > 1 else str(until)
-        lines.append(f"{reach:>24} {counts.sum():9,}  " + "".join(f"{mean:9.4f}" for mean in means))
-        first, until = until, 2 * until
+    first, stop = 0, 1
+    while first < len(drift.tokens_A) and drift.tokens_A[first]:
+        counts, cosines = drift.tokens_A[first:stop], drift.cosine_AH[first:stop]
+        means = np.average(cosines[counts > 0], axis=0, weights=counts[counts > 0])
+        ages = f"{first + 1} to {min(stop, len(drift.tokens_A))}" if stop - first > 1 else str(stop)
+        lines.append(f"{ages:>24} {counts.sum():9,}  " + "".join(f"{mean:9.4f}" for mean in means))
+        first, stop = stop, 2 * stop
     return "\n".join(lines)
 
 
-def _numbers(cosine_AH: np.ndarray) -> list[list[float | None]]:
-    """As JSON has them, which knows no NaN."""
-    return [[float(each) if np.isfinite(each) else None for each in row] for row in cosine_AH]
+def _without_nan(cosine_AH: np.ndarray) -> list[list[float | None]]:
+    """Returns the cosines for JSON, with None in place of NaN."""
+    return [[float(cosine) if np.isfinite(cosine) else None for cosine in ages] for ages in cosine_AH]
