@@ -121,9 +121,9 @@ def _check_reread(model: ModelSettings, training: TrainingSettings, has_one_size
     used = [f"Training.{name} = {value!r}" for name, value in options.items() if value]
     if used and max(model.bank_layers) > min(model.memory_layers):
         raise InputError(
-            f"keys of layer {max(model.bank_layers)} depend on what layer {min(model.memory_layers)} read, which in "
-            f"training was not its whole memory ({', '.join(used)}). With such settings, drift can be measured only for "
-            "the lowest memory layer, so no layer above it may have a bank"
+            f"keys of layer {max(model.bank_layers)} depend on what layer {min(model.memory_layers)} read, which "
+            f"in training was not its whole memory ({', '.join(used)}). With such settings, drift can be measured only "
+            "for the lowest memory layer, so no layer above it may have a bank"
         )
 
 
