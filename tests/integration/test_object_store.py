@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.integration import test_processes, test_resume
-from tests.integration.test_resume import compiled_in, finish, memorizing, wait_for
+from tests.integration.test_resume import finish, memorizing, wait_for
 from tests.object_store import Store, serving
 from tests.sweep.test_sweep import checked
 
@@ -26,7 +26,7 @@ Model.layers = 1
 Model.memory_layers = (1,)
 Training.memory_from_step = 0
 """
-FEW = ("--gin_param", "Training.checkpoint_every = 200")
+FEW = ("--gin_param", "Training.checkpoint_every = 40")
 
 
 @pytest.fixture(scope="module")
@@ -64,18 +64,18 @@ def test_a_run_in_a_bucket_is_killed_goes_on_ends_as_on_a_disk_and_is_evaluated(
     process.kill()
     process.communicate()
     before, newest = steps_saved(store, "a/run")[-2:]
-    assert process.returncode == -signal.SIGKILL and newest < 1200
+    assert process.returncode == -signal.SIGKILL and newest < 240
     store.put(f"a/run/checkpoints/{newest}/parameters/manifest.ocdbt", b"damaged")
     output = finish(test_resume.train(place, "gs://bucket/a/run", *FEW))
     assert f"it is now {newest}.damaged" in output and f"resuming after step {before}" in output
-    assert steps_saved(store, "a/run") == [1000, 1200]
+    assert steps_saved(store, "a/run") == [200, 240]
     store.download("a/run", copy)
     assert (copy / "checkpoints" / f"{newest}.damaged" / "parameters" / "manifest.ocdbt").read_text() == "damaged"
     test_resume.assert_same_end(copy, here)
     assert len(list((copy / "tensorboard").iterdir())) == 2 and not list(place.glob("gs:*"))
 
-    finish(memorizing("evaluate", "--workdir=gs://bucket/a/run", cwd=Path(os.sep), **compiled_in(place)))
-    assert json.loads(store.objects["a/run/evaluations/test-memory-32.json"][1])["checkpoint_step"] == 1200
+    finish(memorizing("evaluate", "--workdir=gs://bucket/a/run", cwd=Path(os.sep)))
+    assert json.loads(store.objects["a/run/evaluations/test-memory-32.json"][1])["checkpoint_step"] == 240
 
 
 def test_two_processes_write_to_one_bucket(place, store, tmp_path):
@@ -112,7 +112,7 @@ def test_a_sweep_in_a_bucket_is_written_for_xpk_run_there_and_gathered(place, st
     for name in ("xpk", "memorizing"):
         (tmp_path / name).chmod(0o755)
     variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TPU_TYPE": "v5p-8", "IMAGE": "image:1"}
-    environment = {**os.environ, "PYTHONPATH": str(test_resume.ROOT), **compiled_in(place), **variables}
+    environment = {**os.environ, "PYTHONPATH": str(test_resume.ROOT), **variables}
     done = subprocess.run(
         ["bash", script, "--cluster=c"], env=environment, capture_output=True, text=True, timeout=400, check=False
     )

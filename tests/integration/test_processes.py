@@ -1,7 +1,6 @@
 """Two real processes of four devices each: the same run as in one process, and what happens when one of them dies."""
 
 import json
-import os
 import resource
 import shutil
 import signal
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.integration import test_resume
-from tests.integration.test_resume import compiled_in, finish, memorizing, saved, steps_saved, wait_for
+from tests.integration.test_resume import finish, memorizing, saved, steps_saved, wait_for
 
 MESH = ("--gin_param", "Mesh.model = 2", "--gin_param", "Mesh.memory = 2")
 SETTINGS = """
@@ -49,7 +48,6 @@ def start(place: Path, command: str, workdir: Path, *more: str, processes: int =
     settings = (f"--gin_file={place / 'many.gin'}", *MESH) if command == "train" else ()
     arguments = [command, f"--workdir={workdir}", *settings, *more]
     variables = {
-        **compiled_in(place),
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
     }
@@ -188,7 +186,7 @@ def test_processes_with_other_settings_or_another_folder_are_refused(place, tmp_
     port = next(part for part in first.args if part.startswith("--coordinator"))
     other = [part.replace("Mesh.model = 2", "Model.heads = 8") for part in second.args[3:]]
     assert port in other
-    variables = {**compiled_in(place), "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    variables = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     second = memorizing(*other, cwd=place, **variables)
     output, _ = second.communicate(timeout=120)
     assert second.returncode == 2 and "does not hold the settings of this process" in output
@@ -214,8 +212,7 @@ def test_a_launcher_starts_processes_and_tells_them_to_save(place, tmp_path):
         pytest.skip("no bash")
     command = ["bash", str(script), "--processes=2", "--cpu_devices=2", f"--gin_file={place / 'many.gin'}"]
     command += [f"--workdir={run}", "--gin_param", f"Training.data = '{place / 'data'}'"]
-    environment = {**os.environ, **compiled_in(place)}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(lambda: steps_saved(run), process)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)

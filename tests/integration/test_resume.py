@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GIN = """
 MEMORY_SIZE = 32
-NUM_STEPS = 1200
+NUM_STEPS = 240
 Model.vocabulary_size = 259
 Model.layers = 2
 Model.embedding_size = 16
@@ -36,7 +36,7 @@ Optimizer.kind = 'adamw'
 Optimizer.learning_rate = 0.003
 Optimizer.schedule = 'cosine'
 Optimizer.warmup_steps = 10
-Optimizer.decay_steps = 1200
+Optimizer.decay_steps = 240
 Training.steps = %NUM_STEPS
 Training.memory_from_step = 28
 Training.checkpoint_every = 20
@@ -81,13 +81,7 @@ def prepared(place: Path) -> Path:
 
 def train(place: Path, workdir: Path, *more: str, **variables: str) -> subprocess.Popen:
     arguments = ("train", f"--gin_file={place / 'run.gin'}", f"--workdir={workdir}", *more)
-    return memorizing(*arguments, cwd=place, **compiled_in(place) | variables)
-
-
-def compiled_in(folder: Path) -> dict[str, str]:
-    """Lets processes share their compiled programs: four fifths of the time of such short runs."""
-    where = str(folder / "compiled")
-    return {"JAX_COMPILATION_CACHE_DIR": where, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return memorizing(*arguments, cwd=place, **variables)
 
 
 def saved(workdir: Path, step: int) -> dict:
@@ -121,7 +115,7 @@ def undisturbed(place) -> Path:
     return place / "undisturbed"
 
 
-def assert_same_end(workdir: Path, undisturbed: Path, steps: int = 1200) -> None:
+def assert_same_end(workdir: Path, undisturbed: Path, steps: int = 240) -> None:
     one, other = saved(workdir, steps), saved(undisturbed, steps)
     assert jax.tree.structure(one) == jax.tree.structure(other)
     assert len(jax.tree.leaves(one)) > 40
@@ -138,7 +132,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("after", [20, 400])
+@pytest.mark.parametrize("after", [20, 120])
 def test_a_killed_run_ends_bit_for_bit_as_if_it_had_never_stopped(place, undisturbed, tmp_path, after):
     """Killed before and after the memory is switched on (step 28), a little after a checkpoint, not at it.
 
@@ -150,9 +144,9 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_never_stopped(place, undistu
     time.sleep(0.02)
     process.kill()
     process.communicate()
-    assert process.returncode == -signal.SIGKILL and max(steps_saved(run)) < 1200
-    compiled = compiled_in(tmp_path if after == 400 else place)
-    assert "resuming after step" in finish(train(place, run, **compiled))
+    assert process.returncode == -signal.SIGKILL and max(steps_saved(run)) < 240
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")} if after == 120 else {}
+    assert "resuming after step" in finish(train(place, run, **cache))
     assert_same_end(run, undisturbed)
 
 
@@ -165,11 +159,13 @@ def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
     assert "SIGTERM: nothing was computed yet; the same command goes on" in finish(process, status=75)
     process = train(place, run)
     wait_for(lambda: steps_saved(run), process)
+    process.send_signal(signal.SIGSTOP)  # so that it does not finish meanwhile
     assert f"--workdir={run}: another `memorizing train` is at work there" in finish(train(place, run), status=2)
+    process.send_signal(signal.SIGCONT)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     output = finish(process, status=75)
-    assert "SIGTERM: saved at step" in output and max(steps_saved(run)) < 1200
+    assert "SIGTERM: saved at step" in output and max(steps_saved(run)) < 240
     finish(train(place, run))
     assert_same_end(run, undisturbed)
 
@@ -178,7 +174,7 @@ def test_a_finished_run_says_so_and_goes_on_when_given_more_steps(place, undistu
     run = tmp_path / "run"
     finish(train(place, run, "--gin_param", "NUM_STEPS = 80"))
     assert "all 80 steps are done already" in finish(memorizing("train", f"--workdir={run}"))
-    finish(memorizing("train", f"--workdir={run}", "--gin_param", "NUM_STEPS = 1200", **compiled_in(place)))
+    finish(memorizing("train", f"--workdir={run}", "--gin_param", "NUM_STEPS = 240"))
     assert_same_end(run, undisturbed)
 
 
@@ -190,13 +186,14 @@ def test_the_memory_is_switched_on_at_its_step(undisturbed):
     assert len(off) == 7 and gates == ["gates/layer_2/head_0", "gates/layer_2/head_1"]
     assert all(line["memory_fill"] == 0 for line in off) and all(line["memory_fill"] > 0 for line in on)
     for gate in gates:
-        assert {line[gate] for line in off} == {off[0][gate]} and len({line[gate] for line in on}) > 50
+        assert {line[gate] for line in off} == {off[0][gate]} and len({line[gate] for line in on}) > 45
 
 
 def test_rows_spread_over_devices_train_as_on_one(place, undisturbed, tmp_path):
     run = tmp_path / "run"
     devices = "--xla_force_host_platform_device_count=2"
-    process = train(place, run, "--gin_param", "NUM_STEPS = 160", XLA_FLAGS=devices)
+    no_cache = {"JAX_COMPILATION_CACHE_DIR": ""}  # so that oneDNN is used, whose programs JAX cannot save
+    process = train(place, run, "--gin_param", "NUM_STEPS = 160", XLA_FLAGS=devices, **no_cache)
     assert "on 2 x cpu" in finish(process)
     np.testing.assert_allclose(losses(run), losses(undisturbed)[:40], rtol=1e-4)
 
@@ -211,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     finish(train(place, run, "--gin_param", "NUM_STEPS = 40"))
     before = saved(run, 40)
     broken = ("--gin_param", "Optimizer.learning_rate = 1e38", "--gin_param", "NUM_STEPS = 400")
-    output = finish(memorizing("train", f"--workdir={run}", *broken, **compiled_in(place)), status=2)
+    output = finish(memorizing("train", f"--workdir={run}", *broken), status=2)
     assert "Optimizer.learning_rate = 1e+38 from here on; the run began with 0.003" in output
     assert "not finite at step 4" in output and "Optimizer.learning_rate" in output
     assert max(steps_saved(run)) == 40
@@ -247,7 +244,7 @@ def test_the_workdir_alone_is_enough_to_evaluate(undisturbed):
     output = finish(memorizing("evaluate", f"--workdir={undisturbed}", "--memory_size=0,64", cwd=Path(os.sep)))
     assert output.count("perplexity") == 2
     figures = json.loads((undisturbed / "evaluations" / "test-memory-64.json").read_text())
-    assert figures["checkpoint_step"] == 1200 and figures["memory_size"] == 64
+    assert figures["checkpoint_step"] == 240 and figures["memory_size"] == 64
 
 
 def test_there_is_nothing_to_evaluate_without_a_run(tmp_path):
@@ -258,6 +255,7 @@ def test_there_is_nothing_to_evaluate_without_a_run(tmp_path):
 INDEXED = [
     "--gin_param=Memory.search = 'ivf'", "--gin_param=Memory.ivf_lists = 4", "--gin_param=Memory.ivf_probes = 2",
     "--gin_param=Memory.key_dtype = 'int8'", "--gin_param=Memory.report_recall = True",
+    "--gin_param=Training.memory_from_step = 0",
 ]  # fmt: skip
 
 
@@ -285,11 +283,11 @@ def test_an_index_is_part_of_the_run_and_is_made_anew_for_another_search(place):
 def test_settings_of_an_index_may_change_and_copies_of_the_keys_do_not_mix(place):
     """Copies that propose, in several dtypes; and indexes that only their settings tell apart."""
     workdir = place / "copies"
-    recall = "--gin_param=Memory.report_recall = True"
+    recall = ["--gin_param=Memory.report_recall = True", "--gin_param=Training.memory_from_step = 0"]
     for number, proposer in enumerate(("int8", "int8", "float8", "projection"), 1):
         some = ["--gin_param=Memory.search = 'exact'", f"--gin_param=Memory.proposer = '{proposer}'"]
         some += ["--gin_param=Memory.proposals = 32", f"--gin_param=NUM_STEPS = {40 * number}"]
-        finish(train(place, workdir, recall, *some))
+        finish(train(place, workdir, *recall, *some))
         memory = saved(workdir, 40 * number)["memory"][0]
         assert str(memory["copy_BHMP"].dtype) == {"int8": "int8", "float8": "float8_e4m3fn"}.get(proposer, "bfloat16")
         assert ("copy_scales_BHM" in memory) == (proposer != "projection")

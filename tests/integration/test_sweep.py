@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_resume import compiled_in, finish, memorizing, wait_for
+from tests.integration.test_resume import finish, memorizing, wait_for
 from tests.tiny_run import SETTINGS, write_texts
 
 SIZES = (0, 32)
@@ -27,7 +27,7 @@ def place(tmp_path_factory) -> Path:
 def start(place: Path, out: Path, *more: str, sizes: tuple[int, ...] = SIZES, steps: int = 400) -> subprocess.Popen:
     settings = [f"--gin_file={place / 'run.gin'}", "--gin_param=DATA = 'data'", f"--gin_param=NUM_STEPS = {steps}"]
     grid = [f"--over=MEMORY_SIZE={','.join(map(str, sizes))}", f"--out={out}"]
-    return memorizing("sweep", *settings, *grid, *more, cwd=place, **compiled_in(place))
+    return memorizing("sweep", *settings, *grid, *more, cwd=place)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_a_trained_run_is_only_evaluated(place, undisturbed, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     shutil.copytree(undisturbed / "points" / NAMES[1], run)
     grid = ["--over=MEMORY_SIZE=0,32", "--over=Memory.neighbors=1,4", f"--workdir={run}", f"--out={out}"]
-    finish(memorizing("sweep", *grid, cwd=place, **compiled_in(place)))
+    finish(memorizing("sweep", *grid, cwd=place))
     points = results(out)["points"]
     assert [point["status"] for point in points] == ["done"] * 4 and not (out / "points" / "checkpoints").exists()
     found = {tuple(point["values"].values()): point["evaluations"][0]["perplexity"] for point in points}
