@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from memorizing.cli import main
 from memorizing.errors import InputError
-from memorizing.reports import published
-from memorizing.sweep import plots, table
+from memorizing.sweep import plots, published, table
 from memorizing.sweep.grid import combinations, parse_axis, split_values
 from memorizing.sweep.records import merged, standing
 from tests.tiny_run import SETTINGS, TEXTS, write_texts
