@@ -7,7 +7,7 @@ from typing import Literal
 
 import jax
 
-from memorizing.config import Experiment, load_trained
+from memorizing.config import Experiment
 from memorizing.evaluation import evaluate as evaluation
 from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.evaluation.splits import open_splits
@@ -17,6 +17,7 @@ from memorizing.memory.bank import Bank
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import split_sizes
 from memorizing.parallel.mesh import MeshSettings, open_mesh
+from memorizing.runs import load_trained
 from memorizing.storage.init_from import source_of
 from memorizing.storage.snapshots import check_not_empty, prebuilt_banks
 from memorizing.storage.workdir import open_vocabulary

@@ -72,7 +72,7 @@ def _status_and_message(error: Exception) -> tuple[int, str]:
     from memorizing.planning.plan import DoesNotFit
     from memorizing.storage.checkpoints import CorruptCheckpoint, SaveFailed
     from memorizing.sweep.run import PointsFailed
-    from memorizing.training.loop import NonFiniteLoss
+    from memorizing.training.reporter import NonFiniteLoss
     from memorizing.training.signals import Interrupted
 
     if isinstance(error, Interrupted):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from memorizing.cli import main
-from memorizing.config import CONFIG_FILE, open_workdir
 from memorizing.files import atomic_write, run_folder
+from memorizing.runs import CONFIG_FILE, open_workdir
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "base.gin"
 

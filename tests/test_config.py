@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 import pytest
 
-from memorizing.config import CONFIG_FILE, ConfigError, Experiment, differences, load, load_trained, open_workdir
+from memorizing.config import ConfigError, Experiment, load
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import atomic_write
 from memorizing.model.transformer import abstract_model
+from memorizing.runs import CONFIG_FILE, differences, load_trained, open_workdir
 from memorizing.storage.workdir import check_data, open_tokens
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -20,7 +21,7 @@ BASE = CONFIGS / "base.gin"
 REFUSED = {
     "an unknown section": ("Modle.layers = 3", ["Modle", "did you mean 'Model'"]),
     "an unknown setting": ("Model.layer = 3", ["layer", "did you mean 'layers'"]),
-    "a misspelt macro": ("MEMRY_SIZE = 3", ["MEMRY_SIZE = 3", "did you mean 'MEMORY_SIZE'"]),
+    "a misspelled macro": ("MEMRY_SIZE = 3", ["MEMRY_SIZE = 3", "did you mean 'MEMORY_SIZE'"]),
     "an undefined macro": ("Model.layers = %LAYERS", ["%LAYERS", "add `LAYERS = VALUE`"]),
     "a macro of itself": ("MEMORY_SIZE = %MEMORY_SIZE", ["refers to itself", "plain value"]),
     "no value": ("MEMORY_SIZE", ["write settings as 'Section.name = value'"]),
@@ -222,7 +223,7 @@ def test_macros_inside_values_survive_being_written_out(tmp_path):
 
 
 def test_a_setting_may_be_given_a_value_past_its_macro(tmp_path):
-    """MEMORY_SIZE then governs nothing: no reason to call it misspelt, but to say so when it is set later."""
+    """MEMORY_SIZE then governs nothing: no reason to call it misspelled, but to say so when it is set later."""
     experiment, text = load([BASE], ["Memory.size = 512"])
     assert experiment.memory.size == 512
     (tmp_path / "config.gin").write_text(text)
@@ -275,9 +276,9 @@ def test_a_workdir_needs_settings_once(tmp_path):
     (run / "checkpoints" / "40.orbax-checkpoint-tmp").mkdir(parents=True)  # of a save that a kill cut short
     assert start(run, ["Model.layers = 9"]).model.layers == 9  # nothing trained yet
     (run / "checkpoints" / "40").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"Model\.layers = 12, but the run in .* began with 9"):
+    with pytest.raises(ConfigError, match=r"Model\.layers = 12, but the run in .* started with 9"):
         open_workdir(run, [BASE], [])
-    with pytest.raises(ConfigError, match=r"Memory\.eviction = 'none', but the run in .* began with 'fifo'"):
+    with pytest.raises(ConfigError, match=r"Memory\.eviction = 'none', but the run in .* started with 'fifo'"):
         open_workdir(run, [], ["Memory.eviction = 'none'"])
     with pytest.raises(ConfigError, match=r"Model\.heads = 4, but the model in .* was trained with 8"):
         load_trained(run, [], ["Model.heads = 4"])
@@ -296,4 +297,4 @@ def test_a_run_can_be_made_longer_unless_its_schedule_would_change(tmp_path):
         kept = ["Optimizer.decay_steps = 500000"] if refused else []
         longer, _ = open_workdir(run, [], ["NUM_STEPS = 600_000", *kept], said.append)
         assert longer.training.steps == 600_000
-    assert said == ["Training.steps = 600000 from here on; the run began with 500000"] * 2
+    assert said == ["Training.steps = 600000 from here on; the run started with 500000"] * 2

@@ -19,6 +19,7 @@ FLOORS = [
     {"evaluation", "generation"},
     {"reports", "planning"},
     {"config"},
+    {"runs"},
     {"api", "sweep", "pretrained", "benchmarks"},
     {"commands"},
     {"cli"},

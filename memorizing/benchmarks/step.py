@@ -171,8 +171,8 @@ class FullMemoryStep:
         device = jax.devices()[0]
         bytes_before = bytes_in_use(device)
         mesh = open_mesh(MeshSettings(), split_sizes(model, memory, batch.segment_length, batch.size), devices=[device])
-        factory = StateFactory(model, memory, batch, run.optimizer, training, mesh)
-        compiled: Any = compile_call(factory, factory.abstract_state(1), batch)
+        factory = StateFactory(dataclasses.replace(run, training=training), mesh)
+        compiled: Any = compile_call(factory, factory.abstract_state(1))
         state = factory.state()
         fill = jax.jit(functools.partial(full_bank, memory=memory, tokens=batch.segment_length), donate_argnums=0)
         rngs = jax.random.split(jax.random.key(training.seed), len(state.carry.banks) + 1)

@@ -54,8 +54,9 @@ def run_search(options: argparse.Namespace) -> None:
     from memorizing.benchmarks.search import bench_search
     from memorizing.benchmarks.trained import run_vectors
     from memorizing.benchmarks.vectors import random_vectors
-    from memorizing.config import load, load_trained
+    from memorizing.config import load
     from memorizing.files import run_folder
+    from memorizing.runs import load_trained
 
     check_rounds(options.rounds)
     draw, sizes, platform = random_vectors, None, jax.devices()[0].platform

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Compares a run without memory to a run with memory: table, JSON, picture."""
-    from memorizing.config import load_trained
     from memorizing.files import run_folder
     from memorizing.reports.comparison import compare
+    from memorizing.runs import load_trained
 
     without_memory, with_memory = run_folder("--without", options.without), run_folder("--with", options.with_)
     split = load_trained(with_memory, options.gin_file, options.gin_param).evaluation.split

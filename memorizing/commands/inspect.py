@@ -36,7 +36,6 @@ def run(options: argparse.Namespace) -> None:
     """Writes an HTML page about a document: what each token looked up in memory, and what it gained."""
     import jax
 
-    from memorizing.config import load_trained
     from memorizing.evaluation.evaluate import restore
     from memorizing.evaluation.perplexity import TrainedModel, check_losses
     from memorizing.files import run_folder
@@ -44,6 +43,7 @@ def run(options: argparse.Namespace) -> None:
     from memorizing.parallel.mesh import MeshSettings, open_mesh
     from memorizing.reports.inspection import ShownRange, inspect_document
     from memorizing.reports.inspection_page import check_out, choose_document, page_name, write_inspection
+    from memorizing.runs import load_trained
     from memorizing.storage.snapshots import check_not_empty
     from memorizing.storage.workdir import open_document_tokens
 

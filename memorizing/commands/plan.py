@@ -24,5 +24,5 @@ def run(options: argparse.Namespace) -> None:
 
     if not options.gin_file:
         raise InputError("--gin_file is missing. Name the settings to plan, such as --gin_file=configs/base.gin")
-    it, _ = load(options.gin_file, options.gin_param)
-    plan(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, options.topology, options.json)
+    config, _ = load(options.gin_file, options.gin_param)
+    plan(config, options.topology, options.json)

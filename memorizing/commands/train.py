@@ -24,11 +24,11 @@ def run(options: argparse.Namespace) -> None:
     from memorizing.training.signals import end_at_sigterm
 
     end_at_sigterm()
-    from memorizing.config import open_workdir, written_config
     from memorizing.files import run_folder
     from memorizing.model.settings import split_sizes
     from memorizing.parallel import hosts
     from memorizing.parallel.mesh import open_mesh
+    from memorizing.runs import open_workdir, written_config
     from memorizing.storage.workdir import check_data, held_run, open_tokens
     from memorizing.training.loop import train
 
@@ -36,8 +36,9 @@ def run(options: argparse.Namespace) -> None:
     hosts.start(options.coordinator, options.processes, options.process)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file. Name a folder")
-    it, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
-    check_data(workdir, open_tokens(it.training.data, it.model), train=True)
-    open_mesh(it.mesh, split_sizes(it.model, it.memory, it.batch.segment_length, it.batch.size))
+    config, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
+    check_data(workdir, open_tokens(config.training.data, config.model), train=True)
+    batch = config.batch
+    open_mesh(config.mesh, split_sizes(config.model, config.memory, batch.segment_length, batch.size))
     with held_run(workdir), written_config(workdir, text):
-        train(it.model, it.memory, it.batch, it.optimizer, it.training, it.mesh, workdir, options.reset_memory)
+        train(config, workdir, options.reset_memory)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from memorizing.data.batches import BatchSettings, Schedule, read_batch
+from memorizing.data.batches import Schedule, read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
 from memorizing.files import atomic_write
@@ -53,11 +53,7 @@ class Drift(NamedTuple):
 
 def drift(
     checkpoints: Checkpoints,
-    make: StateFactory,
-    model: ModelSettings,
-    memory: MemorySettings,
-    batch: BatchSettings,
-    training: TrainingSettings,
+    factory: StateFactory,
     split: TokenSplit,
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
@@ -71,7 +67,8 @@ def drift(
         InputError: if there is no checkpoint, it has no memory, or the settings do not allow to read documents again.
         CorruptCheckpoint, ReadFailed: see `Checkpoints.restore`.
     """
-    step = checkpoints.latest_step()
+    run, step = factory.run, checkpoints.latest_step()
+    model, memory, batch = run.model, run.memory, run.batch
     if step is None:
         raise InputError("this run has no checkpoint. `memorizing train` saves one")
     if not checkpoints.memory_size(step):
@@ -83,12 +80,12 @@ def drift(
         )
     last_read = Schedule(split.lengths, batch.size, batch.segment_length, batch.seed).at(step - 1)
     first_step = step - 1 - max(segment for _, segment in last_read)
-    _check_reread(model, training, make.schedule.at(first_step) == make.schedule.after(step))
-    state = checkpoints.restore(step, make.abstract_state(step), make.mesh)
+    _check_reread(model, run.training, factory.schedule.at(first_step) == factory.schedule.after(step))
+    state = checkpoints.restore(step, factory.abstract_state(step), factory.mesh)
     memory = dataclasses.replace(memory, size=size(state.carry.banks), report_recall=False)
-    recomputed = reread(state.parameters, make, model, memory, batch, split, last_read)
+    recomputed = reread(state.parameters, factory, memory, split, last_read)
     compare = jax.jit(functools.partial(compare_keys, tokens=batch.segment_length // memory.write_every))
-    with jax.set_mesh(make.mesh):
+    with jax.set_mesh(factory.mesh):
         compared = [compare(*banks) for banks in zip(state.carry.banks, recomputed, strict=True)]
     drifts = {
         layer: Drift(*map(np.asarray, arrays))
@@ -129,28 +126,26 @@ def _check_reread(model: ModelSettings, training: TrainingSettings, has_one_size
 
 def reread(
     parameters: Parameters,
-    make: StateFactory,
-    model: ModelSettings,
+    factory: StateFactory,
     memory: MemorySettings,
-    batch: BatchSettings,
     split: TokenSplit,
     last_read: list[tuple[int, int]],
 ) -> tuple[Bank, ...]:
     """Returns the banks after reading each row's document again, up to the (document, segment) in `last_read`."""
-    rows, tokens = batch.size, batch.segment_length
-    empty = functools.partial(empty_carry, model, memory, rows, tokens)
-    carry = init_sharded(make.mesh, empty, functools.partial(shardings, make.mesh))
-    process_rows = local_rows(make.mesh, rows)
+    rows, tokens = factory.run.batch.size, factory.run.batch.segment_length
+    empty = functools.partial(empty_carry, factory.run.model, memory, rows, tokens)
+    carry = init_sharded(factory.mesh, empty, functools.partial(shardings, factory.mesh))
+    process_rows = local_rows(factory.mesh, rows)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def read(parameters: Parameters, carry: Carry, segments: Batch) -> Carry:
-        return constrain_tree(apply_model(make.graph, parameters, segments, carry)[1])
+        return constrain_tree(apply_model(factory.graph, parameters, segments, carry)[1])
 
     for back in range(max(segment for _, segment in last_read), -1, -1):
         step = [(document, segment - back) if segment >= back else None for document, segment in last_read]
         segments = read_batch(split, [step[row] for row in process_rows], tokens)
-        with jax.set_mesh(make.mesh):
-            carry = read(parameters, carry, assemble(make.mesh, segments, rows, process_rows))
+        with jax.set_mesh(factory.mesh):
+            carry = read(parameters, carry, assemble(factory.mesh, segments, rows, process_rows))
     return carry.banks
 
 

@@ -309,8 +309,3 @@ def report_lines(figures: dict) -> str:
 def xl_caches(option: str | None, trained_with: bool) -> list[bool]:
     """Returns the XL caches to evaluate with (True) and without (False), for the value of `--xl_cache`."""
     return {"on": [True], "off": [False], "both": [False, True], None: [trained_with]}[option]
-
-
-def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:
-    """Returns the same memory with another number of slots; a small one retrieves no more neighbors than its slots."""
-    return dataclasses.replace(memory, size=size, neighbors=min(memory.neighbors, size or memory.neighbors))

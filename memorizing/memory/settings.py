@@ -208,3 +208,8 @@ class MemorySettings:
 
 WRITING = ("eviction", "maximum_age", "write_every", "sink", "duplicate_score", "writes", "clear_at_documents")
 """Settings that say what is kept; so what lies in a memory depends on them."""
+
+
+def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:
+    """Returns the same memory with `size` slots. A small memory retrieves no more neighbors than it has slots."""
+    return dataclasses.replace(memory, size=size, neighbors=min(memory.neighbors, size or memory.neighbors))

@@ -29,14 +29,13 @@ from memorizing.memory.search import chosen
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.parameters import count_parameters
 from memorizing.model.settings import ModelSettings, split_sizes
-from memorizing.parallel.mesh import MeshSettings, open_mesh, placed, shardings
+from memorizing.parallel.mesh import open_mesh, placed, shardings
 from memorizing.parallel.topology import chip_of, memory_of, topology_devices
 from memorizing.planning.collectives import Collective, collectives
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
 from memorizing.training.flops import executed_flops_per_token, training_flops_per_token
-from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.settings import TrainingSettings
+from memorizing.training.settings import RunSettings
 from memorizing.training.state import StateFactory
 
 GIB = 2**30
@@ -55,27 +54,17 @@ class DoesNotFit(RuntimeError):
     """The program needs more memory than a device has."""
 
 
-def plan(
-    model: ModelSettings,
-    memory: MemorySettings,
-    batch: BatchSettings,
-    optimizer: OptimizerSettings,
-    training: TrainingSettings,
-    mesh_settings: MeshSettings,
-    topology: str,
-    json_file: Path | None = None,
-    say: Callable[[str], None] = print,
-) -> dict:
+def plan(run: RunSettings, topology: str, json_file: Path | None = None, say: Callable[[str], None] = print) -> dict:
     """Compiles, says a table, and with `json_file` writes what it returns.
 
     Raises:
         InputError: for a topology that is not known, or settings that do not divide over it.
         DoesNotFit: when the program needs more memory than the chip has; the table is said and written all the same.
     """
-    devices = topology_devices(topology)
-    mesh = open_mesh(mesh_settings, split_sizes(model, memory, batch.segment_length, batch.size), devices=devices)
-    make = StateFactory(model, memory, batch, optimizer, training, mesh)
-    state = make.abstract_state(training.steps)
+    devices, (model, memory, batch) = topology_devices(topology), (run.model, run.memory, run.batch)
+    mesh = open_mesh(run.mesh, split_sizes(model, memory, batch.segment_length, batch.size), devices=devices)
+    factory = StateFactory(run, mesh)
+    state = factory.abstract_state(run.training.steps)
     figures: dict[str, Any] = {
         "topology": topology,
         "devices": mesh.size,
@@ -91,7 +80,7 @@ def plan(
     }
     start, problem = time.perf_counter(), ""
     try:
-        compiled = compile_call(make, state, batch)
+        compiled = compile_call(factory, state)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -116,16 +105,17 @@ def plan(
     return figures
 
 
-def compile_call(make: StateFactory, state: TrainState, batch: BatchSettings) -> jax.stages.Compiled:
-    """The call that `memorizing train` makes, compiled for the devices of `make.mesh`; nothing is allocated."""
+def compile_call(factory: StateFactory, state: TrainState) -> jax.stages.Compiled:
+    """The call that `memorizing train` makes, compiled for the devices of `factory.mesh`; nothing is allocated."""
+    batch = factory.run.batch
     shape = (batch.segments_per_call, batch.size, batch.segment_length)
     tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
     flags: Any = jax.ShapeDtypeStruct(shape, jnp.bool_)
     starts: Any = jax.ShapeDtypeStruct(shape[:2], jnp.bool_)
     chunk = Batch(tokens, tokens, flags, starts)
-    call: Any = make.train_call()
-    with jax.set_mesh(make.mesh):
-        lowered = call.lower(state, placed(chunk, shardings(make.mesh, chunk, leading="S")))
+    call: Any = factory.train_call()
+    with jax.set_mesh(factory.mesh):
+        lowered = call.lower(state, placed(chunk, shardings(factory.mesh, chunk, leading="S")))
         return lowered.compile()
 
 

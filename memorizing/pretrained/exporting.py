@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from memorizing.config import load_trained
 from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.vocabulary import SentencePieceVocabulary, Vocabulary
 from memorizing.errors import InputError
@@ -25,6 +24,7 @@ from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.pretrained.config_json import ARCHITECTURES, Architecture, read_config, write_config
 from memorizing.pretrained.convert import places, to_tensor
 from memorizing.pretrained.tensors import write_tensors
+from memorizing.runs import load_trained
 from memorizing.storage.workdir import PRETRAINED, open_vocabulary
 
 DROPS = ("gates", "normalization", "key_shift")

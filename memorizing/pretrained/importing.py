@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from memorizing.config import CONFIG_FILE, Experiment, load
+from memorizing.config import Experiment, load
 from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.tokens import PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
@@ -29,6 +29,7 @@ from memorizing.parallel.hosts import is_distributed
 from memorizing.pretrained.config_json import read_config
 from memorizing.pretrained.convert import check_tensors, layer_of, places, to_parameters
 from memorizing.pretrained.tensors import Tensors
+from memorizing.runs import CONFIG_FILE
 from memorizing.storage.checkpoints import Checkpoints
 from memorizing.storage.workdir import PRETRAINED, VOCABULARY, record_data
 

@@ -10,20 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memorizing.config import (
-    CONFIG_FILE,
-    ConfigError,
-    Experiment,
-    load,
-    load_trained,
-    open_workdir,
-    training_differences,
-)
+from memorizing.config import ConfigError, Experiment, load
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import xl_caches
 from memorizing.evaluation.splits import open_splits
 from memorizing.files import AnyPath, run_folder
+from memorizing.runs import CONFIG_FILE, load_trained, open_workdir, training_differences
 from memorizing.storage.checkpoints import CHECKPOINTS, steps_on_disk
 from memorizing.storage.workdir import check_data, open_tokens
 from memorizing.sweep.grid import Point

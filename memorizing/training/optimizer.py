@@ -1,15 +1,15 @@
-"""The optimizer: Adafactor (the paper's) or AdamW, with a warm-up and a schedule, all from optax.
+"""The optimizer: gradient clipping, then Adafactor (the paper's) or AdamW with a learning-rate schedule, by optax.
 
-It can train a part of the parameters: the others have no state here, take no gradient (`step.py`), and stay as they
-are.
+It can train a part of the parameters. The others have no optimizer state, get no gradient (`step.py`), and stay as they
+are. To add an optimizer, write its function and add a line to `OPTIMIZERS`.
 """
 
 import dataclasses
 import fnmatch
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,34 @@ from jaxtyping import Float
 from memorizing.errors import InputError
 from memorizing.model.learned_index import is_of_index
 from memorizing.model.parameters import Parameters, by_path
+from memorizing.training.learning_rate import SCHEDULES, LearningRates, warmed_up
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """Defaults are the paper's: Adafactor, rate 1.0 / sqrt(step) after 1,000 steps of linear warm-up.
+    """Settings of the optimizer. Defaults are the paper's: Adafactor at 1.0 / sqrt(step) after 1,000 warm-up steps.
 
     Attributes:
-        kind: `adafactor` (updates scaled by the size of each parameter) or `adamw`.
-        learning_rate: with `rsqrt` the numerator of `rate / sqrt(step)`, else the peak.
-        schedule: after the warm-up: `rsqrt`, `cosine` or `linear` (to 0 at `decay_steps`), or `constant`.
-        warmup_steps: updates in which the rate rises linearly from 0.
-        decay_steps: updates at whose end `cosine` and `linear` reach 0, warm-up included.
-        clip_norm: gradients with a larger global norm are scaled down to it; 0 for never.
-        weight_decay: of AdamW, on matrices only.
-        beta1, beta2: of AdamW.
-        trainable: which parameters are trained; () for all. `gates` means those of the memory layers' gates, `index`
-            those of their learned indices, `memory_layers` all in these layers, and anything else is a pattern of
-            paths, as they are in checkpoints: `layers/8/attention/*` (layers count from 0 there, so this is layer 9),
+        kind: the optimizer: `adafactor` (updates scaled by the size of each parameter) or `adamw`.
+        learning_rate: with `rsqrt` the numerator of `learning_rate / sqrt(step)`, else the peak.
+        schedule: learning-rate schedule after the warm-up: `rsqrt`, `cosine` or `linear` (to 0 at `decay_steps`), or
+            `constant`.
+        warmup_steps: updates in which the learning rate rises linearly from 0.
+        decay_steps: updates after which `cosine` and `linear` reach 0, warm-up included.
+        clip_norm: largest global norm of a gradient; a larger gradient is scaled down to it. 0 turns clipping off.
+        weight_decay: weight decay of AdamW, on matrices only.
+        beta1, beta2: decay rates of AdamW's moments.
+        trainable: parts of the parameters to train; () for all. `gates` names the gates of the memory layers, `index`
+            their learned indices, `memory_layers` all parameters of these layers. Anything else is a pattern of
+            parameter paths, as in checkpoints: `layers/8/attention/*` (paths count layers from 0, so this is layer 9),
             `*/scale_E`.
-        learning_rate_multipliers: pairs of a part, named as in `trainable`, and the factor of its learning rate:
-            `(('gates', 16.0),)`. Of several that name a parameter the last counts.
+        learning_rate_multipliers: pairs (part, factor of its learning rate), parts as in `trainable`:
+            `(('gates', 16.0),)`. If several match a parameter, the last one counts.
     """
 
-    kind: Literal["adafactor", "adamw"] = "adafactor"
+    kind: str = "adafactor"
     learning_rate: float = 1.0
-    schedule: Literal["rsqrt", "cosine", "linear", "constant"] = "rsqrt"
+    schedule: str = "rsqrt"
     warmup_steps: int = 1000
     decay_steps: int = 500_000
     clip_norm: float = 1.0
@@ -55,13 +57,16 @@ class OptimizerSettings:
     learning_rate_multipliers: tuple[tuple[str, int | float], ...] = ()
 
     def __post_init__(self):
+        for name, table in (("kind", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in table:
+                raise InputError(f"Optimizer.{name} = {getattr(self, name)!r}: must be one of {', '.join(table)}")
         if self.learning_rate <= 0:
             raise InputError(f"Optimizer.learning_rate = {self.learning_rate}: must be above 0")
         for part, factor in self.learning_rate_multipliers:
             if not 0 < factor < math.inf:
                 raise InputError(
-                    f"Optimizer.learning_rate_multipliers: {factor} for {part!r} must be above 0 and finite; to leave "
-                    "a part as it is, name the others in Optimizer.trainable"
+                    f"Optimizer.learning_rate_multipliers: {factor} for {part!r} must be above 0 and finite. To freeze "
+                    "a part, name the others in Optimizer.trainable"
                 )
         for name in ("warmup_steps", "clip_norm", "weight_decay"):
             if getattr(self, name) < 0:
@@ -69,45 +74,34 @@ class OptimizerSettings:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"Optimizer.{name} = {getattr(self, name)}: must be at least 0 and below 1")
-        if self.schedule in ("cosine", "linear") and self.decay_steps <= self.warmup_steps:
+        if SCHEDULES[self.schedule].decays and self.decay_steps <= self.warmup_steps:
             raise InputError(
                 f"Optimizer.decay_steps = {self.decay_steps} must exceed Optimizer.warmup_steps = "
-                f"{self.warmup_steps}: lengthen the run or shorten the warm-up"
+                f"{self.warmup_steps}. Lengthen the run or shorten the warm-up"
             )
 
 
 def learning_rate(settings: OptimizerSettings) -> optax.Schedule:
-    """The rate as a function of the number of updates done."""
-    peak, warmup = settings.learning_rate, settings.warmup_steps
-    if settings.schedule == "rsqrt":
-        peak = peak * max(warmup, 1) ** -0.5
-        after = lambda count: settings.learning_rate * jax.lax.rsqrt(jnp.asarray(count + max(warmup, 1), jnp.float32))  # noqa: E731
-    elif settings.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, settings.decay_steps - warmup)
-    elif settings.schedule == "linear":
-        after = optax.linear_schedule(peak, 0.0, settings.decay_steps - warmup)
-    else:
-        after = optax.constant_schedule(peak)
-    # The first update has count 0: a rise from 0 would waste it.
-    rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+    """Returns the learning rate as a function of the number of updates done."""
+    rates = LearningRates(settings.learning_rate, settings.warmup_steps, settings.decay_steps)
+    return warmed_up(settings.schedule, rates)
 
 
 type TrainableMask = dict[str, Any]
-"""Nested like the parameters: whether each is trained."""
+"""A tree like that of the parameters: whether each is trained."""
 
 
 NAMED = {"gates": "attention/gate*", "index": "attention/index_*", "memory_layers": "*"}
-"""Parts of each memory layer that a setting may name, as patterns of paths within it."""
+"""Names of parts of the memory layers, as patterns of paths within a layer."""
 
 
 def trainable_mask(
     settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int]
 ) -> TrainableMask | None:
-    """Which of the parameters are trained; None for all. Only their names count, so these may be shapes.
+    """Returns which parameters are trained; None for all. Only their paths matter, so abstract parameters will do.
 
     Raises:
-        InputError: for a pattern that none of them matches.
+        InputError: for a pattern that matches no parameter.
     """
     if not settings.trainable:
         return None
@@ -117,28 +111,33 @@ def trainable_mask(
 
 
 def learning_rate_multipliers(
-    settings: OptimizerSettings, parameters: Parameters, memory_layers: Sequence[int], only: TrainableMask | None = None
+    settings: OptimizerSettings,
+    parameters: Parameters,
+    memory_layers: Sequence[int],
+    trainable: TrainableMask | None = None,
 ) -> dict[str, float]:
-    """By what the updates of a parameter are multiplied, by its path; of those that are left as they are, nothing.
+    """Returns the learning-rate multipliers by parameter path; parameters without one are left out.
 
-    `only` is what `trainable_mask` makes of the same settings.
+    `trainable` is the result of `trainable_mask` for the same settings.
 
     Raises:
-        InputError: for a pattern that no parameter matches, or none that is trained.
+        InputError: for a pattern that matches no parameter, or none that is trained.
     """
     given = f"Optimizer.learning_rate_multipliers = {settings.learning_rate_multipliers}"
-    fixed = {path for path, is_trained in by_path(only).items() if not is_trained} if only is not None else set()
+    fixed = {path for path, is_trained in by_path(trainable).items() if not is_trained} if trainable else set()
     found: dict[str, float] = {}
     for part, factor in settings.learning_rate_multipliers:
         paths = _paths(part, parameters, memory_layers, given) - fixed
         if not paths:
-            raise InputError(f"{given}: nothing of {part!r} is trained, by Optimizer.trainable = {settings.trainable}")
+            raise InputError(
+                f"{given}: no parameter of {part!r} is trained. Add it to Optimizer.trainable = {settings.trainable}"
+            )
         found |= dict.fromkeys(paths, factor)
     return found
 
 
 def _paths(part: str, parameters: Parameters, memory_layers: Sequence[int], given: str) -> set[str]:
-    """Of the parameters that a setting names."""
+    """Returns the paths of the parameters that a setting names."""
     patterns = [part]
     if part in NAMED:
         patterns = [f"layers/{number - 1}/{NAMED[part]}" for number in memory_layers]
@@ -146,29 +145,40 @@ def _paths(part: str, parameters: Parameters, memory_layers: Sequence[int], give
     if not found:
         some = ", ".join(list(by_path(parameters))[:3])
         raise InputError(
-            f"{given}: {part!r} matches no parameter. Paths are such as {some}; `gates`, `index` and `memory_layers` "
-            "need Model.memory_layers, `gates` also a Model.gate that learns ('head', 'layer' or 'token'), `index` "
-            "Model.index_size"
+            f"{given}: {part!r} matches no parameter. Paths look like {some}. `gates`, `index` and `memory_layers` "
+            "need Model.memory_layers; `gates` also needs a Model.gate that learns ('head', 'layer' or 'token'), and "
+            "`index` needs Model.index_size"
         )
     return found
 
 
-def make_optimizer(
-    settings: OptimizerSettings, only: TrainableMask | None = None, factors: Mapping[str, float] | None = None
-) -> optax.GradientTransformation:
-    """Clipping, then the optimizer with its schedule; of `only` the parameters that are trained, if not of all.
+def _adafactor(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adafactor(rate)
 
-    `factors` are `learning_rate_multipliers`: they multiply what is added to a parameter, weight decay included.
+
+def _adamw(settings: OptimizerSettings, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays)
+
+
+OPTIMIZERS: dict[str, Callable[[OptimizerSettings, optax.Schedule], optax.GradientTransformation]] = {
+    "adafactor": _adafactor,
+    "adamw": _adamw,
+}
+"""The optimizers by the names that `Optimizer.kind` has for them."""
+
+
+def make_optimizer(
+    settings: OptimizerSettings, trainable: TrainableMask | None = None, factors: Mapping[str, float] | None = None
+) -> optax.GradientTransformation:
+    """Builds gradient clipping, then the optimizer with its schedule, for all parameters or the `trainable` ones.
+
+    `factors` are the `learning_rate_multipliers`. They multiply the whole update of a parameter, weight decay included.
     """
-    rate = learning_rate(settings)
-    if settings.kind == "adafactor":
-        chosen = optax.adafactor(rate)
-    else:
-        chosen = optax.adamw(rate, settings.beta1, settings.beta2, weight_decay=settings.weight_decay, mask=_decays)
+    chosen = OPTIMIZERS[settings.kind](settings, learning_rate(settings))
     clip = _clip(settings.clip_norm) if settings.clip_norm else optax.identity()
     scale = optax.stateless(functools.partial(_scaled, factors)) if factors else optax.identity()
     whole = optax.chain(clip, chosen, scale)
-    return whole if only is None else optax.masked(whole, only)
+    return whole if trainable is None else optax.masked(whole, trainable)
 
 
 def _scaled(factors: Mapping[str, float], updates: Any, parameters: Any) -> Any:
@@ -177,23 +187,24 @@ def _scaled(factors: Mapping[str, float], updates: Any, parameters: Any) -> Any:
 
 
 def _clip(norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` by the norm of the model's gradient."""
+    """Builds `optax.clip_by_global_norm`, but with `model_norm` as the norm."""
 
     def clipped(gradient: Any, parameters: Any) -> Any:
-        own = model_norm(gradient)
-        return jax.tree.map(lambda leaf: jnp.where(own < norm, leaf, leaf / own.astype(leaf.dtype) * norm), gradient)
+        found = model_norm(gradient)
+        scaled = lambda leaf: leaf / found.astype(leaf.dtype) * norm  # noqa: E731
+        return jax.tree.map(lambda leaf: jnp.where(found < norm, leaf, scaled(leaf)), gradient)
 
     return optax.stateless(clipped)
 
 
 def model_norm(gradient: Parameters) -> Float[jax.Array, ""]:
-    """Of the gradient of the model's loss: without that of a learned index, which has a loss of its own."""
-    kept = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not is_of_index(path)]
-    return optax.tree.norm(kept)
+    """Returns the norm of the loss's gradient, without the part of a learned index, which has a loss of its own."""
+    leaves = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(gradient) if not is_of_index(path)]
+    return optax.tree.norm(leaves)
 
 
 def _decays(tree: Any) -> Any:
-    """Of each parameter whether weight decay pulls at it: at matrices, not at scales and biases (`query_bias_HD`)."""
+    """Returns which parameters weight decay applies to: matrices, but not scales and biases (`query_bias_HD`)."""
 
     def is_weight(path: tuple, leaf: jax.Array) -> bool:
         return leaf.ndim > 1 and "_bias_" not in jax.tree_util.keystr(path[-1:], simple=True)

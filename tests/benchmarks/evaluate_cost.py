@@ -14,13 +14,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from memorizing.config import load_trained
 from memorizing.data.batches import read_batch
 from memorizing.evaluation.evaluate import restore
 from memorizing.evaluation.perplexity import reading_plan, score_call
 from memorizing.model.carry import empty_carry
 from memorizing.model.settings import split_sizes
 from memorizing.parallel.mesh import open_mesh
+from memorizing.runs import load_trained
 from memorizing.shapes import Batch
 from memorizing.storage.workdir import open_tokens
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memorizing.config import differences
+from memorizing.runs import differences
 
 FILE = Path(__file__).parent / "variants.py"
 SPEC = importlib.util.spec_from_file_location("variants", FILE)

@@ -16,7 +16,6 @@ from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.answers import Answers
-from memorizing.evaluation.evaluate import at_memory_size
 from memorizing.evaluation.figures import Summary
 from memorizing.evaluation.perplexity import (
     DocumentScores,
@@ -25,7 +24,7 @@ from memorizing.evaluation.perplexity import (
     reading_plan,
     score_documents,
 )
-from memorizing.memory.settings import MemorySettings
+from memorizing.memory.settings import MemorySettings, at_memory_size
 from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model

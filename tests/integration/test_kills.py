@@ -19,9 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from memorizing.config import load_trained
 from memorizing.evaluation import evaluate
 from memorizing.parallel.mesh import make_mesh
+from memorizing.runs import load_trained
 from memorizing.storage import checkpoints
 from memorizing.storage.checkpoints import Checkpoints, CorruptCheckpoint, ReadFailed
 from memorizing.training.loop import resume
@@ -181,7 +181,7 @@ def maker(run: Path) -> StateFactory:
     """Of the states of a run, in this process."""
     it = load_trained(run, [], [])
     mesh = make_mesh(it.mesh, jax.devices()[:1])
-    return StateFactory(it.model, it.memory, it.batch, it.optimizer, it.training, mesh)
+    return StateFactory(it, mesh)
 
 
 NO_DAMAGE = [
@@ -373,8 +373,8 @@ def test_a_memory_that_grows_keeps_all_and_one_that_shrinks_the_newest(place, re
     run = tmp_path / "run"
     shutil.copytree(remembering, run)
     output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 256", steps=84))
-    assert "Memory.size = 256 from here on; the run began with 128" in output
-    assert "resuming after step 80, its memory of 128 tokens laid out anew in one of 256\n" in output
+    assert "Memory.size = 256 from here on; the run started with 128" in output
+    assert "resuming after step 80, its memory of 128 tokens moved to one of 256\n" in output
     grown = bank(run, 84)
     keys_BHMD = grown["keys_BHMD"]
     np.testing.assert_array_equal(keys_BHMD[:, :, :128], oldest_first(bank(remembering, 80)))
@@ -382,8 +382,8 @@ def test_a_memory_that_grows_keeps_all_and_one_that_shrinks_the_newest(place, re
     assert grown["cursor"] == 128 + CALL
 
     output = finish(start(place, run, "--gin_param", "MEMORY_SIZE = 128", steps=88))
-    assert "Memory.size = 128 from here on; the run began with 256" in output
-    assert "resuming after step 84, of its memory of 256 tokens the newest 128 kept\n" in output
+    assert "Memory.size = 128 from here on; the run started with 256" in output
+    assert "resuming after step 84, the newest 128 tokens of its memory of 256 kept\n" in output
     shrunk = bank(run, 88)
     np.testing.assert_array_equal(shrunk["keys_BHMD"][:, :, CALL:], oldest_first(grown)[:, :, -(128 - CALL) :])
     assert shrunk["cursor"] == CALL

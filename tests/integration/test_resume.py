@@ -200,7 +200,7 @@ def test_rows_spread_over_devices_train_as_on_one(place, undisturbed, tmp_path):
 
 def test_a_run_does_not_go_on_with_another_model(place, undisturbed):
     output = finish(train(place, undisturbed, "--gin_param", "Model.heads = 1"), status=2)
-    assert "Model.heads = 1" in output and "began with 2" in output and "--workdir" in output
+    assert "Model.heads = 1" in output and "started with 2" in output and "--workdir" in output
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(place, tmp_path):
@@ -209,7 +209,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_checkpoint(
     before = saved(run, 40)
     broken = ("--gin_param", "Optimizer.learning_rate = 1e38", "--gin_param", "NUM_STEPS = 400")
     output = finish(memorizing("train", f"--workdir={run}", *broken), status=2)
-    assert "Optimizer.learning_rate = 1e+38 from here on; the run began with 0.003" in output
+    assert "Optimizer.learning_rate = 1e+38 from here on; the run started with 0.003" in output
     assert "not finite at step 4" in output and "Optimizer.learning_rate" in output
     assert max(steps_saved(run)) == 40
     jax.tree.map(np.testing.assert_array_equal, saved(run, 40), before)
@@ -271,7 +271,7 @@ def test_an_index_is_part_of_the_run_and_is_made_anew_for_another_search(place):
     assert all(0 < line["recall/layer_2"] <= 1 for line in metrics(whole) if line["step"] > 40)
 
     output = finish(train(place, parts, *INDEXED, "--gin_param=Memory.search = 'exact'", steps(120)))
-    assert "Memory.search = 'exact' from here on; the run began with 'ivf'" in output
+    assert "Memory.search = 'exact' from here on; the run started with 'ivf'" in output
     assert "centroids_BHCD" not in saved(parts, 120)["memory"][0]
     assert metrics(parts)[-1]["recall/layer_2"] == 1.0
     finish(train(place, parts, *INDEXED, "--gin_param=MEMORY_SIZE = 64", steps(160)))

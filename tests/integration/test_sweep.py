@@ -127,7 +127,7 @@ def test_what_is_done_is_done_once_and_other_readings_anew(place, undisturbed, t
     assert [attempts(out, name, "evaluate") for name in NAMES] == [1, 2]
     # a point that has begun cannot become another one
     refused = finish(start(place, out, "--gin_param=Model.layers = 3"), status=2)
-    assert "point MEMORY_SIZE=0,seed=0: Model.layers = 3" in refused and "began with 2" in refused
+    assert "point MEMORY_SIZE=0,seed=0: Model.layers = 3" in refused and "started with 2" in refused
 
 
 def test_told_to_end_it_ends_its_training_first_and_holds_its_folder_until_then(place, tmp_path):

@@ -17,7 +17,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_and_tell, apply_model, create_model
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
-from memorizing.training.loop import of_gates
+from memorizing.training.reporter import gate_metrics
 from memorizing.training.step import CallMetrics, make_train_call
 
 N, SEGMENTS = 4, 3
@@ -97,25 +97,25 @@ def test_lookups_tell_gates_and_all_that_dense_attention_reads(kind, search):
     assert list(segment.layers) == [1, 2, 3]
 
 
-def test_training_reports_the_mean_openness_of_tokens_that_found_something():
+def test_training_reports_the_mean_gate_value_of_tokens_that_found_something():
     """The last segment has padding, the first no memory: neither counts."""
     model = dataclasses.replace(MODEL, gate="joint")
     batches, gates = told(model, MEMORY)
     graph, parameters = create_model(model, MEMORY, seed=0)
     still = optax.sgd(0.0)
-    call = make_train_call(graph, still, False, None)
+    call = make_train_call(graph, still)
     state = TrainState(parameters, still.init(parameters), np.zeros((), np.int32), empty_carry(model, MEMORY, 1, N))
     _, metrics = call(jax.device_put(state), Batch(*(np.stack(part) for part in zip(*batches, strict=True))))
-    values = of_gates(jax.device_get(metrics))
+    values = gate_metrics(jax.device_get(metrics))
     assert not metrics.gates and len(values) == 3 * 2
     for layer in MODEL.memory_layers:
         of_HT = np.concatenate([gates[1][layer][0], gates[2][layer][0, :, : N - 1]], axis=1)
         for head in range(2):
-            assert values[f"openness/layer_{layer}/head_{head}"] == pytest.approx(of_HT[head].mean(), rel=1e-4)
+            assert values[f"gate_value/layer_{layer}/head_{head}"] == pytest.approx(of_HT[head].mean(), rel=1e-4)
 
 
 def test_learned_gates_are_reported_by_head_or_by_layer():
     learned: dict = {2: np.array([0.25, 0.5]), 3: np.array(0.75)}
     nothing: dict = {name: {} for name in CallMetrics._fields if name != "gates"}
     metrics = CallMetrics(gates=learned, **nothing)
-    assert of_gates(metrics) == {"gates/layer_2/head_0": 0.25, "gates/layer_2/head_1": 0.5, "gates/layer_3": 0.75}
+    assert gate_metrics(metrics) == {"gates/layer_2/head_0": 0.25, "gates/layer_2/head_1": 0.5, "gates/layer_3": 0.75}

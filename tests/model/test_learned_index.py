@@ -177,7 +177,7 @@ def trained_calls(model: ModelSettings, memory: MemorySettings, only: tuple[str,
     state = TrainState(
         parameters, optimizer.init(parameters), jnp.zeros((), jnp.int32), empty_carry(model, memory, 2, 16)
     )
-    call, losses = make_train_call(graph, optimizer, False, None, only=moves), []
+    call, losses = make_train_call(graph, optimizer, trainable=moves), []
     for seed in range(3):
         tokens = np.random.default_rng(seed).integers(0, 11, (4, 2, 16)).astype(np.int32)
         batch = Batch(tokens, np.roll(tokens, -1, 2), np.ones((4, 2, 16), bool), np.zeros((4, 2), bool))
@@ -207,7 +207,7 @@ def test_padding_teaches_nothing(kv_heads):
     graph, parameters = create_model(model, MEMORY, 0)
     moves = trainable_mask(OptimizerSettings(trainable=("index",)), parameters, (2,))
     optimizer = optax.sgd(1.0)
-    call = make_train_call(graph, optimizer, False, None, only=moves)
+    call = make_train_call(graph, optimizer, trainable=moves)
     found = []
     for filler in (0, 5):
         copied = jax.tree.map(jnp.array, parameters)
@@ -235,7 +235,7 @@ def test_learning_takes_no_copy_of_the_memory(remat):
         carry = empty_carry(model, plain, 2, 16)
         state = TrainState(parameters, optimizer.init(parameters), jnp.zeros((), jnp.int32), carry)
         batch = Batch(*[np.zeros((4, 2, 16), np.int32)] * 2, np.ones((4, 2, 16), bool), np.zeros((4, 2), bool))
-        compiled = make_train_call(graph, optimizer, False, None).lower(state, batch, ()).compile()
+        compiled = make_train_call(graph, optimizer).lower(state, batch, ()).compile()
         held[index_size] = compiled.memory_analysis().temp_size_in_bytes
     keys = carry.banks[0].keys_BHMD.nbytes
     assert held[0] < 0.5 * keys and held[1] < held[0] + 1.5 * keys

@@ -26,7 +26,7 @@ from memorizing.parallel.mesh import MeshSettings, assemble, local_rows, make_me
 from memorizing.planning.collectives import collectives
 from memorizing.planning.plan import compile_call
 from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.settings import TrainingSettings
+from memorizing.training.settings import RunSettings, TrainingSettings
 from memorizing.training.state import StateFactory
 
 ONE = MeshSettings(data=1)
@@ -149,7 +149,7 @@ def trained(
     """The loss of each of 20 steps, and the perplexity of the same documents after them."""
     devices = jax.devices()[: max(settings.data, 1) * settings.model * settings.memory]
     mesh = open_mesh(settings, split_sizes(model, MEMORY, TOKENS, ROWS), devices=devices)
-    make = StateFactory(model, MEMORY, BATCH, OPTIMIZER, training, mesh)
+    make = StateFactory(RunSettings(model, MEMORY, BATCH, OPTIMIZER, training), mesh)
     call = make.train_call()
     state, losses, own = make.state(), [], local_rows(mesh, ROWS)
     where = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -194,7 +194,7 @@ def test_gates_shared_banks_key_heads_and_negatives_are_the_same_on_a_mesh(split
 
 def test_the_state_is_split_as_the_rules_say(split):
     mesh = mesh_of(MESHES["all"])
-    state = StateFactory(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING, mesh).state()
+    state = StateFactory(RunSettings(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING), mesh).state()
     parts = lambda leaf: leaf.size // leaf.addressable_shards[0].data.size  # noqa: E731
     attention = state.parameters["layers"][1]["attention"]
     assert parts(attention["query_EHD"]) == 8 and parts(attention["gate_H"]) == 1
@@ -244,8 +244,8 @@ def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
         size=slots, neighbors=4, block_size=512, dtype="float32", eviction="least_used", duplicate_score=0.9,
         writes="beyond_cache", sink=4,
     )  # fmt: skip
-    make = StateFactory(MODEL, memory, BATCH, OPTIMIZER, TRAINING, mesh)
-    compiled = compile_call(make, make.abstract_state(1), BATCH)
+    make = StateFactory(RunSettings(MODEL, memory, BATCH, OPTIMIZER, TRAINING), mesh)
+    compiled = compile_call(make, make.abstract_state(1))
     for each in collectives(compiled.as_text()):
         for _, shape in each.arrays:
             assert max(shape, default=0) < slots // 2 or math.prod(shape) <= ROWS * slots, each
@@ -265,8 +265,8 @@ def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, changes
     slots = 65_536
     mesh, memory = mesh_of(settings), MemorySettings(size=slots, neighbors=4, block_size=512, dtype="float32")
     model = dataclasses.replace(MODEL, **changes)
-    make = StateFactory(model, memory, BATCH, OPTIMIZER, TRAINING, mesh)
-    compiled = compile_call(make, make.abstract_state(1), BATCH)
+    make = StateFactory(RunSettings(model, memory, BATCH, OPTIMIZER, TRAINING), mesh)
+    compiled = compile_call(make, make.abstract_state(1))
     found = collectives(compiled.as_text())
     assert bool(found) == (mesh.size > 1)
     sizes = {size for each in found for _, shape in each.arrays for size in shape}

@@ -54,7 +54,7 @@ def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
         split_sizes(it.model, it.memory, it.batch.segment_length, it.batch.size),
         devices=jax.devices()[:4],
     )
-    state = StateFactory(it.model, it.memory, it.batch, it.optimizer, it.training, mesh).state()
+    state = StateFactory(it, mesh).state()
     first = jax.devices()[0]
 
     def held(tree) -> int:

@@ -12,7 +12,6 @@ from safetensors.numpy import load_file
 
 from memorizing import open_reader
 from memorizing.cli import main
-from memorizing.config import load_trained
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
@@ -24,6 +23,7 @@ from memorizing.model.transformer import abstract_model, apply_model, create_mod
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.pretrained.exporting import export
 from memorizing.pretrained.importing import import_pretrained
+from memorizing.runs import load_trained
 from memorizing.shapes import Batch
 from memorizing.storage.checkpoints import Checkpoints
 from tests.pretrained_folder import CONFIG, TEXT, tensors, tokenizer, write_folder

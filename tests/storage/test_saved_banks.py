@@ -14,7 +14,7 @@ from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 from memorizing.shapes import Batch
 from memorizing.storage.checkpoints import Checkpoints
 from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.settings import TrainingSettings
+from memorizing.training.settings import RunSettings, TrainingSettings
 from memorizing.training.state import StateFactory
 
 ROWS, N, S, VOCABULARY = 4, 8, 6, 18
@@ -36,7 +36,8 @@ def maker(memory: MemorySettings, mesh: MeshSettings = MeshSettings(1)) -> State
     opened = make_mesh(mesh, jax.devices()[: mesh.data * mesh.model * mesh.memory])
     optimizer = OptimizerSettings(kind="adamw", learning_rate=0.01, schedule="constant", warmup_steps=1)
     batch = BatchSettings(size=ROWS, segment_length=N, segments_per_call=S)
-    return StateFactory(MODEL, memory, batch, optimizer, TrainingSettings(steps=2 * S, checkpoint_every=S), opened)
+    training = TrainingSettings(steps=2 * S, checkpoint_every=S)
+    return StateFactory(RunSettings(MODEL, memory, batch, optimizer, training), opened)
 
 
 @functools.cache

@@ -29,7 +29,7 @@ from memorizing.model.transformer import create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.storage.init_from import begin_from
 from memorizing.training.memory_dropout import sizes
-from memorizing.training.schedule import MemorySchedule
+from memorizing.training.memory_schedule import MemorySchedule
 from memorizing.training.settings import TrainingSettings
 from tests.tiny_run import SETTINGS, write_texts
 
@@ -232,7 +232,7 @@ def test_a_memory_that_grew_is_one_that_was_restored_into_a_larger_memory(place,
     small = (*beginning, "Training.memory_from_step = 4")
     train(place, "restored", *small, "MEMORY_SIZE = 32", steps=8)
     restored = train(place, "restored", *small, "MEMORY_SIZE = 64", steps=12)
-    assert "its memory of 32 tokens laid out anew in one of 64" in capsys.readouterr().out
+    assert "its memory of 32 tokens moved to one of 64" in capsys.readouterr().out
     assert_same(saved(restored, 12), saved(whole, 12))
 
 

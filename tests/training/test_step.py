@@ -14,7 +14,7 @@ from memorizing.model.transformer import apply_model, create_model
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
 from memorizing.training.loss import score
-from memorizing.training.step import make_train_call
+from memorizing.training.step import StepOptions, make_train_call
 
 ROWS, TOKENS, SEGMENTS, VOCABULARY = 2, 8, 4, 11
 MODEL = ModelSettings(
@@ -52,7 +52,7 @@ def assert_near(one, other) -> None:
 
 def test_a_scanned_call_is_its_segments_one_by_one():
     optimizer = optax.adam(0.01)
-    call = make_train_call(graph_and_parameters()[0], optimizer, accumulate=False, dropout_seed=None)
+    call = make_train_call(graph_and_parameters()[0], optimizer)
     scanned, together = call(new_state(optimizer), batches())
     state, alone = new_state(optimizer), []
     for segment in range(SEGMENTS):
@@ -84,7 +84,7 @@ def test_each_segment_makes_an_update_from_its_own_gradient():
         right.append(int(correct))
         norms.append(np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient))))
     optimizer = optax.sgd(rate)
-    state, metrics = make_train_call(graph, optimizer, False, None)(new_state(optimizer), batches())
+    state, metrics = make_train_call(graph, optimizer)(new_state(optimizer), batches())
     assert_near(state.parameters, parameters)
     assert_near(state.carry, carry)
     np.testing.assert_allclose(metrics.segments.nats / metrics.segments.tokens, losses, rtol=1e-5)
@@ -107,16 +107,14 @@ def test_accumulated_gradients_make_one_update():
 
     gradient = jax.grad(loss)(parameters)
     optimizer = optax.sgd(0.1)
-    state, metrics = make_train_call(graph, optimizer, accumulate=True, dropout_seed=None)(
-        new_state(optimizer), batches()
-    )
+    state, metrics = make_train_call(graph, optimizer, StepOptions(accumulate=True))(new_state(optimizer), batches())
     assert_near(state.parameters, jax.tree.map(lambda p, g: p - 0.1 * g, parameters, gradient))
     np.testing.assert_allclose(metrics.segments.gradient_norm, optax.tree.norm(gradient), rtol=1e-4)
 
 
 def test_a_state_without_banks_trains_without_memory():
     optimizer = optax.sgd(0.1)
-    call = make_train_call(graph_and_parameters()[0], optimizer, False, None)
+    call = make_train_call(graph_and_parameters()[0], optimizer)
     state = new_state(optimizer)
     state, metrics = call(state._replace(carry=state.carry._replace(banks=())), batches())
     assert state.carry.banks == () and float(metrics.memory_fill) == 0

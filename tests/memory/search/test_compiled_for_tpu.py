@@ -23,8 +23,7 @@ from memorizing.model.settings import ModelSettings, split_sizes
 from memorizing.parallel.mesh import MeshSettings, make_mesh, open_mesh
 from memorizing.parallel.topology import topology_devices
 from memorizing.planning.plan import compile_call
-from memorizing.training.optimizer import OptimizerSettings
-from memorizing.training.settings import TrainingSettings
+from memorizing.training.settings import RunSettings
 from memorizing.training.state import StateFactory
 
 pytestmark = pytest.mark.skipif(
@@ -132,10 +131,9 @@ def test_a_train_call_does_not_copy_its_memory():
     )
     memory = MemorySettings(size=8192, neighbors=2, search="approximate")  # which compiles sooner than the kernel
     batch = BatchSettings(size=8, segment_length=128, segments_per_call=2)
-    settings = OptimizerSettings(), TrainingSettings(), MeshSettings()
-    mesh = open_mesh(settings[2], split_sizes(model, memory, 128, 8), devices=topology_devices("v5e:2x2"))
-    make = StateFactory(model, memory, batch, *settings[:2], mesh)
-    text = compile_call(make, make.abstract_state(1), batch).as_text()
+    mesh = open_mesh(MeshSettings(), split_sizes(model, memory, 128, 8), devices=topology_devices("v5e:2x2"))
+    make = StateFactory(RunSettings(model, memory, batch), mesh)
+    text = compile_call(make, make.abstract_state(1)).as_text()
     bank = r"= bf16\[2,8,8192,128\]\S* "
     assert re.search(bank + "dynamic-update-slice", text)
     assert not re.findall(bank + r"(?:copy|transpose)\(.*", text)
