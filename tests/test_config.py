@@ -1,13 +1,15 @@
 """Settings: what is refused and with which words, and that the written configuration makes the same run again."""
 
+import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
 import pytest
 
-from memorizing.config import ConfigError, Experiment, load
+from memorizing.config import RENAMED_SETTINGS, SECTIONS, ConfigError, Experiment, load
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.files import atomic_write
@@ -160,6 +162,40 @@ def test_a_missing_gin_file_is_named():
         load(["none.gin"], [])
 
 
+@pytest.mark.parametrize("old", RENAMED_SETTINGS)
+def test_a_renamed_setting_is_refused_with_its_new_name(old):
+    new = RENAMED_SETTINGS[old]
+    with pytest.raises(ConfigError, match=rf"{re.escape(old)} is now {re.escape(new)}"):
+        load([], [f"{old} = 1"])
+    section, name = new.split(".")
+    assert name in {field.name for field in dataclasses.fields(SECTIONS[section])}
+
+
+def test_includes_are_found_from_the_file_that_names_them(tmp_path):
+    """A user's file in another folder includes a shipped one, which includes its own neighbor; also nested."""
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "deep.gin").write_text("include 'deeper.gin'\nMEMORY_SIZE = 1024\n")
+    (tmp_path / "inner" / "deeper.gin").write_text(f"include '{CONFIGS / 'quickstart.gin'}'\nMEMORY_SIZE = 512\n")
+    (tmp_path / "mine.gin").write_text("SEED = 3\ninclude 'inner/deep.gin'\nModel.heads = 2\n")
+    config, _ = load([tmp_path / "mine.gin"], [])
+    shipped, _ = load([CONFIGS / "quickstart.gin"], ["MEMORY_SIZE = 1024", "Model.heads = 2"])
+    assert config == shipped
+
+
+def test_a_file_that_includes_itself_is_refused(tmp_path):
+    (tmp_path / "a.gin").write_text("include 'b.gin'\n")
+    (tmp_path / "b.gin").write_text("include 'a.gin'\n")
+    with pytest.raises(ConfigError, match=r"a\.gin includes itself, by .*b\.gin -> .*a\.gin"):
+        load([tmp_path / "a.gin"], [])
+
+
+def test_an_error_in_an_included_file_names_that_file(tmp_path):
+    (tmp_path / "run.gin").write_text("include 'wrong.gin'\n")
+    (tmp_path / "wrong.gin").write_text("Model.layers = 3\nModel.layer = 3\n")
+    with pytest.raises(ConfigError, match=r"wrong\.gin: [\s\S]*'layer'; did you mean 'layers'"):
+        load([tmp_path / "run.gin"], [])
+
+
 def test_a_missing_include_is_named(tmp_path):
     (tmp_path / "run.gin").write_text("include 'nowhere.gin'\n")
     with pytest.raises(ConfigError, match=r"nowhere\.gin"):
@@ -298,3 +334,16 @@ def test_a_run_can_be_made_longer_unless_its_schedule_would_change(tmp_path):
         longer, _ = open_workdir(run, [], ["NUM_STEPS = 600_000", *kept], said.append)
         assert longer.training.steps == 600_000
     assert said == ["Training.steps = 600000 from here on; the run started with 500000"] * 2
+
+
+@pytest.mark.parametrize("header", ["# Every setting of this run.", "# memorizing run, format 1: every setting"])
+def test_a_run_of_another_format_is_refused(header, tmp_path):
+    start(tmp_path, [])
+    text = (tmp_path / CONFIG_FILE).read_text()
+    (tmp_path / CONFIG_FILE).write_text(header + text[text.index("\n") :])
+    (tmp_path / "checkpoints" / "40").mkdir(parents=True)
+    refused = r"config\.gin is of format 1, but this version of memorizing reads format 2\. Train the run again"
+    with pytest.raises(ConfigError, match=refused):
+        load_trained(tmp_path, [], [])
+    with pytest.raises(ConfigError, match=refused):
+        open_workdir(tmp_path, [], [])

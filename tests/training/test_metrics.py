@@ -1,7 +1,7 @@
-"""What a run writes down, and what it says while it goes on."""
+"""Metric writers (the shared suite of the family), the progress line, and FLOPs counted by hand."""
 
 import dataclasses
-import json
+from pathlib import Path
 
 import jax
 import pytest
@@ -9,40 +9,64 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
+from memorizing.storage.checkpoints import SaveFailed
 from memorizing.training.flops import device_peak_flops, executed_flops_per_token, training_flops_per_token
-from memorizing.training.metrics import MetricsWriter, Progress, read_lines
+from memorizing.training.metrics import METRICS_FILE, WRITERS, read_lines
+from memorizing.training.progress import Progress
 
 
-def test_metrics_go_to_lines_and_to_tensorboard(tmp_path):
-    writer = MetricsWriter(tmp_path, 0)
+def jsonl_values(workdir: Path, name: str) -> list[tuple[int, float]]:
+    return [(line["step"], line[name]) for line in read_lines(workdir / METRICS_FILE)]
+
+
+def tensorboard_values(workdir: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    return [(each.step, each.value) for each in events.Scalars(name)]
+
+
+READERS = {"jsonl": jsonl_values, "tensorboard": tensorboard_values}
+"""The shared suite of metric writers reads back what each wrote: (step, value) of a name."""
+
+
+def test_every_metric_writer_is_tested():
+    assert READERS.keys() == WRITERS.keys()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_writes_each_value_at_its_step(name, tmp_path):
+    writer, values = WRITERS[name](tmp_path, 0), READERS[name]
     for step in (8, 16):
         writer.write(step, {"loss": 1 / step, "gates/layer_2/head_0": 0.25})
+    writer.save()
+    assert values(tmp_path, "loss") == [(8, 0.125), (16, 0.0625)]
     writer.close()
-    assert read_lines(tmp_path / "metrics.jsonl") == [
-        {"step": step, "loss": 1 / step, "gates/layer_2/head_0": 0.25} for step in (8, 16)
-    ]
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(8, 0.125), (16, 0.0625)]
+    assert values(tmp_path, "gates/layer_2/head_0") == [(8, 0.25), (16, 0.25)]
 
 
-def test_steps_that_are_repeated_are_told_once(tmp_path):
-    """A run is killed after step 24, cut off in mid-line, and goes on from its checkpoint at 16."""
-    writer = MetricsWriter(tmp_path, 0)
+@pytest.mark.parametrize("name", WRITERS)
+def test_repeated_steps_are_written_once(name, tmp_path):
+    """A run is killed after step 24 and resumes from its checkpoint at step 16."""
+    writer = WRITERS[name](tmp_path, 0)
     for step in (8, 16, 24):
         writer.write(step, {"loss": 1.0})
     writer.close()
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 32, "lo')
-    writer = MetricsWriter(tmp_path, 16)
+    if name == "jsonl":  # the kill cut off a line
+        with (tmp_path / METRICS_FILE).open("a") as file:
+            file.write('{"step": 32, "lo')
+    writer = WRITERS[name](tmp_path, 16)
     writer.write(24, {"loss": 2.0})
     writer.close()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(8, 1.0), (16, 1.0), (24, 2.0)]
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(each.step, each.value) for each in events.Scalars("loss")] == [(8, 1.0), (16, 1.0), (24, 2.0)]
+    assert READERS[name](tmp_path, "loss") == [(8, 1.0), (16, 1.0), (24, 2.0)]
 
 
-def test_progress_in_a_log_file_is_a_line_now_and_then(capsys):
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_writer_names_a_workdir_that_cannot_be_written_to(name, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveFailed, match=r"metrics could not be written to .*file/run"):
+        WRITERS[name](tmp_path / "file" / "run", 0)
+
+
+def test_progress_in_a_log_file_is_a_line_from_time_to_time(capsys):
     progress = Progress(total=100, first=0, seconds_between_lines=1e6)
     for step in range(1, 101):
         progress.show(step, 1.5, 1234.0)
