@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +16,8 @@ import gin
 from beartype.door import is_bearable
 
 from memorizing.data.bulk import BeamSettings
-from memorizing.data.corpora.arxiv import Arxiv
-from memorizing.data.corpora.c4 import C4
-from memorizing.data.corpora.github import Github
-from memorizing.data.corpora.isabelle import Isabelle
-from memorizing.data.corpora.pg19 import Pg19
+from memorizing.data.corpora.corpus import Corpus
+from memorizing.data.corpora.table import CORPORA
 from memorizing.data.documents import FolderSettings
 from memorizing.data.recall import RecallSettings
 from memorizing.data.settings import PrepareSettings
@@ -55,27 +52,31 @@ class ConfigError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Experiment(RunSettings):
-    """The settings of a run, and those that prepare its data and evaluate it: one field for each gin section."""
+    """The settings of a run, and those that prepare its data and evaluate it; `sections` lists them by gin section."""
 
     evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
     prepare: PrepareSettings = dataclasses.field(default_factory=PrepareSettings)
     folder: FolderSettings = dataclasses.field(default_factory=FolderSettings)
     recall: RecallSettings = dataclasses.field(default_factory=RecallSettings)
-    pg19: Pg19 = dataclasses.field(default_factory=Pg19)
-    arxiv: Arxiv = dataclasses.field(default_factory=Arxiv)
-    github: Github = dataclasses.field(default_factory=Github)
-    isabelle: Isabelle = dataclasses.field(default_factory=Isabelle)
-    c4: C4 = dataclasses.field(default_factory=C4)
+    corpora: Mapping[str, Corpus] = dataclasses.field(
+        default_factory=lambda: {name: corpus() for name, corpus in CORPORA.items()}
+    )
     beam: BeamSettings = dataclasses.field(default_factory=BeamSettings)
 
     @property
     def sources(self) -> dict[str, Any]:
         """The settings of each source of documents, by its name in `Prepare.source`."""
-        names = ("folder", "recall", "pg19", "arxiv", "github", "isabelle", "c4")
-        return {name: getattr(self, name) for name in names}
+        return {"folder": self.folder, "recall": self.recall, **self.corpora}
+
+    @property
+    def sections(self) -> dict[str, Any]:
+        """The settings of each gin section, by its name."""
+        settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        corpora = settings.pop("corpora")
+        return {name.capitalize(): values for name, values in (settings | corpora).items()}
 
 
-SECTIONS: dict[str, Any] = {field.name.capitalize(): field.type for field in dataclasses.fields(Experiment)}
+SECTIONS: dict[str, Any] = {name: type(values) for name, values in Experiment().sections.items()}
 for _name, _class in SECTIONS.items():
     gin.external_configurable(_class, name=_name)
 
@@ -106,7 +107,8 @@ def load(files: Sequence[str | AnyPath], bindings: Sequence[str]) -> tuple[Exper
     _refuse_unused_macros({name for text in texts for name in re.findall(r"%(\w+)", text)})
     sections = {name.lower(): _build(name, values) for name, values in bound.items()}
     try:
-        experiment = Experiment(**sections)
+        corpora = {name: sections.pop(name) for name in CORPORA}
+        experiment = Experiment(**sections, corpora=corpora)
     except InputError as error:
         raise ConfigError(str(error)) from error
     return experiment, _resolved(experiment)
@@ -227,8 +229,7 @@ def _resolved(experiment: Experiment) -> str:
         "",
     ]
     lines += [f"{name} = {value}" for name, value in _macros(text).items() if name in used]
-    for section in dataclasses.fields(Experiment):
-        name, values = section.name.capitalize(), getattr(experiment, section.name)
+    for name, values in experiment.sections.items():
         lines.append("")
         for field in dataclasses.fields(values):
             full = f"{name}.{field.name}"

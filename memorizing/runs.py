@@ -41,11 +41,10 @@ def stored_config(workdir: AnyPath) -> Experiment:
 def differences(one: Experiment, other: Experiment) -> list[tuple[str, Any, Any]]:
     """Returns the settings that differ, as (name, value in `one`, value in `other`)."""
     return [
-        (f"{section.name.capitalize()}.{field.name}", first, second)
-        for section in dataclasses.fields(Experiment)
-        for field in dataclasses.fields(getattr(one, section.name))
-        if (first := getattr(getattr(one, section.name), field.name))
-        != (second := getattr(getattr(other, section.name), field.name))
+        (f"{name}.{field.name}", first, second)
+        for name, values in one.sections.items()
+        for field in dataclasses.fields(values)
+        if (first := getattr(values, field.name)) != (second := getattr(other.sections[name], field.name))
     ]
 
 

@@ -1,4 +1,4 @@
-"""`memorizing show_data`: see `data/summary.py`."""
+"""`memorizing show_data`: see `data/show.py`."""
 
 import argparse
 from pathlib import Path
@@ -14,6 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Shows what prepared tokens hold: the manifest, a document, its segments."""
-    from memorizing.data.summary import inspect
+    from memorizing.data.show import show_data
 
-    inspect(options.data, options.split, options.document, options.segment_length)
+    show_data(options.data, options.split, options.document, options.segment_length)

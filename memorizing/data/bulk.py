@@ -1,6 +1,6 @@
-"""Bulk work in parts, each done once: here one after another, or by Apache Beam on any of its runners.
+"""Bulk work in jobs, each done once: here one after another, or by Apache Beam on any of its runners.
 
-A part is done when its file is there. So a killed run goes on with the parts that are missing, and the result does not
+A job is done when its file is there. So a killed run goes on with the jobs that are missing, and the result does not
 depend on how many workers there are, or which did what.
 """
 
@@ -49,7 +49,7 @@ class Beam(NamedTuple):
     options: Any
 
     @classmethod
-    def of(cls, settings: BeamSettings) -> "Beam":
+    def from_settings(cls, settings: BeamSettings) -> "Beam":
         """Raises InputError for runners and options that Beam does not know, and for values that it does not take."""
         unknown = [option for option in settings.options if not re.fullmatch(r"--\w+(=.*)?", option, re.DOTALL)]
         if unknown:
@@ -83,7 +83,7 @@ def _check_options(known: Any, settings: BeamSettings) -> None:
 
 
 @contextlib.contextmanager
-def file_errors_named() -> Iterator[None]:
+def name_file_errors() -> Iterator[None]:
     """Makes errors of the file system what they are: no bugs, but files that a user can mend."""
     try:
         yield
@@ -95,8 +95,8 @@ def file_errors_named() -> Iterator[None]:
 
 
 @runtime_checkable
-class Part(Protocol):
-    """A part of the work: does it when called, and is done when `path` exists. Can be pickled for Beam."""
+class Job(Protocol):
+    """A job of the work: does it when called, and is done when `path` exists. Can be pickled for Beam."""
 
     @property
     def path(self) -> Path: ...
@@ -104,18 +104,18 @@ class Part(Protocol):
     def __call__(self) -> None: ...
 
 
-def do(parts: Sequence[Part], title: str, beam: Beam | None) -> None:
-    """Does the parts that are not done yet, with a progress bar.
+def run_jobs(jobs: Sequence[Job], title: str, beam: Beam | None) -> None:
+    """Does the jobs that are not done yet, with a progress bar.
 
     Raises:
-        InputError: the first that a part raised.
+        InputError: the first that a job raised.
     """
-    missing = [part for part in parts if not part.path.exists()]
-    with tqdm(total=len(parts), initial=len(parts) - len(missing), desc=title, unit=" parts", disable=None) as bar:
+    missing = [job for job in jobs if not job.path.exists()]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=title, unit=" jobs", disable=None) as bar:
         if beam is None:
-            for part in missing:
-                with file_errors_named():
-                    part()
+            for job in missing:
+                with name_file_errors():
+                    job()
                 bar.update()
         elif missing:
             _with_beam(missing, beam, bar)
@@ -131,34 +131,34 @@ def write_once(path: Path, write: Callable[[Path], Any]) -> None:
     os.replace(unfinished, path)
 
 
-def _with_beam(parts: Sequence[Part], beam: Beam, bar: tqdm) -> None:
+def _with_beam(jobs: Sequence[Job], beam: Beam, bar: tqdm) -> None:
     apache_beam = _import_beam()
     names = apache_beam.options.pipeline_options
     options = beam.options or names.PipelineOptions()
     options.view_as(names.WorkerOptions).default_sdk_harness_log_level = "ERROR"
     options.view_as(names.TypeOptions).pipeline_type_check = False  # it takes protocols for classes
-    for part in parts:
-        _error_file(part).unlink(missing_ok=True)
-    left = list(parts)
+    for job in jobs:
+        _error_file(job).unlink(missing_ok=True)
+    left = list(jobs)
     finished = threading.Event()
 
     def watch() -> None:
         while not finished.wait(0.5) and left:
-            done = [part for part in left if part.path.exists()]
-            left[:] = [part for part in left if part not in done]
+            done = [job for job in left if job.path.exists()]
+            left[:] = [job for job in left if job not in done]
             bar.update(len(done))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
         with apache_beam.Pipeline(runner=beam.runner, options=options) as pipeline:
-            _ = pipeline | apache_beam.Create(list(parts)) | apache_beam.Reshuffle() | apache_beam.Map(_do_one)
+            _ = pipeline | apache_beam.Create(list(jobs)) | apache_beam.Reshuffle() | apache_beam.Map(_do_one)
     finally:
         finished.set()
         watcher.join()
     bar.update(len(left))
-    for part in parts:
-        if (file := _error_file(part)).exists():
+    for job in jobs:
+        if (file := _error_file(job)).exists():
             raise InputError(json.loads(file.read_text()))
 
 
@@ -172,15 +172,15 @@ def _import_beam() -> Any:
         logging.getLogger("apache_beam").setLevel(logging.ERROR)
 
 
-def _do_one(part: Part) -> None:
+def _do_one(job: Job) -> None:
     """Keeps errors of the input from becoming errors of Beam, which would try again and then say where, not what."""
     try:
-        with file_errors_named():
-            part()
+        with name_file_errors():
+            job()
     except InputError as error:
         message = json.dumps(str(error))
-        write_once(_error_file(part), lambda path: path.write_text(message))
+        write_once(_error_file(job), lambda path: path.write_text(message))
 
 
-def _error_file(part: Part) -> Path:
-    return part.path.with_name(part.path.name + ".error")
+def _error_file(job: Job) -> Path:
+    return job.path.with_name(job.path.name + ".error")

@@ -120,7 +120,7 @@ class FolderDocuments:
     @property
     def state(self) -> str:
         """Of all files, by name: other sizes or times of change give another."""
-        return state_of(self.root, [path for files in self._files.values() for path in files])
+        return files_digest(self.root, [path for files in self._files.values() for path in files])
 
     def ids(self) -> list[str]:
         """All documents, by name."""
@@ -212,7 +212,7 @@ def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Probl
     return files, problems
 
 
-def state_of(root: Path, files: Iterable[Path]) -> str:
+def files_digest(root: Path, files: Iterable[Path]) -> str:
     """Of files, by their names below `root`: other sizes or times of change give another; links are what they lead to.
 
     So they give the same wherever the folder is seen from.
@@ -228,7 +228,7 @@ def state_of(root: Path, files: Iterable[Path]) -> str:
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-class Known(NamedTuple):
+class SplitKey(NamedTuple):
     """What splits depend on.
 
     Attributes:
@@ -243,7 +243,7 @@ class Known(NamedTuple):
 
 
 def assign_splits(
-    documents: Sequence[Known], validation: float, test: float, seed: int
+    documents: Sequence[SplitKey], validation: float, test: float, seed: int
 ) -> tuple[list[Split], list[Problem]]:
     """The split of each document, and a problem for each text that comes more than once.
 

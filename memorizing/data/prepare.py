@@ -1,12 +1,12 @@
-"""`memorizing prepare`: documents to tokens on disk. What it writes is described in `tokens.py`.
+"""`memorizing prepare`: turns documents into tokens on disk. `tokens.py` describes what it writes.
 
-    source      -> documents, in splits               `sources.py`; for the corpora a TFDS dataset, see `builders.py`
+    source      -> documents, in splits               `sources.py`; a corpus goes through a TFDS dataset (`builders.py`)
     vocabulary  -> trained on the train split, or given
-    documents   -> tokens, in parts                   each part is done once, however often the run is killed
-    parts       -> the arrays, manifest, notes        under another name, and renamed when all is there
+    documents   -> tokens, in parts                   a part is done once, however often the run is killed
+    parts       -> the arrays, manifest, notes        in a temporary folder, renamed when everything is there
 
-Until then everything lies in OUT.unfinished, in folders named by what their contents depend on. So the same command
-goes on with what it finds, and one with other settings with what these do not change; neither is ever in the way.
+Until then everything lies in OUT.unfinished, in folders named by a digest of what their contents depend on. The same
+command therefore resumes, and a command with other settings reuses what these do not change.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from memorizing.data.bulk import Beam, BeamSettings, do, file_errors_named, write_once
-from memorizing.data.documents import SPLITS, Document, Known, Problem, Split, assign_splits, writable
+from memorizing.data.bulk import Beam, BeamSettings, name_file_errors, run_jobs, write_once
+from memorizing.data.documents import SPLITS, Document, Problem, Split, SplitKey, assign_splits, writable
 from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
 from memorizing.data.settings import PrepareSettings
-from memorizing.data.sources import Piece, Source, open_source
+from memorizing.data.sources import Part, Source, SourceRequest, open_source
 from memorizing.data.tokens import (
     FORMAT_VERSION,
     MANIFEST,
     NOTES,
     ORIGIN,
     Tokenized,
-    described,
     fingerprint,
     given_vocabulary,
     token_type,
+    vocabulary_entry,
     write_split,
 )
 from memorizing.data.vocabulary import (
@@ -55,12 +55,14 @@ from memorizing.errors import InputError
 from memorizing.files import LOCK, atomic_write, folder_lock
 
 LISTED = 1000
-"""Of what is left out, so many are in the manifest; all are counted there, and are in the notes."""
-_REASONS = 100
-"""So many reasons are counted each on its own."""
+"""Number of left-out documents that the manifest lists. It counts all of them, and the notes list all of them."""
+_MOST_REASONS = 100
+"""Number of reasons that are counted separately."""
+
+type Report = Callable[[str], None]
 
 
-@file_errors_named()
+@name_file_errors()
 def prepare(
     settings: PrepareSettings,
     sections: Mapping[str, Any],
@@ -68,108 +70,120 @@ def prepare(
     raw: Path | None,
     out: Path,
     data_dir: Path | None = None,
-    report: Callable[[str], None] = print,
+    report: Report = print,
 ) -> dict:
-    """Writes prepared tokens to `out` and returns the manifest. Nothing is at `out` until all of it is there.
+    """Writes prepared tokens to `out` and returns the manifest. `out` appears only when it is complete.
 
     Args:
-        sections: settings of the sources, by their names.
+        settings: `Prepare` settings.
+        sections: settings of the sources, by their names in `settings.SOURCES`.
+        beam: Beam runner and options for the corpora.
         raw: folder of the source's files, if it reads any.
-        data_dir: where TFDS keeps a corpus's documents; by default they are removed once they are tokens.
+        out: folder to create.
+        data_dir: folder in which TFDS stores a corpus's documents. By default they are removed once tokenized.
+        report: receives lines of progress.
 
     Raises:
-        InputError: when something else is at `out` already (tokens of other settings or of raw files that have changed,
-            say), or there are no usable documents in `raw`.
+        InputError: if `out` holds something else (tokens of other settings, or of raw files that have changed), or
+            `raw` has no usable documents.
     """
-    own = {"Prepare": dataclasses.asdict(settings)}
+    used = {"Prepare": dataclasses.asdict(settings)}
     if settings.source in sections:
-        own[settings.source.capitalize()] = dataclasses.asdict(sections[settings.source])
-    own = json.loads(json.dumps(own))
+        used[settings.source.capitalize()] = dataclasses.asdict(sections[settings.source])
+    used = json.loads(json.dumps(used))
     raw, out = raw and raw.absolute(), out.absolute()
+    request = SourceRequest(settings, sections, beam, raw, data_dir)
     work = out.with_name(out.name + ".unfinished")
-    _refuse_strangers(work)
+    _refuse_foreign_folder(work)
     if out.exists():
-        manifest = _finished(out, own)
-        _refuse_other_raw_files(out, raw, open_source(settings, sections, beam, raw, data_dir, work))
-        report(f"{out} is complete already, made with these settings; remove it to prepare other documents")
+        manifest = _finished_manifest(out, used)
+        _refuse_other_raw_files(out, raw, open_source(request, work))
+        report(f"{out} is already complete with these settings. To prepare other documents, remove it first")
         _remove(work)
         return manifest
-    begun = time.perf_counter()
     with _unfinished(work, out):
-        source = open_source(settings, sections, beam, raw, data_dir, work)
-        given = _given_vocabulary(settings)
-        pieces = source.open(report)
-        given = source.vocabulary or given
-        depends = {**own, "documents": source.digest, "given": given and fingerprint(given), "format": FORMAT_VERSION}
-        folder = work / "vocabulary" / _digest(depends, without="minimum_tokens")
-        vocabulary = _make_vocabulary(settings, source, given, pieces, folder)
-        report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
-        if isinstance(vocabulary, PretrainedVocabulary) and (lost := vocabulary.loses()):
-            report(f"  its tokens do not give back every text as it was; it loses {', '.join(lost)}")
-        tokens = work / "tokens" / _digest(depends)
-        parts = {
-            split: [
-                _TokenPart(tokens / split / f"{number:05}.npz", source, piece, folder, settings)
-                for number, piece in enumerate(pieces[split])
-            ]
-            for split in pieces
-        }
-        todo = [part for own_parts in parts.values() for part in own_parts if not part.path.exists()]
-        started = time.perf_counter()
-        gc.freeze()  # what stays need not be looked through again and again while lists of tokens come and go
-        try:
-            do(todo, "tokenizing", Beam.of(beam) if source.in_beam else None)
-        finally:
-            gc.unfreeze()
-        seconds = time.perf_counter() - started
-        manifest = _join(work, parts, source, vocabulary, own, settings, report)
-        atomic_write(work / "result" / ORIGIN, json.dumps({"raw": str(raw) if raw else None, "state": source.state()}))
-        size = sum(part.size() for part in todo)
-        rate, whole = size / 1e6 / seconds, time.perf_counter() - begun
-        report(f"tokenized {size:,} bytes in {seconds:.1f} s ({rate:.1f} MB/s), {whole:.1f} s in all")
+        manifest = _prepare(request, used, work, report)
         os.rename(work / "result", out)
         _remove(work)
     return manifest
 
 
-def _finished(out: Path, own: dict) -> dict:
-    """The manifest of what is at `out`, which must have been made with the settings `own`."""
-    instead = "remove it or name another folder, nothing is overwritten"
+def _prepare(request: SourceRequest, used: dict, work: Path, report: Report) -> dict:
+    """Writes the folder `result` in `work` and returns the manifest."""
+    began = time.perf_counter()
+    settings, source = request.settings, open_source(request, work)
+    given = _given_vocabulary(settings)
+    parts = source.open(report)
+    given = source.vocabulary or given
+    depends = {**used, "documents": source.digest, "given": given and fingerprint(given), "format": FORMAT_VERSION}
+    folder = work / "vocabulary" / _digest(depends, without="minimum_tokens")
+    vocabulary = _make_vocabulary(settings, source, given, parts, folder)
+    report(f"vocabulary: {vocabulary.kind}, {vocabulary.size} tokens")
+    if isinstance(vocabulary, PretrainedVocabulary) and (lost := vocabulary.loses()):
+        report(f"  it does not decode every text exactly; it loses {', '.join(lost)}")
+    tokens = work / "tokens" / _digest(depends)
+    jobs = {
+        split: [
+            _TokenizeJob(tokens / split / f"{number:05}.npz", source, part, folder, settings)
+            for number, part in enumerate(parts[split])
+        ]
+        for split in parts
+    }
+    missing = [job for of_split in jobs.values() for job in of_split if not job.path.exists()]
+    began_tokenizing = time.perf_counter()
+    gc.freeze()  # keeps the collector from scanning long-lived objects while lists of tokens come and go
+    try:
+        run_jobs(missing, "tokenizing", Beam.from_settings(request.beam) if source.in_beam else None)
+    finally:
+        gc.unfreeze()
+    seconds = time.perf_counter() - began_tokenizing
+    manifest = _Result(work / "result", jobs, source, vocabulary, settings, report).write(used)
+    origin = {"raw": str(request.raw) if request.raw else None, "state": source.state()}
+    atomic_write(work / "result" / ORIGIN, json.dumps(origin))
+    size = sum(job.size() for job in missing)
+    rate, total = size / 1e6 / seconds, time.perf_counter() - began
+    report(f"tokenized {size:,} bytes in {seconds:.1f} s ({rate:.1f} MB/s), {total:.1f} s in all")
+    return manifest
+
+
+def _finished_manifest(out: Path, used: dict) -> dict:
+    """Returns the manifest of `out`; raises InputError unless it was made with the settings `used`."""
+    remedy = "Remove it or name another folder; nothing is overwritten"
     try:
         manifest = json.loads((out / MANIFEST).read_text())
         before, version = manifest["settings"], manifest["format_version"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--out={out} exists already, and holds no prepared tokens: {instead}") from None
+        raise InputError(f"--out={out} already exists and holds no prepared tokens. {remedy}") from None
     if version != FORMAT_VERSION:
         raise InputError(
-            f"--out={out} exists already, in format {version}, and this program writes {FORMAT_VERSION}: {instead}"
+            f"--out={out} already exists in format {version}, and this version writes format {FORMAT_VERSION}. {remedy}"
         )
-    if before != own:
-        is_now, was = _changed(before, own)
-        raise InputError(f"--out={out} exists already, made with {was}, now {is_now}: {instead}")
+    if before != used:
+        now, was = _first_difference(used, before)
+        raise InputError(f"--out={out} already exists, made with {was}, now {now}. {remedy}")
     return manifest
 
 
 def _refuse_other_raw_files(out: Path, raw: Path | None, source: Source) -> None:
-    """Refuses to take tokens of other files, or of what these were, for those of the raw files as they are now."""
+    """Raises InputError if `out` was made from other raw files, or from files that have changed since."""
     try:
         origin = json.loads((out / ORIGIN).read_text())
-        of, state = origin["raw"] and Path(origin["raw"]), origin["state"]
+        raw_before, state = origin["raw"] and Path(origin["raw"]), origin["state"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{out / ORIGIN} is missing or damaged ({error!r}): remove {out} to prepare it anew"
+            f"{out / ORIGIN} is missing or damaged ({error!r}). Remove {out} and prepare it again"
         ) from error
     if state != source.state():
-        was, now = (f"of --raw={path}" if path else "without --raw" for path in (of, raw))
-        changed = ", whose files have changed since" if was == now else f", now {now}: these are other files, or newer"
-        raise InputError(f"--out={out} exists already, made {was}{changed}; remove it or name another folder")
+        was, now = (f"from --raw={path}" if path else "without --raw" for path in (raw_before, raw))
+        changed = ", whose files have changed since" if was == now else f", now {now}, which holds other files"
+        raise InputError(f"--out={out} already exists, made {was}{changed}. Remove it or name another folder")
 
 
-def _changed(before: dict, now: dict) -> tuple[str, str]:
-    """The first setting that differs, as it is now and as it was."""
+def _first_difference(one: dict, other: dict) -> tuple[str, str]:
+    """Returns the first setting that differs, with its value in `one` and in `other`."""
     flat = [
-        {f"{section}.{name}": value for section, own in settings.items() for name, value in own.items()}
-        for settings in (now, before)
+        {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}
+        for settings in (one, other)
     ]
     name = next(name for name in {**flat[0], **flat[1]} if flat[0].get(name) != flat[1].get(name))
     return f"{name} = {flat[0].get(name)!r}", f"{name} = {flat[1].get(name)!r}"
@@ -177,34 +191,34 @@ def _changed(before: dict, now: dict) -> tuple[str, str]:
 
 @contextmanager
 def _unfinished(work: Path, out: Path) -> Iterator[None]:
-    """Holds OUT.unfinished against others; leaves nothing if nothing was done."""
-    with folder_lock(work, f"--out={out}: another `memorizing prepare` is writing it now; let it end"):
+    """Locks OUT.unfinished; removes it after an error if no work was done."""
+    with folder_lock(work, f"--out={out}: another `memorizing prepare` is writing it now. Wait until it ends"):
         try:
             yield
         except BaseException:
             if not any(path.is_file() and path.name != LOCK for path in work.rglob("*")):
-                _remove(work)  # there is nothing to go on with
+                _remove(work)
             raise
 
 
-def _refuse_strangers(work: Path) -> None:
-    """OUT.unfinished is removed in the end: it must not be a folder that somebody else made."""
+def _refuse_foreign_folder(work: Path) -> None:
+    """Raises InputError if `prepare` did not make OUT.unfinished, because it is removed at the end."""
     if work.is_dir() and not (work / LOCK).exists() and (names := sorted(path.name for path in work.iterdir())):
         raise InputError(
-            f"{work} holds {', '.join(names[:3])}, not put there by `memorizing prepare`, which would work in this "
-            "folder and then remove it: move it away, or name another --out"
+            f"{work} holds {', '.join(names[:3])}, which `memorizing prepare` did not write. It works in this folder "
+            "and then removes it. Move the folder away, or name another --out"
         )
 
 
 def _remove(work: Path) -> None:
-    """The lock last, so that a kill leaves what `_refuse_strangers` knows."""
+    """Removes OUT.unfinished. The lock goes last, so that `_refuse_foreign_folder` accepts the rest after a kill."""
     for path in sorted(work.glob("*"), key=lambda path: path.name == LOCK):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     shutil.rmtree(work, ignore_errors=True)
 
 
 def _digest(depends: Mapping[str, Any], without: str = "") -> str:
-    """A folder's name for what is made of these settings and documents, or with any value of one of the settings."""
+    """Returns a folder name for results of these settings and documents; `without` names a setting to disregard."""
     settings = {name: value for name, value in depends["Prepare"].items() if name != without}
     return hashlib.sha256(json.dumps({**depends, "Prepare": settings}).encode()).hexdigest()[:32]
 
@@ -213,108 +227,109 @@ def _make_vocabulary(
     settings: PrepareSettings,
     source: Source,
     given: Vocabulary | None,
-    pieces: Mapping[Split, list[Piece]],
+    parts: Mapping[Split, list[Part]],
     folder: Path,
 ) -> Vocabulary:
-    """Made once; a killed run finds it in `folder`."""
-    made = folder / "made.json"
-    if not made.exists():
+    """Returns the vocabulary in `folder`, made on the first call and loaded by a resumed run."""
+    done = folder / "made.json"
+    if not done.exists():
         if given is not None:
             vocabulary = given
         elif settings.vocabulary == "bytes":
             vocabulary = ByteVocabulary()
         else:
-            found = itertools.chain.from_iterable(map(source.read, pieces["train"]))
-            texts = (document.text for document in found if isinstance(document, Document))
+            results = itertools.chain.from_iterable(map(source.read, parts["train"]))
+            texts = (document.text for document in results if isinstance(document, Document))
             size, model, sample = settings.vocabulary_size, settings.vocabulary_model, settings.vocabulary_sample_bytes
             vocabulary = train_sentencepiece(texts, size, model, sample)
         folder.mkdir(parents=True, exist_ok=True)
         save_vocabulary(vocabulary, folder)
-        atomic_write(made, json.dumps([vocabulary.kind, vocabulary.size, vocabulary.begin]))
-    return _made_vocabulary(folder)
+        atomic_write(done, json.dumps([vocabulary.kind, vocabulary.size, vocabulary.begin]))
+    return _load_made_vocabulary(folder)
 
 
-def _made_vocabulary(folder: Path) -> Vocabulary:
+def _load_made_vocabulary(folder: Path) -> Vocabulary:
     kind, size, begin = json.loads((folder / "made.json").read_text())
     return load_vocabulary(kind, folder, size, begin)
 
 
 def _given_vocabulary(settings: PrepareSettings) -> Vocabulary | None:
-    """That of `Prepare.vocabulary_from`, unless the source has one of its own; looked at before anything is read."""
+    """Returns the vocabulary of `Prepare.vocabulary_from`, unless the source has its own. Runs before any reading."""
     if not settings.vocabulary_from or settings.source in ("task", "recall"):
         return None
     vocabulary = given_vocabulary(Path(settings.vocabulary_from), "Prepare.vocabulary_from")
     if vocabulary.kind != settings.vocabulary:
-        known = vocabulary.kind in ("bytes", "sentencepiece", "pretrained")
-        remedy = f"set this to {vocabulary.kind!r}" if known else "name another folder or model"
+        is_setting = vocabulary.kind in ("bytes", "sentencepiece", "pretrained")
+        remedy = f"Set Prepare.vocabulary = {vocabulary.kind!r}" if is_setting else "Name another folder or model"
         raise InputError(
             f"Prepare.vocabulary_from = {settings.vocabulary_from!r} is a vocabulary of {vocabulary.kind}, but "
-            f"Prepare.vocabulary = {settings.vocabulary!r}: {remedy}"
+            f"Prepare.vocabulary = {settings.vocabulary!r}. {remedy}"
         )
     return vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class _TokenPart:
-    """Tokens of some documents, and what was wrong with these."""
+class _TokenizeJob:
+    """Tokenizes a part of the documents and writes their tokens and notes to `path`."""
 
     path: Path
     source: Source
-    piece: Piece
+    part: Part
     vocabulary: Path
     settings: PrepareSettings
 
     def __call__(self) -> None:
-        vocabulary, least = _made_vocabulary(self.vocabulary), self.settings.minimum_tokens
-        found = list(self.source.read(self.piece))
-        documents = [document for document in found if isinstance(document, Document)]
-        problems = [problem for problem in found if isinstance(problem, Problem)]
-        known, tokens = [], []
-        with ThreadPoolExecutor(_cores()) as pool:  # long ones first, so that none is left alone at the end
+        vocabulary, least = _load_made_vocabulary(self.vocabulary), self.settings.minimum_tokens
+        results = list(self.source.read(self.part))
+        documents = [document for document in results if isinstance(document, Document)]
+        problems = [problem for problem in results if isinstance(problem, Problem)]
+        index, tokens = [], []
+        with ThreadPoolExecutor(_cores()) as pool:  # longest first, so that no long document is left for the end
             by_length = sorted(range(len(documents)), key=lambda number: -len(documents[number].text))
-            encoding = {number: pool.submit(_encoded, documents[number], vocabulary) for number in by_length}
-        for number, found in enumerate(documents):
+            encoding = {number: pool.submit(_encode, documents[number], vocabulary) for number in by_length}
+        for number, document in enumerate(documents):
             encoded = encoding[number].result()
             if len(encoded) < least:
                 short = f"left out: {len(encoded):,} tokens, fewer than Prepare.minimum_tokens = {least:,}"
-                problems.append(Problem(found.id, short))
+                problems.append(Problem(document.id, short))
                 continue
             tokens.append(encoded)
-            known.append((found.id, found.title, found.license, len(encoded), len(found.text.encode("utf-8"))))
+            size = len(document.text.encode("utf-8"))
+            index.append((document.id, document.title, document.license, len(encoded), size))
         arrays = {
             "tokens": np.concatenate(tokens) if tokens else np.zeros(0, token_type(vocabulary)),
-            "known": np.frombuffer(json.dumps([known, problems]).encode(), np.uint8),
+            "index": np.frombuffer(json.dumps([index, problems]).encode(), np.uint8),
         }
         write_once(self.path, lambda path: _save(path, arrays))
 
     def load(self) -> tuple[list[Tokenized], list[Problem]]:
         with np.load(self.path) as arrays:
-            known, problems = json.loads(arrays["known"].tobytes())
-            places = np.cumsum([0, *(length for *_, length, _ in known)])
-            tokens = np.split(arrays["tokens"], places[1:-1]) if known else []
+            index, problems = json.loads(arrays["index"].tobytes())
+            places = np.cumsum([0, *(length for *_, length, _ in index)])
+            split_tokens = np.split(arrays["tokens"], places[1:-1]) if index else []
         documents = [
-            Tokenized(id, title, license, own, size)
-            for (id, title, license, _, size), own in zip(known, tokens, strict=True)
+            Tokenized(id, title, license, tokens, size)
+            for (id, title, license, _, size), tokens in zip(index, split_tokens, strict=True)
         ]
         return documents, [Problem(*problem) for problem in problems]
 
     def digests(self) -> list[tuple[str, str]]:
-        """The name of each document, and a digest of its tokens."""
+        """Returns the name of each document and a digest of its tokens."""
         return [(document.id, hashlib.sha256(document.tokens.tobytes()).hexdigest()) for document in self.load()[0]]
 
     def size(self) -> int:
-        """Bytes of text in it."""
+        """Returns the bytes of text in the documents."""
         with np.load(self.path) as arrays:
-            return sum(size for *_, size in json.loads(arrays["known"].tobytes())[0])
+            return sum(size for *_, size in json.loads(arrays["index"].tobytes())[0])
 
 
-def _encoded(document: Document, vocabulary: Vocabulary) -> np.ndarray:
+def _encode(document: Document, vocabulary: Vocabulary) -> np.ndarray:
     tokens = vocabulary.encode(document.text) if document.tokens is None else document.tokens
     return tokens.astype(token_type(vocabulary))
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -323,95 +338,118 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def _moved(parts: Mapping[Split, list[_TokenPart]]) -> tuple[dict[Path, dict[int, Split]], list[Problem]]:
-    """Documents that are in another split as well, which they go to: by part and number. And what is repeated."""
-    places, known = [], []
-    for split, own_parts in parts.items():
-        for part in own_parts:
-            for number, (id, digest) in enumerate(part.digests()):
-                places.append((part.path, number))
-                known.append(Known(id, digest, split))
-    splits, copies = assign_splits(known, 0.0, 0.0, 0)
+type _Jobs = Mapping[Split, list[_TokenizeJob]]
+
+
+def _moved(jobs: _Jobs) -> tuple[dict[Path, dict[int, Split]], list[Problem]]:
+    """Returns the new split of each document that another split also holds, by job and number, and notes on these."""
+    places, keys = [], []
+    for split, of_split in jobs.items():
+        for job in of_split:
+            for number, (id, digest) in enumerate(job.digests()):
+                places.append((job.path, number))
+                keys.append(SplitKey(id, digest, split))
+    splits, copies = assign_splits(keys, 0.0, 0.0, 0)
     moved: dict[Path, dict[int, Split]] = {}
-    for (path, number), document, split in zip(places, known, splits, strict=True):
-        if split != document.split:
+    for (path, number), key, split in zip(places, keys, splits, strict=True):
+        if split != key.split:
             moved.setdefault(path, {})[number] = split
     return moved, copies
 
 
-def _reason(message: str, known: Collection[str]) -> str:
-    """Why something was left out, without what differs from one to the next: numbers, what is in brackets, names."""
+def _reason(message: str, reasons: Collection[str]) -> str:
+    """Returns why something was left out, without what varies between messages: numbers, names, text in brackets."""
     reason = re.sub(r"^left out:? ", "", message).partition(": ")[0]
     for varying, stands_for in ((r"= \([^()]*\)", "= ..."), (r" \([^()]*\)", ""), (r"'[^']*'", "'...'")):
         reason = re.sub(varying, stands_for, reason)
     reason = re.sub(r"(?<![\w-])\d[\d.,]*(?<=\d)", "N", reason)
-    return reason if reason in known or len(known) < _REASONS else "other reasons"
+    return reason if reason in reasons or len(reasons) < _MOST_REASONS else "other reasons"
 
 
-def _join(
-    work: Path,
-    parts: Mapping[Split, list[_TokenPart]],
-    source: Source,
-    vocabulary: Vocabulary,
-    own: dict,
-    settings: PrepareSettings,
-    report: Callable[[str], None],
-) -> dict:
-    """All parts as arrays, and what is known about them."""
-    result = work / "result"
-    shutil.rmtree(result, ignore_errors=True)
-    result.mkdir()
-    save_vocabulary(vocabulary, result)
-    splits, left_out, reasons, notes = {}, [], Counter(), 0
-    with (result / NOTES).open("w") as file:
+class _Notes:
+    """Writes notes.txt and counts what was left out, by reason."""
 
-        def note(problem: Problem) -> None:
-            nonlocal notes
-            notes += 1
-            line = writable(f"{problem.place}: {problem.message}".replace("\n", " "))
-            file.write(line + "\n")
-            if problem.message.startswith("left out"):
-                reasons[_reason(problem.message, reasons)] += 1
-                left_out.append(line) if len(left_out) < LISTED else None
+    def __init__(self, file: TextIO):
+        self._file = file
+        self.count, self.left_out, self.reasons = 0, [], Counter()
 
-        moved, copies = _moved(parts) if source.repeats else ({}, [])
+    def add(self, problem: Problem) -> None:
+        self.count += 1
+        line = writable(f"{problem.place}: {problem.message}".replace("\n", " "))
+        self._file.write(line + "\n")
+        if problem.message.startswith("left out"):
+            self.reasons[_reason(problem.message, self.reasons)] += 1
+            self.left_out.append(line) if len(self.left_out) < LISTED else None
 
-        def documents(split: Split) -> Iterator[Tokenized]:
-            for home in parts:
-                for part in parts[home]:
-                    goes = moved.get(part.path, {})
-                    if home != split and split not in goes.values():
-                        continue
-                    found, problems = part.load()
-                    for problem in problems if home == split else ():
-                        note(problem)
-                    yield from (own for number, own in enumerate(found) if goes.get(number, home) == split)
+    def report(self, report: Report) -> None:
+        for line in self.left_out[:20]:
+            report(f"  {line}")
+        if self.count > len(self.left_out[:20]):
+            report(f"  left out: {self.reasons.total():,}; see all {self.count:,} notes in {NOTES}")
 
-        for problem in [*source.problems, *copies]:
-            note(problem)
-        for split in (split for split in SPLITS if split in parts):
-            counts = write_split(result / split, documents(split), token_type(vocabulary))
+
+@dataclasses.dataclass(frozen=True)
+class _Result:
+    """The prepared folder, joined from all parts."""
+
+    folder: Path
+    jobs: _Jobs
+    source: Source
+    vocabulary: Vocabulary
+    settings: PrepareSettings
+    report: Report
+
+    def write(self, used: dict) -> dict:
+        """Writes the arrays, notes and manifest, and returns the manifest; `used` are the settings it names."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir()
+        save_vocabulary(self.vocabulary, self.folder)
+        with (self.folder / NOTES).open("w") as file:
+            notes = _Notes(file)
+            splits = self._write_splits(notes)
+        notes.report(self.report)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "source": self.settings.source,
+            "vocabulary": vocabulary_entry(self.vocabulary),
+            "splits": splits,
+            "left_out": notes.left_out,
+            "left_out_counts": dict(notes.reasons.most_common()),
+            "notes": notes.count,
+            "settings": used,
+        }
+        (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        return manifest
+
+    def _write_splits(self, notes: _Notes) -> dict[str, dict]:
+        moved, copies = _moved(self.jobs) if self.source.repeats else ({}, [])
+        for problem in [*self.source.problems, *copies]:
+            notes.add(problem)
+        splits: dict[str, dict] = {}
+        for split in (split for split in SPLITS if split in self.jobs):
+            documents = self._documents(split, moved, notes)
+            counts = write_split(self.folder / split, documents, token_type(self.vocabulary))
             if not counts.documents:
                 raise InputError(
-                    f"no document of the {split} split is left: see Prepare.minimum_tokens = {settings.minimum_tokens}"
-                    f", what was left out ({'; '.join(left_out[:5]) or 'nothing'}), and documents that are in another "
-                    f"split too ({'; '.join(copy.place for copy in copies[:5]) or 'none'})"
+                    f"no document of the {split} split is left. Prepare.minimum_tokens = "
+                    f"{self.settings.minimum_tokens}; left out: {'; '.join(notes.left_out[:5]) or 'nothing'}; also in "
+                    f"another split: {'; '.join(copy.place for copy in copies[:5]) or 'none'}. Change what leaves "
+                    "documents out, or give more documents"
                 )
             splits[split] = dataclasses.asdict(counts)
-            report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
-    for line in left_out[:20]:
-        report(f"  {line}")
-    if notes > len(left_out[:20]):
-        report(f"  left out: {reasons.total():,}; {notes:,} notes on what was left out or odd: {NOTES}")
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "source": settings.source,
-        "vocabulary": described(vocabulary),
-        "splits": splits,
-        "left_out": left_out,
-        "left_out_counts": dict(reasons.most_common()),
-        "notes": notes,
-        "settings": own,
-    }
-    (result / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    return manifest
+            self.report(f"{split}: {counts.documents} documents, {counts.bytes:,} bytes, {counts.tokens:,} tokens")
+        return splits
+
+    def _documents(self, split: Split, moved: dict[Path, dict[int, Split]], notes: _Notes) -> Iterator[Tokenized]:
+        """Yields the documents of a split, with those moved to it, and notes the problems of its own parts."""
+        for home in self.jobs:
+            for job in self.jobs[home]:
+                new_splits = moved.get(job.path, {})
+                if home != split and split not in new_splits.values():
+                    continue
+                documents, problems = job.load()
+                for problem in problems if home == split else ():
+                    notes.add(problem)
+                for number, document in enumerate(documents):
+                    if new_splits.get(number, home) == split:
+                        yield document

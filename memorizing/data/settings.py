@@ -1,9 +1,16 @@
-"""Settings of `memorizing prepare`, whatever the source."""
+"""The settings of `memorizing prepare`, and the table of sources."""
 
 import dataclasses
-from typing import Literal
+import difflib
+from typing import Any, Literal
 
+from memorizing.data.corpora.table import CORPORA
+from memorizing.data.documents import FolderSettings
+from memorizing.data.recall import RecallSettings
 from memorizing.errors import InputError
+
+SOURCES: dict[str, type[Any] | None] = {"folder": FolderSettings, "recall": RecallSettings, **CORPORA, "task": None}
+"""The names of `Prepare.source`, each with the class of its own settings. A seqio task has none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11,24 +18,24 @@ class PrepareSettings:
     """How raw text becomes prepared tokens.
 
     Attributes:
-        source: `folder` (of text, see `Folder`), `recall` (generated documents, see `Recall`), one of the paper's
-            corpora (each with settings of its name), or `task` (of seqio's registry).
-        task: name of a seqio task, or of a mixture, whose tasks are each read once whatever its rates.
-        task_modules: Python modules that register it.
-        validation, test: shares of the documents held out, where the source itself has no splits.
-        vocabulary: `bytes`, `sentencepiece` trained on the train split, or `pretrained`, that of an imported model.
-        vocabulary_from: a prepared folder or SentencePiece model whose vocabulary, of the kind that `vocabulary` says,
-            is used instead of training one, so that several corpora share it. It must give back all text exactly; of a
-            `pretrained` one (RUN/vocabulary) it is said what it does not.
-        vocabulary_size: of the SentencePiece vocabulary.
-        vocabulary_model: how SentencePiece finds pieces.
-        vocabulary_sample_bytes: about how much text it sees.
-        minimum_tokens: documents with fewer are left out.
-        seed: of the splits and of generated documents.
-        part_bytes: about how much text is tokenized between two moments from which a killed run can go on.
+        source: where documents come from: `folder` (text files, see `Folder`), `recall` (generated documents, see
+            `Recall`), a corpus of the paper (with settings of the same name), or `task` (a seqio task).
+        task: name of a seqio task or mixture. Each task of a mixture is read once, whatever its rate.
+        task_modules: Python modules that register the task.
+        validation, test: shares of the documents held out if the source has no splits.
+        vocabulary: `bytes`, `sentencepiece` (trained on the train split), or `pretrained` (of an imported model).
+        vocabulary_from: prepared folder or SentencePiece model whose vocabulary is used instead of training one, so
+            that corpora can share it. Its kind must be `vocabulary`. It must decode every text exactly; for
+            `pretrained` (RUN/vocabulary), prepare reports what it does not decode.
+        vocabulary_size: number of tokens of the SentencePiece vocabulary.
+        vocabulary_model: algorithm that trains it.
+        vocabulary_sample_bytes: bytes of text that it is trained on, approximately.
+        minimum_tokens: documents with fewer tokens are left out.
+        seed: random seed of the splits and of generated documents.
+        part_bytes: bytes of text, approximately, that are tokenized as one part. A killed run loses one part at most.
     """
 
-    source: Literal["folder", "recall", "pg19", "arxiv", "github", "isabelle", "c4", "task"] = "folder"
+    source: str = "folder"
     task: str = ""
     task_modules: tuple[str, ...] = ()
     validation: float = 0.1
@@ -43,25 +50,32 @@ class PrepareSettings:
     part_bytes: int = 1 << 23
 
     def __post_init__(self):
+        if self.source not in SOURCES:
+            close = difflib.get_close_matches(self.source, SOURCES, n=1)
+            near = f"Did you mean {close[0]!r}?" if close else f"Use one of {', '.join(map(repr, SOURCES))}"
+            raise InputError(f"Prepare.source = {self.source!r} is not a source of documents. {near}")
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"Prepare.{name} = {getattr(self, name)}: a share of the documents, from 0 to below 1")
+                raise InputError(
+                    f"Prepare.{name} = {getattr(self, name)} is not a share of the documents. Use 0 or more, and less "
+                    "than 1"
+                )
         if self.validation + self.test >= 1:
             raise InputError(
-                f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on: "
-                "their sum must be below 1"
+                f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave no documents to train "
+                "on. Their sum must be less than 1"
             )
         if self.vocabulary == "pretrained" and not self.vocabulary_from:
             raise InputError(
-                "Prepare.vocabulary = 'pretrained' without Prepare.vocabulary_from: name the folder `vocabulary` of a "
+                "Prepare.vocabulary = 'pretrained' needs Prepare.vocabulary_from. Name the folder `vocabulary` of a "
                 "run that `memorizing import` made"
             )
         least = {"vocabulary_size": 1, "vocabulary_sample_bytes": 1, "minimum_tokens": 1, "seed": 0, "part_bytes": 1}
         for name, value in least.items():
             if getattr(self, name) < value:
-                raise InputError(f"Prepare.{name} = {getattr(self, name)}: must be at least {value}")
+                raise InputError(f"Prepare.{name} = {getattr(self, name)} is too small. Use {value} or more")
         if (self.source == "task") != bool(self.task):
             raise InputError(
-                f"Prepare.source = {self.source!r} with Prepare.task = {self.task!r}: a task's name goes with the "
-                "source 'task', and only with it"
+                f"Prepare.source = {self.source!r} with Prepare.task = {self.task!r}: name a task if and only if the "
+                "source is 'task'"
             )

@@ -1,7 +1,7 @@
-"""Where documents come from, behind one contract: a folder, the recall task, a corpus, a seqio task.
+"""Sources of documents behind one contract: a folder, the recall task, a corpus, a seqio task.
 
-A source says which documents are in which split, in pieces, and reads a piece anywhere, any time. Only the last two
-need TensorFlow, and load it when they are opened.
+A source says which documents are in which split, grouped in parts, and reads a part on any worker at any time. Corpora
+and seqio tasks need TensorFlow; their sources import it when they are opened. `settings.SOURCES` lists the names.
 """
 
 import contextlib
@@ -13,17 +13,36 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from memorizing.data.bulk import Beam, BeamSettings
-from memorizing.data.documents import SPLITS, Document, FolderDocuments, Known, Problem, Split, assign_splits
+from memorizing.data.corpora.corpus import Corpus
+from memorizing.data.documents import SPLITS, Document, FolderDocuments, Problem, Split, SplitKey, assign_splits
 from memorizing.data.recall import RecallDocuments, words
-from memorizing.data.settings import PrepareSettings
+from memorizing.data.settings import SOURCES, PrepareSettings
 from memorizing.data.vocabulary import Vocabulary, WordVocabulary
 from memorizing.errors import InputError
 
-type Piece = Any
-"""Documents that are read together; what it is, only its source knows. Can be pickled."""
+type Part = Any
+"""Documents that are read and tokenized together. Each source has its own type of part; it can be pickled."""
+
+
+class SourceRequest(NamedTuple):
+    """The settings and folders that a source is opened with.
+
+    Attributes:
+        settings: `Prepare` settings.
+        sections: settings of the sources, by their names in `settings.SOURCES`.
+        beam: Beam runner and options.
+        raw: folder of the source's files, or None.
+        data_dir: folder in which TFDS stores a corpus's documents. None removes them once they are tokenized.
+    """
+
+    settings: PrepareSettings
+    sections: Mapping[str, Any]
+    beam: BeamSettings
+    raw: Path | None
+    data_dir: Path | None
 
 
 @runtime_checkable
@@ -31,12 +50,11 @@ class Source(Protocol):
     """Documents in splits.
 
     Attributes:
-        vocabulary: if it has one of its own, else None.
-        problems: with what is in no piece, known once it is open.
-        digest: of the documents as far as they are known once it is open, and of how they are read; others have
-            another.
-        in_beam: whether its pieces are worth sending to Beam's workers.
-        repeats: whether the same document may be in two of its splits, which only shows when it is read.
+        vocabulary: the source's own vocabulary, or None.
+        problems: notes about files that are in no part. Complete once the source is open.
+        digest: digest of the documents, as far as they are known when the source is open, and of how they are read.
+        in_beam: whether to send parts to Beam's workers.
+        repeats: whether two splits may hold the same document, which shows only when it is read.
     """
 
     vocabulary: Vocabulary | None
@@ -49,45 +67,38 @@ class Source(Protocol):
     @property
     def repeats(self) -> bool: ...
 
-    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
-        """All pieces. A killed run that opens it again gets the same.
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Part]]:
+        """Returns all parts. A resumed run gets the same parts.
 
         Raises:
-            InputError: when there is nothing to read.
+            InputError: if there is nothing to read.
         """
         ...
 
-    def read(self, piece: Piece) -> Iterator[Document | Problem]: ...
+    def read(self, part: Part) -> Iterator[Document | Problem]: ...
 
     def state(self) -> str:
-        """Of the files it reads, open or not: with other sizes or times they have another. "" if it reads none."""
+        """Returns a digest of the names, sizes and times of the files it reads, open or not; "" without files."""
         ...
 
 
-def open_source(
-    settings: PrepareSettings,
-    sections: Mapping[str, Any],
-    beam: BeamSettings,
-    raw: Path | None,
-    data_dir: Path | None,
-    work: Path,
-) -> Source:
-    """The source that the settings name."""
-    if settings.source == "task":
-        return TaskSource(settings, data_dir)
+def open_source(request: SourceRequest, work: Path) -> Source:
+    """Returns the source that the settings name; `work` is a folder for its temporary files."""
+    settings, raw = request.settings, request.raw
+    if SOURCES[settings.source] is None:
+        return TaskSource(settings, request.data_dir)
+    section = request.sections[settings.source]
+    if isinstance(section, Corpus):
+        if request.data_dir is not None:
+            return CorpusSource(settings, section, request.beam, raw, request.data_dir.absolute())
+        reads = [settings.source, repr(section), settings.validation, settings.test, settings.seed, settings.part_bytes]
+        digest = hashlib.sha256(json.dumps([*reads, str(raw)]).encode()).hexdigest()[:32]
+        return CorpusSource(settings, section, request.beam, raw, work / "documents" / digest, is_temporary=True)
     if settings.source == "recall":
-        documents = RecallDocuments(sections["recall"], settings.seed)
-        return Listed(settings, documents, vocabulary=WordVocabulary(words(sections["recall"])))
-    if settings.source == "folder":
-        if raw is None:
-            raise InputError("--raw is missing: name the folder that holds the documents")
-        return Listed(settings, FolderDocuments(raw, sections["folder"]))
-    corpus = sections[settings.source]
-    if data_dir is not None:
-        return CorpusSource(settings, corpus, beam, raw, data_dir.absolute())
-    reads = [settings.source, repr(corpus), settings.validation, settings.test, settings.seed, settings.part_bytes]
-    digest = hashlib.sha256(json.dumps([*reads, str(raw)]).encode()).hexdigest()[:32]
-    return CorpusSource(settings, corpus, beam, raw, work / "documents" / digest, kept=False)
+        return ListedSource(settings, RecallDocuments(section, settings.seed), WordVocabulary(words(section)))
+    if raw is None:
+        raise InputError("--raw is missing. Name the folder that holds the documents")
+    return ListedSource(settings, FolderDocuments(raw, section))
 
 
 @runtime_checkable
@@ -103,8 +114,8 @@ class _Documents(Protocol):
 
 
 @dataclasses.dataclass
-class Listed:
-    """Documents with names, which are read once more to tokenize them: a folder, or the recall task."""
+class ListedSource:
+    """A folder of text, or the recall task. Documents are read twice: to find duplicates, and to tokenize them."""
 
     settings: PrepareSettings
     documents: _Documents
@@ -114,135 +125,137 @@ class Listed:
     in_beam: bool = False
     repeats: bool = False
 
-    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
-        known, sizes = self._known()
-        splits, copies = assign_splits(known, self.settings.validation, self.settings.test, self.settings.seed)
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Part]]:
+        keys, sizes = self._keys()
+        splits, copies = assign_splits(keys, self.settings.validation, self.settings.test, self.settings.seed)
         self.problems += [*self.documents.problems, *copies]
-        pieces: dict[Split, list[Piece]] = {split: [] for split in SPLITS if split in splits}
-        full = dict.fromkeys(pieces, self.settings.part_bytes)
-        for document, split, size in zip(known, splits, sizes, strict=True):
-            if full[split] >= self.settings.part_bytes:
-                pieces[split].append([])
-                full[split] = 0
-            pieces[split][-1].append(document.id)
-            full[split] += size
-        counts = ", ".join(f"{splits.count(split)} {split}" for split in pieces)
-        report(f"{len(known)} documents: {counts}")
-        return pieces
+        parts: dict[Split, list[Part]] = {split: [] for split in SPLITS if split in splits}
+        part_size = dict.fromkeys(parts, self.settings.part_bytes)
+        for key, split, size in zip(keys, splits, sizes, strict=True):
+            if part_size[split] >= self.settings.part_bytes:
+                parts[split].append([])
+                part_size[split] = 0
+            parts[split][-1].append(key.id)
+            part_size[split] += size
+        counts = ", ".join(f"{splits.count(split)} {split}" for split in parts)
+        report(f"{len(keys)} documents: {counts}")
+        return parts
 
-    def read(self, piece: Piece) -> Iterator[Document | Problem]:
-        return self.documents.read(piece)
+    def read(self, part: Part) -> Iterator[Document | Problem]:
+        return self.documents.read(part)
 
     def state(self) -> str:
         return self.documents.state
 
-    def _known(self) -> tuple[list[Known], list[int]]:
-        """Digests and sizes of all documents; what is wrong with the others goes to `problems`."""
-        known, sizes = [], []
+    def _keys(self) -> tuple[list[SplitKey], list[int]]:
+        """Returns the split keys and sizes of all documents; adds to `problems` for files that are not documents."""
+        keys, sizes = [], []
         for id in self.documents.ids():
             problems = []
-            for found in self.documents.read([id]):
-                if isinstance(found, Problem):
-                    problems.append(found)
+            for result in self.documents.read([id]):
+                if isinstance(result, Problem):
+                    problems.append(result)
                 else:
-                    text = found.text.encode("utf-8")
-                    known.append(Known(id, hashlib.sha256(text).hexdigest()))
+                    text = result.text.encode("utf-8")
+                    keys.append(SplitKey(id, hashlib.sha256(text).hexdigest()))
                     sizes.append(len(text))
-            if not known or known[-1].id != id:
+            if not keys or keys[-1].id != id:
                 self.problems += problems
-        self.digest = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        return known, sizes
+        self.digest = hashlib.sha256(json.dumps(keys).encode()).hexdigest()
+        return keys, sizes
 
 
 @dataclasses.dataclass
 class CorpusSource:
-    """A corpus of the paper: a TFDS dataset of its documents is built, or found in `data_dir`, and read.
+    """A corpus of the paper. A TFDS dataset of its documents is built, or found in `data_dir`, and read.
 
     Attributes:
-        kept: whether datasets in `data_dir` are the user's; others, which lie in OUT.unfinished, are made again when
-            the raw files have changed.
-        found: the state of the raw files when it was opened.
+        is_temporary: whether `data_dir` lies in OUT.unfinished. Such datasets are built again when the raw files have
+            changed; datasets in a folder of the user's are refused then.
+        files: digest of the raw files when the source was opened.
     """
 
     settings: PrepareSettings
-    corpus: Any
+    corpus: Corpus
     beam: BeamSettings
     raw: Path | None
     data_dir: Path
-    kept: bool = True
+    is_temporary: bool = False
     problems: list[Problem] = dataclasses.field(default_factory=list)
     vocabulary: Vocabulary | None = None
     digest: str = ""
-    found: str = ""
+    files: str = ""
     repeats: bool = False
 
     @property
     def in_beam(self) -> bool:
-        """The default, Beam's runner in this process, would only add the second that it takes to start."""
+        """The default runner works in this process; it would only add its start-up time."""
         return self.beam != BeamSettings()
 
-    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Part]]:
         builders, builder = self._builder()
         try:
             self._build(builder)
         except builders.OtherDataset as error:
-            if self.kept:
+            if not self.is_temporary:
                 raise
             report(f"{error.changed}: they are read again")
             shutil.rmtree(builder.data_dir)
             _, builder = self._builder()
             self._build(builder)
-        self.problems = builders.notes(builder)
-        made_of = builder.made_of()
-        self.digest, self.found = json.dumps(made_of), made_of["files"]
-        pieces: dict[Split, list[Piece]] = builders.pieces(builder)
-        counts = {split: builder.info.splits[split].num_examples for split in pieces}
+        self.problems = builders.problems(builder)
+        origin = builder.origin()
+        self.digest, self.files = json.dumps(origin), origin["files"]
+        parts: dict[Split, list[Part]] = builders.shard_ranges(builder)
+        counts = {split: builder.info.splits[split].num_examples for split in parts}
         report(f"{sum(counts.values())} documents: " + ", ".join(f"{n} {split}" for split, n in counts.items()))
-        return pieces
+        return parts
 
-    def read(self, piece: Piece) -> Iterator[Document | Problem]:
+    def read(self, part: Part) -> Iterator[Document | Problem]:
         builders, builder = self._builder()
-        return builders.read(builder, piece)
+        return builders.read(builder, part)
 
     def state(self) -> str:
-        return self.found or self._builder()[1].state(self.raw)
+        return self.files or self._builder()[1].state(self.raw)
 
     def _build(self, builder: Any) -> None:
-        tfds, beam = needed("tensorflow_datasets", self.settings.source), Beam.of(self.beam)
+        tfds = require_module("tensorflow_datasets", self.settings.source)
+        beam = Beam.from_settings(self.beam)
         config = tfds.download.DownloadConfig(manual_dir=self.raw, beam_runner=beam.runner, beam_options=beam.options)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells where it puts what, of which nothing may stay
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints paths, which for a temporary dataset mislead
             builder.download_and_prepare(download_config=config)
 
     def _builder(self) -> tuple[Any, Any]:
-        """Without raw files, of a dataset that is there; if there is none, of what TFDS publishes."""
-        builders = needed("memorizing.data.builders", self.settings.source)
-        from memorizing.data.corpora.published import PUBLISHED, Published
+        """Returns the module `builders` and a builder for the raw files, an existing dataset, or TFDS's own dataset."""
+        name = self.settings.source
+        builders = require_module("memorizing.data.builders", name)
+        from memorizing.data.corpora.published import Published
 
-        def made_by(corpus: Any) -> Any:
-            return builders.BUILDERS[self.settings.source](
+        def make(corpus: Corpus | Published) -> Any:
+            return builders.BUILDERS[name](
                 corpus=corpus,
                 validation=self.settings.validation,
                 test=self.settings.test,
                 seed=self.settings.seed,
-                piece_bytes=self.settings.part_bytes,
+                part_bytes=self.settings.part_bytes,
                 data_dir=self.data_dir,
             )
 
-        builder = made_by(self.corpus)
+        builder = make(self.corpus)
         if self.raw is not None or (builder.data_path.exists() and not builder.is_published):
             return builders, builder
-        if self.settings.source not in PUBLISHED:
+        if self.corpus.published is None:
             raise InputError(
-                f"--raw is missing: name the folder that holds the files of {self.settings.source}, or with --data_dir "
-                f"one in which their documents are already ({builder.data_path} is not there)"
+                f"--raw is missing. Name the folder that holds the files of {name}, or with --data_dir a folder that "
+                f"already holds their documents ({builder.data_path} does not exist)"
             )
         least = getattr(self.corpus, "minimum_bytes", 1)
-        return builders, made_by(Published(self.settings.source, str(self.data_dir), least, self.beam))
+        return builders, make(Published(name, str(self.data_dir), least, self.beam))
 
 
 @dataclasses.dataclass
 class TaskSource:
-    """A task or mixture of seqio's registry, whose feature `targets` has a document's tokens."""
+    """A task or mixture of seqio's registry whose feature `targets` holds the tokens of a document."""
 
     settings: PrepareSettings
     data_dir: Path | None
@@ -252,44 +265,46 @@ class TaskSource:
     in_beam: bool = False
     repeats: bool = True
 
-    def open(self, report: Callable[[str], None]) -> dict[Split, list[Piece]]:
-        tasks = needed("memorizing.data.tasks", "task")
+    def open(self, report: Callable[[str], None]) -> dict[Split, list[Part]]:
         vocabulary = self.settings.vocabulary_from
-        tasks.use(self.data_dir, Path(vocabulary) if vocabulary else None)
-        task = tasks.find(self.settings.task, self.settings.task_modules)
+        tasks, task = self._task(Path(vocabulary) if vocabulary else None)
         self.vocabulary = tasks.vocabulary_of(task)
-        pieces = tasks.pieces(task)
-        self.digest = f"{task.name} {pieces} {tasks.state(task)}"
+        parts = tasks.shards(task)
+        self.digest = f"{task.name} {parts} {tasks.state(task)}"
         members = tasks.members(task)
-        others = [(its.name, split) for its in members for split in tasks.splits_of(its) if split not in SPLITS]
-        self.problems = [Problem(name, f"left out: its split {split}") for name, split in others]
-        report(f"{task.name}: splits {', '.join(pieces)}, vocabulary of {self.vocabulary.size} tokens")
+        others = [(member.name, split) for member in members for split in tasks.splits_of(member)]
+        self.problems = [Problem(name, f"left out: its split {split}") for name, split in others if split not in SPLITS]
+        report(f"{task.name}: splits {', '.join(parts)}, vocabulary of {self.vocabulary.size} tokens")
         if members != [task]:
-            names = ", ".join(its.name for its in members)
-            report(f"  a mixture: every document of {names} once, at whatever rate they are mixed")
-        return pieces
+            names = ", ".join(member.name for member in members)
+            report(f"  a mixture: reads every document of {names} once, whatever their rates")
+        return parts
 
-    def read(self, piece: Piece) -> Iterator[Document | Problem]:
-        tasks = needed("memorizing.data.tasks", "task")
+    def read(self, part: Part) -> Iterator[Document | Problem]:
+        tasks = require_module("memorizing.data.tasks", "task")
         task = tasks.find(self.settings.task, self.settings.task_modules)
-        return tasks.read(task, piece, self.settings.seed)
+        return tasks.read(task, part, self.settings.seed)
 
     def state(self) -> str:
-        tasks = needed("memorizing.data.tasks", "task")
-        tasks.use(self.data_dir)
-        return tasks.state(tasks.find(self.settings.task, self.settings.task_modules))
+        tasks, task = self._task()
+        return tasks.state(task)
+
+    def _task(self, vocabulary: Path | None = None) -> tuple[Any, Any]:
+        tasks = require_module("memorizing.data.tasks", "task")
+        tasks.use(self.data_dir, vocabulary)
+        return tasks, tasks.find(self.settings.task, self.settings.task_modules)
 
 
-def needed(module: str, source: str) -> Any:
-    """A module that needs the extra `prepare`.
+def require_module(module: str, source: str) -> Any:
+    """Imports a module that needs the extra `prepare`.
 
     Raises:
-        InputError: when it is not installed.
+        InputError: if the extra is not installed.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(
-            f"Prepare.source = {source!r} needs {error.name}, which is not installed: install the extra `prepare` "
+            f"Prepare.source = {source!r} needs {error.name}, which is not installed. Install the extra `prepare` "
             "(EXTRA=prepare bash launch/setup.sh, or pip install 'memorizing[prepare]')"
         ) from error

@@ -27,7 +27,7 @@ from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write
 from memorizing.shapes import BEGIN_TOKEN
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 NOTES = "notes.txt"
 ORIGIN = "origin.json"
@@ -262,7 +262,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def described(vocabulary: Vocabulary) -> dict[str, Any]:
+def vocabulary_entry(vocabulary: Vocabulary) -> dict[str, Any]:
     """As a manifest has it."""
     return {
         "kind": vocabulary.kind,
@@ -280,7 +280,7 @@ def write_vocabulary(folder: AnyPath, vocabulary: Vocabulary) -> None:
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": NO_DOCUMENTS,
-        "vocabulary": described(vocabulary),
+        "vocabulary": vocabulary_entry(vocabulary),
         **nothing,
     }
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memorizing.data.bulk import Beam, BeamSettings, do, write_once
+from memorizing.data.bulk import Beam, BeamSettings, run_jobs, write_once
 from memorizing.data.corpora.arxiv import Arxiv
 from memorizing.data.corpora.c4 import C4
 from memorizing.data.corpora.github import Github
@@ -35,7 +35,7 @@ DIRECT = BeamSettings()
 
 def build(raw, data_dir, name="pg19", beam=DIRECT, **fields):
     builder = builders.BUILDERS[name](data_dir=data_dir, **fields)
-    runner, options = Beam.of(beam) if beam else (None, None)
+    runner, options = Beam.from_settings(beam) if beam else (None, None)
     config = tfds.download.DownloadConfig(manual_dir=raw, beam_runner=runner, beam_options=options)
     builder.download_and_prepare(download_config=config)
     return builder
@@ -55,7 +55,7 @@ def documents(builder) -> dict[str, list[dict]]:
 
 
 def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw, tmp_path):
-    builder = build(raw, tmp_path / "data", piece_bytes=200)
+    builder = build(raw, tmp_path / "data", part_bytes=200)
     found = documents(builder)
     assert set(found) == {"train", "validation", "test"} and builder.info.splits["train"].num_shards > 2
     everything = [document for split in found.values() for document in split]
@@ -101,8 +101,8 @@ def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, t
     (raw / "test" / "0.json.gz").write_bytes(b"\x1f\x8b broken")
     with pytest.raises(InputError, match=r"0\.json\.gz: cut off or damaged after line 0"):
         build(raw, tmp_path / "data", "c4", corpus=C4(1))
-    parts = tmp_path / "data" / "c4_documents.unfinished"
-    done = {path: path.stat().st_mtime_ns for path in parts.glob("*.json")}
+    jobs = tmp_path / "data" / "c4_documents.unfinished"
+    done = {path: path.stat().st_mtime_ns for path in jobs.glob("*.json")}
     assert len(done) == 3
     (raw / "test" / "0.json.gz").unlink()
     (raw / "test" / "0.json").write_text(line.replace("x", "y"))
@@ -111,7 +111,7 @@ def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, t
         builders.shutil, "rmtree", lambda path, **_: times.update((p, p.stat().st_mtime_ns) for p in done)
     )
     builder = build(raw, tmp_path / "data", "c4", corpus=C4(1))
-    assert times == done  # when the parts would be removed they were still those of the first run
+    assert times == done  # when the jobs would be removed they were still those of the first run
     assert [len(split) for split in documents(builder).values()] == [3, 1] or len(documents(builder)["train"]) == 3
 
 
@@ -185,15 +185,15 @@ def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not
 
 def test_a_damaged_dataset_loses_no_document_unsaid(raw, tmp_path):
     builder = build(raw, tmp_path / "data", validation=0.0, test=0.0)
-    (piece,) = builders.pieces(builder)["train"]
-    assert len(list(builders.read(builder, piece))) == 20
+    (shard_range,) = builders.shard_ranges(builder)["train"]
+    assert len(list(builders.read(builder, shard_range))) == 20
     file = Path(builder.info.splits["train"].filepaths[0])
     content = file.read_bytes()
     first = 16 + int.from_bytes(content[:8], "little")  # a record: length, its checksum, data, its checksum
     for damaged in (content[:first], content[:-3], content[: first + 30] + b"!" + content[first + 31 :]):
         file.write_bytes(damaged)
         with pytest.raises(InputError, match=r"is damaged after document \d+ \(.*remove .*pg19_documents"):
-            list(builders.read(builder, piece))
+            list(builders.read(builder, shard_range))
 
 
 def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
@@ -257,7 +257,7 @@ def test_a_published_dataset_is_read_by_its_own_loader(tmp_path):
         assert own == splits
 
 
-class Part:
+class Job:
     def __init__(self, folder: Path, number: int):
         self.folder, self.number = folder, number
 
@@ -267,7 +267,7 @@ class Part:
 
     def __call__(self) -> None:
         if self.number == 2 and not (self.folder / "mended").exists():
-            raise InputError("part 2 is broken")
+            raise InputError("job 2 is broken")
         with (self.folder / "calls").open("a") as file:
             file.write(f"{self.number}\n")
         write_once(self.path, lambda path: path.write_text("done"))
@@ -275,28 +275,28 @@ class Part:
 
 @pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])
 def test_parts_are_done_once(tmp_path, beam):
-    parts = [Part(tmp_path, number) for number in range(5)]
-    with pytest.raises(InputError, match="part 2 is broken"):
-        do(parts, "testing", beam and Beam.of(beam))
+    jobs = [Job(tmp_path, number) for number in range(5)]
+    with pytest.raises(InputError, match="job 2 is broken"):
+        run_jobs(jobs, "testing", beam and Beam.from_settings(beam))
     (tmp_path / "mended").touch()
-    do(parts, "testing", beam and Beam.of(beam))
-    do(parts, "testing", beam and Beam.of(beam))
+    run_jobs(jobs, "testing", beam and Beam.from_settings(beam))
+    run_jobs(jobs, "testing", beam and Beam.from_settings(beam))
     assert sorted((tmp_path / "calls").read_text().split()) == ["0", "1", "2", "3", "4"]
     assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_options_that_are_none_are_refused():
     with pytest.raises(InputError, match=r"Beam\.options has workers 8: write each option as '--name=value'"):
-        Beam.of(BeamSettings(options=("workers 8",)))
+        Beam.from_settings(BeamSettings(options=("workers 8",)))
     with pytest.raises(InputError, match=r"Beam\.runner = 'NoSuchRunner': Unexpected pipeline runner"):
-        Beam.of(BeamSettings("NoSuchRunner"))
+        Beam.from_settings(BeamSettings("NoSuchRunner"))
     misspelt = BeamSettings(options=("--direct_numm_workerss=2", "--nonsense=1"))
     with pytest.raises(InputError, match=r"has --direct_numm_workerss=2, --nonsense=1, .*mean --direct_num_workers\?"):
-        Beam.of(misspelt)
+        Beam.from_settings(misspelt)
     with pytest.raises(InputError, match=r"Beam\.options = .*direct_num_workers: invalid int value: 'two'"):
-        Beam.of(BeamSettings(options=("--direct_num_workers=two",)))
+        Beam.from_settings(BeamSettings(options=("--direct_num_workers=two",)))
     with pytest.raises(InputError, match=r"Beam\.options = .*--direct_running_mode: invalid choice: 'x'"):
-        Beam.of(BeamSettings(options=("--direct_running_mode=x",)))
+        Beam.from_settings(BeamSettings(options=("--direct_running_mode=x",)))
 
 
 @pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])

@@ -12,8 +12,8 @@ from memorizing.data.documents import (
     Document,
     FolderDocuments,
     FolderSettings,
-    Known,
     Problem,
+    SplitKey,
     assign_splits,
 )
 from memorizing.errors import InputError
@@ -127,7 +127,7 @@ shares = st.sampled_from([0.0, 0.01, 0.1, 0.45])
 
 def assigned(ids, validation, test, seed):
     """Documents of different texts."""
-    splits, copies = assign_splits([Known(id, id) for id in ids], validation, test, seed)
+    splits, copies = assign_splits([SplitKey(id, id) for id in ids], validation, test, seed)
     assert not copies
     return dict(zip(ids, splits, strict=True))
 
@@ -158,7 +158,7 @@ def test_too_few_documents_for_the_splits_are_refused():
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), st.integers(0, 9)), min_size=12, max_size=60))
 def test_the_same_text_is_never_in_two_splits_and_is_reported(documents):
-    known = [Known(f"{id}-{number}", digest) for number, (id, digest) in enumerate(documents)]
+    known = [SplitKey(f"{id}-{number}", digest) for number, (id, digest) in enumerate(documents)]
     if len({document.digest for document in known}) < 3:
         return
     splits, copies = assign_splits(known, 0.2, 0.2, 0)
@@ -171,12 +171,17 @@ def test_the_same_text_is_never_in_two_splits_and_is_reported(documents):
 
 
 def test_given_splits_are_kept_but_for_a_text_that_is_in_two():
-    known = [Known("a", 1, "train"), Known("b", 2, "test"), Known("c", 1, "validation"), Known("d", 3, "validation")]
+    known = [
+        SplitKey("a", 1, "train"),
+        SplitKey("b", 2, "test"),
+        SplitKey("c", 1, "validation"),
+        SplitKey("d", 3, "validation"),
+    ]
     splits, copies = assign_splits(known, 0.1, 0.1, 0)
     assert splits == ["train", "test", "train", "validation"]
     assert copies == [("a", "the same text as c: all are kept, in train")]
     with pytest.raises(InputError, match="e is in no split, but other documents are"):
-        assign_splits([*known, Known("e", 4)], 0.1, 0.1, 0)
+        assign_splits([*known, SplitKey("e", 4)], 0.1, 0.1, 0)
 
 
 def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):

@@ -222,7 +222,7 @@ def test_what_a_task_has_wrong_is_named(own_tasks, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=words):
             run(task, tmp_path / "out", **{"task_modules": own_tasks, **fields})
     with pytest.raises(
-        InputError, match=r"'c4_bytes' cannot be read .*its dataset c4_documents:1.0.0 must be in --data_dir"
+        InputError, match=r"'c4_bytes' cannot be read .*its dataset c4_documents:2.0.0 must be in --data_dir"
     ):
         run("c4_bytes", tmp_path / "out", tmp_path / "empty")
 

@@ -107,7 +107,7 @@ def test_what_is_no_prepared_folder_is_refused(raw, tmp_path):
         PreparedTokens(tmp_path / "out").split("dev")
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     (tmp_path / "out" / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
-    with pytest.raises(InputError, match="was prepared in format 99, this program reads format 3"):
+    with pytest.raises(InputError, match="was prepared in format 99, this program reads format 4"):
         PreparedTokens(tmp_path / "out")
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from memorizing.data.corpora.source import Problem, opened
+from memorizing.data.corpora.corpus import Problem, open_file
 from memorizing.errors import InputError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".zip")
@@ -41,14 +41,14 @@ class Member(NamedTuple):
     content: bytes
 
 
-class Unread(NamedTuple):
+class SkippedMember(NamedTuple):
     """A file of an archive that is not wanted."""
 
     name: str
     size: int
 
 
-class _Entry(NamedTuple):
+class _ArchivedFile(NamedTuple):
     name: str
     size: int
     read: Callable[[], bytes]
@@ -62,7 +62,7 @@ def stem(name: str) -> str | None:
 
 def members(
     path: Path, max_bytes: int = MAX_BYTES, wanted: Callable[[str, int], bool] = lambda name, size: True
-) -> Iterator[Member | Unread | Problem]:
+) -> Iterator[Member | SkippedMember | Problem]:
     """All files of the archive in its order, and a problem for everything else in it that is not a folder.
 
     A name can come twice; the later member is the one that unpacking would leave.
@@ -75,10 +75,10 @@ def members(
     Raises:
         InputError: for a file that is no archive, or is cut off or damaged; after the members before that place.
     """
-    with opened(path) as file:
+    with open_file(path) as file:
         for entry in _entries(file, str(path), path.name):
-            if isinstance(entry, _Entry) and not wanted(entry.name, entry.size):
-                yield Unread(entry.name, entry.size)
+            if isinstance(entry, _ArchivedFile) and not wanted(entry.name, entry.size):
+                yield SkippedMember(entry.name, entry.size)
             else:
                 yield _member(entry, str(path), path.name, max_bytes)
 
@@ -91,7 +91,7 @@ def members_of(content: bytes, place: str, max_bytes: int = MAX_BYTES) -> Iterat
 
 def names(path: Path) -> Iterator[str | Problem]:
     """Names of what `members` would give; reads no contents, so a plain tar costs no more than its headers."""
-    with opened(path) as file:
+    with open_file(path) as file:
         for entry in _entries(file, str(path), path.name):
             yield entry if isinstance(entry, Problem) else entry.name
 
@@ -102,11 +102,11 @@ def member(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes | Problem
     Raises:
         InputError: if it is not there, or the archive is damaged up to there.
     """
-    with opened(path) as file, contextlib.closing(_entries(file, str(path), path.name)) as entries:
+    with open_file(path) as file, contextlib.closing(_entries(file, str(path), path.name)) as entries:
         for entry in entries:
-            if isinstance(entry, _Entry) and entry.name == name:
+            if isinstance(entry, _ArchivedFile) and entry.name == name:
                 return _read(entry, str(path), path.name, max_bytes)
-    raise InputError(f"{path}: no member {name} any more; it changed since it was listed: list it again")
+    raise InputError(f"{path} has no member {name} any more. It changed since it was listed; run the command again")
 
 
 def is_tar(content: bytes) -> bool:
@@ -118,32 +118,32 @@ def is_tar(content: bytes) -> bool:
     return True
 
 
-def _member(entry: _Entry | Problem, path: str, place: str, max_bytes: int) -> Member | Problem:
+def _member(entry: _ArchivedFile | Problem, path: str, place: str, max_bytes: int) -> Member | Problem:
     if isinstance(entry, Problem):
         return entry
     content = _read(entry, path, place, max_bytes)
     return content if isinstance(content, Problem) else Member(entry.name, content)
 
 
-def _read(entry: _Entry, path: str, place: str, max_bytes: int) -> bytes | Problem:
+def _read(entry: _ArchivedFile, path: str, place: str, max_bytes: int) -> bytes | Problem:
     if entry.size > max_bytes:
         return Problem(f"{place}: {entry.name}", f"left out: {entry.size:,} bytes, more than {max_bytes:,}")
     try:
         return entry.read()
-    except (RuntimeError, NotImplementedError) as error:  # zipfile's, for a password or an unknown compression
+    except (RuntimeError, NotImplementedError) as error:  # raised by zipfile for a password or an unknown compression
         return Problem(f"{place}: {entry.name}", f"left out: {error}")
     except _DAMAGED as error:
         raise _damaged(path, f"in member {entry.name}", error) from error
 
 
-def _entries(file: io.BufferedIOBase, path: str, place: str) -> Generator[_Entry | Problem]:
+def _entries(file: io.BufferedIOBase, path: str, place: str) -> Generator[_ArchivedFile | Problem]:
     head = file.read(6)
     file.seek(0)
-    found = _zip_entries(file) if head.startswith((b"PK\3\4", b"PK\5\6")) else _tar_entries(file, head)
+    listed = _zip_entries(file) if head.startswith((b"PK\3\4", b"PK\5\6")) else _tar_entries(file, head)
     last = "at its start"
     while True:
-        try:  # around the archive's own code only: what the caller does with an entry is not the archive's fault
-            raw, kind, entry = next(found)
+        try:  # only around the archive's code: the caller's errors are not the archive's
+            raw, kind, entry = next(listed)
         except StopIteration:
             return
         except _DAMAGED as error:
@@ -151,7 +151,9 @@ def _entries(file: io.BufferedIOBase, path: str, place: str) -> Generator[_Entry
         last = f"after member {raw}"
         name = _normal(raw)
         if name is None:
-            yield Problem(f"{place}: {raw}", "left out: an absolute name, or one with `..`, leads out of the archive")
+            yield Problem(
+                f"{place}: {raw}", "left out: its name is absolute or has `..`, so it leads out of the archive"
+            )
         elif kind:
             yield Problem(f"{place}: {name}", f"left out: {kind}")
         elif entry is not None:
@@ -160,8 +162,8 @@ def _entries(file: io.BufferedIOBase, path: str, place: str) -> Generator[_Entry
 
 def _damaged(path: str, where: str, error: BaseException) -> InputError:
     return InputError(
-        f"{path}: cut off or damaged {where} ({error or type(error).__name__}); documents would be missing from it: "
-        "fetch or make it again, or move it away to go on without it"
+        f"{path}: cut off or damaged {where} ({error or type(error).__name__}); documents would be missing. Fetch "
+        "or make it again, or move it away to continue without it"
     )
 
 
@@ -172,7 +174,7 @@ def _normal(name: str) -> str | None:
     return "/".join(parts)
 
 
-type _Found = Iterator[tuple[str, str, _Entry | None]]  # name as it stands, why it is left out, what to read
+type _Entries = Iterator[tuple[str, str, _ArchivedFile | None]]  # raw name, reason if left out, file if read
 
 
 class _StrictTarInfo(tarfile.TarInfo):
@@ -189,7 +191,7 @@ class _StrictTarInfo(tarfile.TarInfo):
             raise tarfile.ReadError(message) from error
 
 
-def _tar_entries(file: io.BufferedIOBase, head: bytes) -> _Found:
+def _tar_entries(file: io.BufferedIOBase, head: bytes) -> _Entries:
     opener = next((opener for magic, opener in _COMPRESSIONS.items() if head.startswith(magic)), None)
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(opener(file)) if opener else file
@@ -198,7 +200,7 @@ def _tar_entries(file: io.BufferedIOBase, head: bytes) -> _Found:
             name = info.name
             try:
                 name.encode()
-            except UnicodeEncodeError:  # tarfile escapes bytes that are not UTF-8
+            except UnicodeEncodeError:  # tarfile escapes bytes that are not UTF-8 with surrogates
                 name = name.encode("utf-8", "surrogateescape").decode("latin-1")
             if info.isdir():
                 yield name, "", None
@@ -207,8 +209,8 @@ def _tar_entries(file: io.BufferedIOBase, head: bytes) -> _Found:
             elif not info.isfile():
                 yield name, "a device or a pipe", None
             else:
-                yield name, "", _Entry(name, info.size, lambda info=info: _content(tar, info))
-        while opener and stream.read(1 << 20):  # to its end, where the checksum is
+                yield name, "", _ArchivedFile(name, info.size, lambda info=info: _content(tar, info))
+        while opener and stream.read(1 << 20):  # the checksum is at the end
             pass
 
 
@@ -217,14 +219,14 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     return file.read() if file else b""
 
 
-def _zip_entries(file: io.BufferedIOBase) -> _Found:
+def _zip_entries(file: io.BufferedIOBase) -> _Entries:
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            name = info.filename.replace("\\", "/")  # some packers for Windows write these, against the format
+            name = info.filename.replace("\\", "/")  # some Windows tools write these against the format
             mode = stat.S_IFMT(info.external_attr >> 16)
             if info.is_dir() or stat.S_ISDIR(mode):
                 yield name, "", None
             elif mode and not stat.S_ISREG(mode):
                 yield name, "a symbolic link" if stat.S_ISLNK(mode) else "a device or a pipe", None
             else:
-                yield name, "", _Entry(name, info.file_size, lambda info=info: archive.read(info))
+                yield name, "", _ArchivedFile(name, info.file_size, lambda info=info: archive.read(info))

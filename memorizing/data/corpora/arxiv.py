@@ -21,17 +21,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from memorizing.data.corpora import archives, latex, latex_inputs
-from memorizing.data.corpora.source import (
+from memorizing.data.corpora.corpus import (
+    Corpus,
     Document,
     Item,
     Problem,
-    Reading,
-    bytes_of,
-    documents,
+    ReadResult,
+    document_items,
     entries,
-    layout,
-    left_out,
-    noted,
+    left_out_item,
+    read_file,
+    require_unique,
+    split_folders,
     walk,
 )
 from memorizing.data.documents import Split
@@ -52,7 +53,7 @@ _UNWANTED = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Arxiv:
+class Arxiv(Corpus):
     r"""How papers are read.
 
     Attributes:
@@ -71,56 +72,48 @@ class Arxiv:
     def __post_init__(self):
         if self.categories and not self.metadata:
             raise InputError(
-                f"Arxiv.categories = {self.categories} needs Arxiv.metadata, the file that says which paper is of "
-                "which category; name arxiv-metadata-oai-snapshot.json there, or set categories to ()"
+                f"Arxiv.categories = {self.categories} needs Arxiv.metadata, the file with each paper's categories. "
+                "Set it to the path of arxiv-metadata-oai-snapshot.json, or set categories to ()"
             )
 
     def list(self, raw: Path) -> list[Item]:
         """All papers, by split and name; papers of other categories are not listed, papers without metadata are."""
-        folders, beside = layout(raw, lambda path: _is_bulk(path) or (_is_folder(path) and _has_source(path)))
-        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
-        if not any(item.member or _has_source(Path(item.path)) for item in documents(items)):
+        folders, strays = split_folders(raw, lambda path: _is_bulk(path) or (_is_folder(path) and _has_source(path)))
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
+        if not any(item.member or _has_source(Path(item.path)) for item in document_items(items)):
             raise InputError(
-                f"--raw={raw}: no folder with .tex files and no {_BULK} there or in its train, validation, test; "
-                "name the folder that holds a folder for each paper (unpack other archives first), or arXiv's tars"
+                f"--raw={raw} has no folders with .tex files and no {_BULK}, nor do its train, validation, test. Name "
+                "the folder that holds a folder for each paper (unpack other archives first), or arXiv's tars"
             )
         if self.categories:
             papers = _papers(self.metadata, self.categories)
             items = [item for item in items if item.note or papers.get(_key(item.id)) != _UNWANTED]
-        seen: dict[str, Item] = {}
-        for item in documents(items):
-            if (other := seen.setdefault(item.id, item)) is not item:
-                raise InputError(
-                    f"{item.path} {item.member} and {other.path} {other.member} are both paper {item.id}; "
-                    "a paper can be there only once: move one of them away"
-                )
+        require_unique(items)
         return items
 
     def metadata_files(self, raw: Path) -> tuple[Path, ...]:
         return (Path(self.metadata),) if self.metadata else ()
 
-    def read(self, item: Item) -> Iterator[Reading]:
+    def read_documents(self, item: Item) -> Iterator[ReadResult]:
         yield self._read(item)
 
-    def _read(self, item: Item) -> Reading:
-        if item.note:
-            return noted(item)
+    def _read(self, item: Item) -> ReadResult:
         title, license, problems = "", "", ()
         if self.metadata:
             place = _papers(self.metadata, self.categories).get(_key(item.id))
             if place == _UNWANTED:
-                return Reading(None, (Problem(item.id, f"left out: not in Arxiv.categories = {self.categories}"),))
+                return ReadResult(None, (Problem(item.id, f"left out: not in Arxiv.categories = {self.categories}"),))
             if place is None:
-                out = ", so in no known category: left out" if self.categories else ""
+                out = ", so its categories are unknown: left out" if self.categories else ""
                 problems = (Problem(item.id, f"not in {Path(self.metadata).name}{out}"),)
                 if self.categories:
-                    return Reading(None, problems)
+                    return ReadResult(None, problems)
             else:
                 title, license = _title_and_license(self.metadata, place)
-        document, others = _packed(item, self) if item.member else _folder(item, self)
+        document, more = _read_member(item, self) if item.member else _read_folder(item, self)
         if document:
             document = document._replace(title=title or document.title, license=license or document.license)
-        return Reading(document, (*problems, *others))
+        return ReadResult(document, (*problems, *more))
 
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
@@ -131,7 +124,7 @@ def _items(split: Split | None, folder: Path) -> Iterator[Item]:
         elif _is_folder(path):
             yield Item(path.name, split, str(path))
         else:
-            others.append(left_out(path, split, f"neither a folder of a paper nor one of arXiv's tars ({_BULK})"))
+            others.append(left_out_item(path, split, f"neither a paper's folder nor one of arXiv's tars ({_BULK})"))
     for path in tars:
         yield from _members(split, path)
     yield from others
@@ -146,7 +139,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _has_source(root: Path) -> bool:
-    return any(name.lower().endswith(latex_inputs.SOURCES) for _, _, names in walk(root) for name in names)
+    return any(name.lower().endswith(latex_inputs.TEX_SUFFIXES) for _, _, names in walk(root) for name in names)
 
 
 def _members(split: Split | None, path: Path) -> Iterator[Item]:
@@ -157,7 +150,7 @@ def _members(split: Split | None, path: Path) -> Iterator[Item]:
         elif name.endswith(_PACKED):
             yield Item(_id(PurePosixPath(name).stem), split, str(path), name)
         else:
-            note = f"left out: not named as papers are ({' or '.join(_PACKED)})"
+            note = f"left out: the name of a paper ends in {' or '.join(_PACKED)}"
             yield Item(f"{path.name}: {name}", split, str(path), note=note)
 
 
@@ -172,7 +165,7 @@ def _key(id: str) -> str:
     return _id(re.sub(r"(?<=\d)v\d+$", "", id))
 
 
-def _folder(item: Item, settings: Arxiv) -> Reading:
+def _read_folder(item: Item, settings: Arxiv) -> ReadResult:
     files: dict[str, Callable[[], bytes]] = {}
     problems: list[Problem] = []
     root = Path(item.path)
@@ -181,31 +174,31 @@ def _folder(item: Item, settings: Arxiv) -> Reading:
         for path in (folder / name for name in names if not _hidden(name)):
             name = path.relative_to(root).as_posix()
             if path.is_file() and path.resolve().is_relative_to(root.resolve()):
-                files[name] = functools.partial(bytes_of, path)
+                files[name] = functools.partial(read_file, path)
             else:
-                problems.append(Problem(f"{item.id}/{name}", "left out: a link to no file of this paper, or a device"))
-    document, others = _document(item.id, files, settings)
-    return Reading(document, (*problems, *others))
+                problems.append(Problem(f"{item.id}/{name}", "left out: a device, or a link out of this paper"))
+    document, more = _document(item.id, files, settings)
+    return ReadResult(document, (*problems, *more))
 
 
-def _packed(item: Item, settings: Arxiv) -> Reading:
+def _read_member(item: Item, settings: Arxiv) -> ReadResult:
     """A paper that is a member of arXiv's tars; one that is damaged costs no more than itself."""
     place = f"{Path(item.path).name}: {item.member}"
     content = archives.member(Path(item.path), item.member)
     if isinstance(content, Problem):
-        return Reading(None, (content,))
+        return ReadResult(None, (content,))
     if item.member.endswith(".pdf"):
-        return Reading(None, (Problem(place, "left out: a PDF, without LaTeX source"),))
+        return ReadResult(None, (Problem(place, "left out: a PDF, without LaTeX source"),))
     files: dict[str, Callable[[], bytes]] = {}
     problems: list[Problem] = []
     try:
         with gzip.open(io.BytesIO(content)) as file:
             unpacked = file.read(archives.MAX_BYTES + 1)
         if len(unpacked) > archives.MAX_BYTES:
-            return Reading(None, (Problem(place, f"left out: more than {archives.MAX_BYTES:,} bytes"),))
+            return ReadResult(None, (Problem(place, f"left out: more than {archives.MAX_BYTES:,} bytes"),))
         if not archives.is_tar(unpacked):
             if reason := _no_latex(unpacked):
-                return Reading(None, (Problem(place, f"left out: {reason}"),))
+                return ReadResult(None, (Problem(place, f"left out: {reason}"),))
             files = {f"{PurePosixPath(item.id).name}.tex": lambda: unpacked}
         else:
             for part in archives.members_of(unpacked, place):
@@ -214,9 +207,9 @@ def _packed(item: Item, settings: Arxiv) -> Reading:
                 elif not any(_hidden(name) for name in part.name.split("/")):
                     files[part.name] = functools.partial(bytes, part.content)
     except (OSError, EOFError, zlib.error, InputError) as error:
-        return Reading(None, (*problems, Problem(place, f"left out: damaged ({error})")))
-    document, others = _document(item.id, files, settings)
-    return Reading(document, (*problems, *others))
+        return ReadResult(None, (*problems, Problem(place, f"left out: damaged ({error})")))
+    document, more = _document(item.id, files, settings)
+    return ReadResult(document, (*problems, *more))
 
 
 def _no_latex(content: bytes) -> str | None:
@@ -231,16 +224,16 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _document(id: str, files: Files, settings: Arxiv) -> Reading:
+def _document(id: str, files: Files, settings: Arxiv) -> ReadResult:
     tree = latex_inputs.Tree(files)
-    problems = [Problem(f"{id}/{name}", "left out: holds NUL bytes, so is not text") for name in tree.binary]
-    if not tree.sources:
-        return Reading(None, (*problems, Problem(id, "left out: no .tex file")))
-    text, others = latex_inputs.document(tree, PurePosixPath(id).name, settings.append_unreached, settings.bbl)
-    problems += [Problem(f"{id}/{place}" if place else id, message) for place, message in others]
+    problems = [Problem(f"{id}/{name}", "left out: holds NUL bytes, so it is not text") for name in tree.binary]
+    if not tree.tex_files:
+        return ReadResult(None, (*problems, Problem(id, "left out: no .tex file")))
+    text, more = latex_inputs.document(tree, PurePosixPath(id).name, settings.append_unreached, settings.bbl)
+    problems += [Problem(f"{id}/{place}" if place else id, message) for place, message in more]
     if not text.strip():
-        return Reading(None, (*problems, Problem(id, "left out: no text in it but comments")))
-    return Reading(Document(id, latex.title(text) or id, text, _license(files)), tuple(problems))
+        return ReadResult(None, (*problems, Problem(id, "left out: it has no text except comments")))
+    return ReadResult(Document(id, latex.title(text) or id, text, _license(files)), tuple(problems))
 
 
 def _license(files: Files) -> str:
@@ -259,20 +252,22 @@ def _papers(metadata: str, categories: tuple[str, ...]) -> Mapping[str, int]:
     places: dict[str, int] = {}
     path = Path(metadata)
     if not path.is_file():
-        raise InputError(f"Arxiv.metadata={metadata}: no such file; name arXiv's metadata, or set it to '' for none")
+        raise InputError(
+            f"Arxiv.metadata = {metadata!r} does not exist. Name arXiv's metadata, or set it to '' for none"
+        )
     with path.open("rb") as file:
         place = 0
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
                     paper = json.loads(line)
-                    id, own = str(paper["id"]), str(paper.get("categories") or "").split()
+                    id, found = str(paper["id"]), str(paper.get("categories") or "").split()
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     raise InputError(
-                        f"Arxiv.metadata={metadata}, line {number}: not a JSON object with an id ({error!r}); each "
-                        "line must be one paper, as in arxiv-metadata-oai-snapshot.json: fetch it again"
+                        f"Arxiv.metadata = {metadata!r}: line {number} is not a JSON object with an id ({error!r}). "
+                        "Each line must be one paper, as in arxiv-metadata-oai-snapshot.json. Fetch it again"
                     ) from error
-                wanted = not categories or any(category.startswith(categories) for category in own)
+                wanted = not categories or any(category.startswith(categories) for category in found)
                 places[id] = place if wanted else _UNWANTED
             place += len(line)
     return places

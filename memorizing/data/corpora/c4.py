@@ -14,19 +14,20 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, ClassVar, cast
 
-from memorizing.data.corpora.source import (
+from memorizing.data.corpora.corpus import (
+    Corpus,
     Document,
     Item,
     Problem,
-    Reading,
-    documents,
+    PublishedForm,
+    ReadResult,
+    document_items,
     entries,
-    layout,
-    left_out,
-    noted,
-    opened,
+    left_out_item,
+    open_file,
+    split_folders,
 )
 from memorizing.data.documents import Split
 from memorizing.errors import InputError
@@ -35,7 +36,7 @@ _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 
 @dataclasses.dataclass(frozen=True)
-class C4:
+class C4(Corpus):
     """How pages are read.
 
     Attributes:
@@ -45,33 +46,33 @@ class C4:
 
     minimum_bytes: int = 4096
 
+    published: ClassVar = PublishedForm("c4/en", {"text": "text", "id": "url", "title": "url"})
+    task_minimum_tokens: ClassVar = 4096
+
     def __post_init__(self):
         if self.minimum_bytes < 0:
-            raise InputError(f"C4.minimum_bytes = {self.minimum_bytes}: must be 0 or more")
+            raise InputError(f"C4.minimum_bytes = {self.minimum_bytes} is negative. Use 0 or more")
 
     def list(self, raw: Path) -> list[Item]:
         """All shards, by split and name: an item is a file of many documents."""
-        folders, beside = layout(raw, lambda path: any(map(_is_shard, [path, *entries(path)])))
-        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
-        if not documents(items):
+        folders, strays = split_folders(raw, lambda path: any(map(_is_shard, [path, *entries(path)])))
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
+        if not document_items(items):
             raise InputError(
-                f"--raw={raw}: no {', '.join(_SUFFIXES)} files there or in its train, validation, test; name the "
-                "folder that holds C4's shards (c4-train.00000-of-01024.json.gz)"
+                f"--raw={raw} has no {', '.join(_SUFFIXES)} files, nor do its train, validation, test. Name the folder "
+                "that holds C4's shards (c4-train.00000-of-01024.json.gz)"
             )
         return items
 
-    def read(self, item: Item) -> Iterator[Reading]:
+    def read_documents(self, item: Item) -> Iterator[ReadResult]:
         """A page a line, left out if it cannot be used."""
-        if item.note:
-            yield noted(item)
-            return
         number = 0
         for number, line in enumerate(_lines(Path(item.path)), 1):
             place = f"{item.id}, line {number}"
             try:
                 page = json.loads(line.decode("utf-8"))
                 text = page["text"]
-                text.encode("utf-8")  # JSON can escape halves of surrogate pairs, which are no characters
+                text.encode("utf-8")  # JSON can escape half of a surrogate pair, which is not a character
             except UnicodeDecodeError as error:
                 reason = f"byte {line[error.start]:#04x} at offset {error.start} of the line is not UTF-8"
             except UnicodeEncodeError as error:
@@ -84,13 +85,13 @@ class C4:
                 size = len(text.encode("utf-8"))
                 url = page.get("url") if isinstance(page.get("url"), str) else ""
                 if size >= max(self.minimum_bytes, 1):
-                    yield Reading(Document(url or place, url or place, text))
+                    yield ReadResult(Document(url or place, url or place, text))
                     continue
                 place = url or place
                 reason = f"{size:,} bytes, fewer than C4.minimum_bytes = {self.minimum_bytes:,}" if size else "no text"
-            yield Reading(None, (Problem(place, f"left out: {reason}"),))
+            yield ReadResult(None, (Problem(place, f"left out: {reason}"),))
         if not number:
-            yield Reading(None, (Problem(item.id, "left out: no line in it"),))
+            yield ReadResult(None, (Problem(item.id, "left out: it has no lines"),))
 
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
@@ -99,7 +100,7 @@ def _items(split: Split | None, folder: Path) -> Iterator[Item]:
             name = f"{split}/{path.name}" if split else path.name
             yield Item(name, split or _split(path.name), str(path))
         else:
-            yield left_out(path, split, f"no file of {', '.join(_SUFFIXES)}")
+            yield left_out_item(path, split, f"not a file of type {', '.join(_SUFFIXES)}")
 
 
 def _is_shard(path: Path) -> bool:
@@ -112,20 +113,20 @@ def _split(name: str) -> Split | None:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    with opened(path) as raw:
+    with open_file(path) as raw:
         head = raw.read(2)
         raw.seek(0)
-        packed = head == b"\x1f\x8b"
-        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if packed else raw
+        is_gzip = head == b"\x1f\x8b"
+        file = cast(BinaryIO, gzip.GzipFile(fileobj=raw)) if is_gzip else raw
         number = 0
         try:
             if not head and path.name.lower().endswith(".gz"):
-                raise EOFError("0 bytes, less than any gzip file has")  # for Python's gzip it is a whole one
+                raise EOFError("0 bytes, fewer than any gzip file has")  # Python's gzip accepts an empty file
             for line in file:
                 yield line
                 number += 1
         except (EOFError, OSError, zlib.error) as error:
             raise InputError(
-                f"{path}: cut off or damaged after line {number} ({error}); pages would be missing from it: fetch it "
-                "again, or move it away to go on without it"
+                f"{path}: cut off or damaged after line {number} ({error}); pages would be missing. Fetch it "
+                "again, or move it away to continue without it"
             ) from error

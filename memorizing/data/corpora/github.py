@@ -15,9 +15,24 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from memorizing.data.corpora import archives
+from memorizing.data.corpora.corpus import (
+    Corpus,
+    Document,
+    Item,
+    Problem,
+    ReadResult,
+    document_items,
+    entries,
+    file_size,
+    left_out_item,
+    read_file,
+    require_unique,
+    split_folders,
+    walk,
+)
 from memorizing.data.corpora.github_rules import (
     LANGUAGES,
     LICENSE_FILE,
@@ -27,20 +42,6 @@ from memorizing.data.corpora.github_rules import (
     license_of,
     why_not,
 )
-from memorizing.data.corpora.source import (
-    Document,
-    Item,
-    Problem,
-    Reading,
-    bytes_of,
-    documents,
-    entries,
-    layout,
-    left_out,
-    noted,
-    size_of,
-    walk,
-)
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
 
@@ -48,7 +49,7 @@ _SUFFIXES = "|".join(re.escape(suffix) for suffixes in LANGUAGES.values() for su
 _START = re.compile(rf"^(?=### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
 _LIKE_START = re.compile(rf"^(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
 _ESCAPED = re.compile(rf"^#(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
-_NAMED = 5
+_NAMES_SHOWN = 5
 _HIDDEN = "or folders that are hidden"
 _MAX_DEPTH = 100
 """No person nests folders so deep; only archives that are made to break their readers do."""
@@ -65,7 +66,7 @@ class _TooLarge(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Github:
+class Github(Corpus):
     """How repositories are read.
 
     Left out, and reported by rule: files in other languages; hidden files and folders; vendored folders and what a
@@ -92,77 +93,79 @@ class Github:
     max_repository_bytes: int = 1 << 30
     licenses: tuple[str, ...] = ()
 
+    has_orders: ClassVar = True
+
     def __post_init__(self):
         for setting, known in (("languages", tuple(LANGUAGES)), ("licenses", LICENSES)):
             for name in getattr(self, setting):
                 if name not in known:
                     close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-                    near = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-                    raise InputError(f"Github.{setting} has {name!r}, which is not known; {near}")
+                    near = f"Did you mean {close[0]!r}?" if close else f"Use {', '.join(known)}"
+                    raise InputError(f"Github.{setting} has {name!r}, which is unknown. {near}")
         if self.orders < 1 or (self.orders > 1 and self.order != "shuffled"):
             raise InputError(
-                f"Github.orders = {self.orders} with Github.order = {self.order!r}: at least 1, and more than 1 only "
-                "if Github.order = 'shuffled'"
+                f"Github.orders = {self.orders} with Github.order = {self.order!r}: orders must be at least 1, and "
+                "more than 1 needs Github.order = 'shuffled'"
             )
         for limit in ("max_file_bytes", "max_repository_bytes"):
             if getattr(self, limit) < 1:
-                raise InputError(f"Github.{limit} = {getattr(self, limit)}: must be at least 1")
+                raise InputError(f"Github.{limit} = {getattr(self, limit)} is too small. Use 1 or more")
 
     def list(self, raw: Path) -> list[Item]:
         """All repositories by split and name."""
-        folders, beside = layout(raw, _is_repository)
-        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
-        if not documents(items):
+        folders, strays = split_folders(raw, _is_repository)
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
+        if not document_items(items):
             raise InputError(
-                f"--raw={raw}: no folders and no archives ({', '.join(archives.SUFFIXES)}) there or in its train, "
-                "validation, test; name the folder that holds one for each repository (OWNER__NAME)"
+                f"--raw={raw} has no folders or archives ({', '.join(archives.SUFFIXES)}), nor do its train, "
+                "validation, test. Name the folder that holds one for each repository (OWNER__NAME)"
             )
-        seen: dict[str, Item] = {}
-        for item in documents(items):
-            if (other := seen.setdefault(item.id, item)) is not item:
-                raise InputError(f"{item.path} and {other.path} are both {item.id}: move one of them away")
+        require_unique(items)
         return items
 
-    def read(self, item: Item) -> Iterator[Reading]:
-        if item.note:
-            yield noted(item)
-            return
+    def read_documents(self, item: Item) -> Iterator[ReadResult]:
         try:
             yield from self._read(item)
         except _TooLarge:
             reason = f"left out: its files have more than Github.max_repository_bytes = {self.max_repository_bytes:,}"
-            yield Reading(None, (Problem(item.id, reason),))
+            yield ReadResult(None, (Problem(item.id, reason),))
 
-    def _read(self, item: Item) -> Iterator[Reading]:
+    def _read(self, item: Item) -> Iterator[ReadResult]:
         files: dict[str, _File] = {}
         hidden: dict[str, None] = {}
         problems: list[Problem] = []
         path = Path(item.path)
-        for found in _archived(path, self) if path.is_file() else _in_folder(path):
-            if isinstance(found, Problem):
-                problems.append(found)
-            elif name := _hidden(found[0]):
+        for entry in _archived_files(path, self) if path.is_file() else _folder_files(path):
+            if isinstance(entry, Problem):
+                problems.append(entry)
+            elif name := _hidden(entry[0]):
                 hidden[name] = None
             else:
-                files[found[0]] = found[1]
+                files[entry[0]] = entry[1]
         license = _license(files)
         if self.licenses and not set(license.split(" OR ")) & set(self.licenses):
             reason = f"left out: its license ({license or 'unknown'}) is not in Github.licenses = {self.licenses}"
-            yield Reading(None, (*problems, Problem(item.id, reason)))
+            yield ReadResult(None, (*problems, Problem(item.id, reason)))
             return
-        texts, others = _texts(self, files)
+        texts, skipped = _source_files(self, files)
         if hidden:
-            others[_HIDDEN] = list(hidden)
-        problems += [Problem(item.id, _summary(rule, names)) for rule, names in others.items()]
+            skipped[_HIDDEN] = list(hidden)
+        problems += [Problem(item.id, _summary(rule, names)) for rule, names in skipped.items()]
         if not texts:
             reason = f"left out: no file in Github.languages = {self.languages}; {_languages(files)}"
-            yield Reading(None, (*problems, Problem(item.id, reason)))
+            yield ReadResult(None, (*problems, Problem(item.id, reason)))
             return
         for number in range(self.orders if item.split in ("train", None) else 1):
             rng = random.Random(f"{self.seed}:{item.id}:{number}") if self.order == "shuffled" else None
             text = "".join(_framed(name, texts[name]) for name in _walked(texts, rng))
             id = f"{item.id}#{number + 1}" if number else item.id
-            yield Reading(Document(id, item.id, text, license), tuple(problems) if not number else ())
+            yield ReadResult(Document(id, item.id, text, license), tuple(problems) if not number else ())
+
+    @staticmethod
+    def reordered(text: str, seed: int) -> str:
+        """Returns a document with its files in another random order; files of a folder stay together."""
+        framed = {part.partition("\n")[0].removeprefix("### "): part for part in _framed_files(text)}
+        return "".join(framed[name] for name in _walked(framed, random.Random(seed)))
 
 
 def files_of(text: str) -> dict[str, str]:
@@ -172,12 +175,6 @@ def files_of(text: str) -> dict[str, str]:
         header, _, body = framed.partition("\n")
         found[header.removeprefix("### ")] = _ESCAPED.sub("", body.removesuffix("\n"))
     return found
-
-
-def reshuffled(text: str, seed: int) -> str:
-    """The same files in another order, drawn at random, with each folder's files together."""
-    framed = {part.partition("\n")[0].removeprefix("### "): part for part in _framed_files(text)}
-    return "".join(framed[name] for name in _walked(framed, random.Random(seed)))
 
 
 def _framed(name: str, text: str) -> str:
@@ -213,15 +210,15 @@ def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
     for path in entries(folder):
         if archives.stem(path.name) in SPLITS and path.is_file() and not path.is_symlink():
-            raise InputError(f"{path} is named as a split, so that it cannot be a repository: unpack it beside itself")
+            raise InputError(f"{path} has the name of a split, so it is not a repository. Unpack it in the same folder")
         if _is_repository(path):
             yield Item(_stem(path).replace("__", "/", 1), split, str(path))
         elif path.is_symlink():
-            yield left_out(path, split, "a link, which may lead anywhere: put there what it leads to")
+            yield left_out_item(path, split, "a link, which may lead anywhere; replace it with its target")
         elif path.name.startswith("."):
-            yield left_out(path, split, "hidden")
+            yield left_out_item(path, split, "hidden")
         else:
-            yield left_out(path, split, f"neither a folder nor an archive ({', '.join(archives.SUFFIXES)})")
+            yield left_out_item(path, split, f"neither a folder nor an archive ({', '.join(archives.SUFFIXES)})")
 
 
 def _is_repository(path: Path) -> bool:
@@ -236,7 +233,7 @@ def _stem(path: Path) -> str:
     return stem if stem and stem not in SPLITS else ""
 
 
-type _Found = Iterator[tuple[str, _File] | Problem]
+type _Files = Iterator[tuple[str, _File] | Problem]
 
 
 def _hidden(name: str) -> str:
@@ -246,34 +243,34 @@ def _hidden(name: str) -> str:
     return "/".join(parts[:depth])
 
 
-def _in_folder(root: Path) -> _Found:
+def _folder_files(root: Path) -> _Files:
     for folder, folders, names in walk(root):
         hidden = [name for name in folders if name.startswith(".")]
         folders[:] = sorted(set(folders).difference(hidden))
         for path in (folder / name for name in sorted([*names, *hidden])):
             name = path.relative_to(root).as_posix()
-            size = 0 if path.name.startswith(".") else size_of(path)  # nobody reads what is hidden
+            size = 0 if path.name.startswith(".") else file_size(path)  # hidden files are not read
             if size is None:
                 yield Problem(f"{root.name}/{name}", "left out: a link or a device")
             else:
-                yield name, _File(size, functools.partial(bytes_of, path))
+                yield name, _File(size, functools.partial(read_file, path))
 
 
-def _archived(path: Path, settings: Github) -> _Found:
+def _archived_files(path: Path, settings: Github) -> _Files:
     """Members of an archive, without the one folder in which GitHub's archives have everything."""
-    held = 0
+    total = 0
 
-    def wanted(name: str, size: int) -> bool:
+    def is_wanted(name: str, size: int) -> bool:
         """Whether to read a member, of which nobody knows yet whether the first folder of its name is that one."""
-        nonlocal held
-        if not any(_is_read(settings, own, size) for own in (name, name.partition("/")[2])):
+        nonlocal total
+        if not any(_is_read(settings, candidate, size) for candidate in (name, name.partition("/")[2])):
             return False
-        held += size
-        if held > settings.max_repository_bytes:
+        total += size
+        if total > settings.max_repository_bytes:
             raise _TooLarge
         return True
 
-    members = list(archives.members(path, wanted=wanted))
+    members = list(archives.members(path, wanted=is_wanted))
     tops = {member.name.partition("/")[0] for member in members if not isinstance(member, Problem)}
     nested = all("/" in member.name for member in members if not isinstance(member, Problem))
     for member in members:
@@ -286,10 +283,10 @@ def _archived(path: Path, settings: Github) -> _Found:
         yield name, _File(size, functools.partial(bytes, content))
 
 
-def _texts(settings: Github, files: Mapping[str, _File]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def _source_files(settings: Github, files: Mapping[str, _File]) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The files to take, as text, and the names of the others by the rule that leaves them out."""
     texts: dict[str, str] = {}
-    others: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     total = 0
     for name, file in files.items():
         text, rule = "", _unread(settings, name, file.size)
@@ -299,10 +296,10 @@ def _texts(settings: Github, files: Mapping[str, _File]) -> tuple[dict[str, str]
                 raise _TooLarge
             text, rule = _text(name, file.read())
         if rule:
-            others.setdefault(rule, []).append(name)
+            skipped.setdefault(rule, []).append(name)
         else:
             texts[name] = text
-    return texts, others
+    return texts, skipped
 
 
 def _unread(settings: Github, name: str, size: int) -> str | None:
@@ -312,17 +309,17 @@ def _unread(settings: Github, name: str, size: int) -> str | None:
         return "in other languages"
     if VENDORED.intersection(folders):
         return "in vendored or built folders"
-    if size > settings.max_file_bytes and not name.lower().endswith(".ipynb"):  # mostly pictures
+    if size > settings.max_file_bytes and not name.lower().endswith(".ipynb"):  # a notebook's bytes are mostly pictures
         return f"larger than Github.max_file_bytes = {settings.max_file_bytes:,}"
     if len(folders) > _MAX_DEPTH:
-        return f"in more than {_MAX_DEPTH} folders, one in the other"
+        return f"nested in more than {_MAX_DEPTH} folders"
     return "with a line break in their names" if "\n" in name else None
 
 
 def _text(name: str, raw: bytes) -> tuple[str, str | None]:
     """The text of a file, and the rule by which it is left out nevertheless, or None."""
     if b"\0" in raw:
-        return "", "with NUL bytes, so no text"
+        return "", "with NUL bytes, so not text"
     try:
         text = raw.decode("utf-8-sig")
         text = code_of_notebook(text) if name.lower().endswith(".ipynb") else text
@@ -350,8 +347,8 @@ def _license(files: Mapping[str, _File]) -> str:
 
 
 def _summary(rule: str, names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    shown = (name if name.isprintable() else ascii(name) for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    shown = (name if name.isprintable() else ascii(name) for name in names[:_NAMES_SHOWN])
     return f"left out {len(names)} files {rule}: {', '.join(shown)}{more}"
 
 

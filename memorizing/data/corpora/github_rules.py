@@ -52,7 +52,7 @@ _HEAD = 10
 _LONG_LINE = 5_000
 _LONG_AVERAGE = 200
 
-_LICENSE_PHRASES = (  # what comes first in a text counts; of those that begin together, what stands first here
+_LICENSE_PHRASES = (  # the earliest match in a text counts; in a tie, the first one here
     ("AGPL-3.0", r"gnu affero general public license\s+version 3"),
     ("LGPL-3.0", r"gnu lesser general public license\s+version 3"),
     ("LGPL-2.1", r"gnu lesser general public license\s+version 2\.1"),
@@ -103,4 +103,4 @@ def code_of_notebook(text: str) -> str:
         codes = [cell.get("source", cell.get("input", "")) for cell in cells if cell["cell_type"] == "code"]
         return "\n\n".join("".join(code).strip("\n") for code in codes if "".join(code).strip()) + "\n"
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"no notebook ({type(error).__name__}: {error})") from error
+        raise InputError(f"not a notebook ({type(error).__name__}: {error})") from error

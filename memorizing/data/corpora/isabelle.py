@@ -16,27 +16,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from memorizing.data.corpora.isabelle_theories import Header, Session, header, sessions
-from memorizing.data.corpora.source import (
+from memorizing.data.corpora.corpus import (
+    Corpus,
     Document,
     Item,
     Problem,
-    Reading,
-    bytes_of,
-    documents,
+    ReadResult,
+    decode_text,
+    document_items,
     entries,
-    layout,
-    left_out,
-    noted,
+    left_out_item,
+    read_file,
+    require_unique,
+    split_folders,
     walk,
 )
+from memorizing.data.corpora.isabelle_theories import Header, Session, header, sessions
 from memorizing.data.documents import SPLITS
 from memorizing.errors import InputError
 
 _OF_DISTRIBUTION = re.compile(
     r"(Main|Complex_Main|Pure|HOLCF|IFOL|FOL|ZF|ZFC|(HOL|ZF|FOL|FOLP|CCL|CTT|Cube|LCF|Sequents|Pure|Tools|Haskell|SPARK)(-[\w-]+)?\..+)"
 )
-# What the archive's LICENSE says: its own for all files but those so marked.
+# The archive's LICENSE: BSD for all files except those marked LGPL.
 _LICENSES = ("BSD-3-Clause", "LGPL-2.1")
 _READ = re.compile(r"thys|src|Isabelle.*")
 _NO_ENTRY = re.compile(r"ROOTS?|LICENSE.*")
@@ -44,7 +46,7 @@ _MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
-class Isabelle:
+class Isabelle(Corpus):
     """How entries are read.
 
     Attributes:
@@ -56,41 +58,37 @@ class Isabelle:
 
     def list(self, raw: Path) -> list[Item]:
         """All entries by split and name, then sessions of Isabelle/HOL in the order of its ROOT."""
-        folders, items = layout(raw, _has_theories)
+        folders, items = split_folders(raw, _has_theories)
         for split, base in folders:
             items += [Item(id, split, str(base), id) for id in archive(base).entries]
-            items += [left_out(path, split, reason) for path, reason in archive(base).others]
-        if not documents(items):
+            items += [left_out_item(path, split, reason) for path, reason in archive(base).others]
+        if not document_items(items):
             raise InputError(
-                f"--raw={raw}: no .thy files in thys/ENTRY or src/HOL there or in its train, validation, test; name "
-                "the folder that holds the Archive of Formal Proofs (with thys in it)"
+                f"--raw={raw} has no .thy files in thys/ENTRY or src/HOL, nor do its train, validation, test. Name the "
+                "folder that holds the Archive of Formal Proofs (with thys in it)"
             )
-        seen: dict[str, Item] = {}
-        for item in documents(items):
-            if (other := seen.setdefault(item.id, item)) is not item:
-                raise InputError(f"{item.id} is in {item.path} and in {other.path}: move one of them away")
+        require_unique(items)
         return items
 
-    def read(self, item: Item) -> Iterator[Reading]:
-        if item.note:
-            yield noted(item)
-            return
-        its = archive(Path(item.path))
-        order, problems = its.order(item.id, self.imported_entries)
+    def read_documents(self, item: Item) -> Iterator[ReadResult]:
+        theories = archive(Path(item.path))
+        order, problems = theories.order(item.id, self.imported_entries)
         texts, marked = [], 0
         for path in order:
-            text, problem = its.text(path)
+            text, problem = theories.text(path)
             problems += problem
             if text is not None:
                 marked += bool(_MARKED_LGPL.search(text))
                 texts.append(f"(* {path} *)\n{text}" + ("\n" if text.endswith("\n") else "\n\n"))
         if not texts:
-            yield Reading(None, (*problems, Problem(item.id, "left out: no theory in it")))
+            yield ReadResult(None, (*problems, Problem(item.id, "left out: it has no theory")))
             return
         license = " AND ".join(
             name for name, part in zip(_LICENSES, (len(texts) - marked, marked), strict=True) if part
         )
-        yield Reading(Document(item.id, item.id, "".join(texts), license if its.licensed else ""), tuple(problems))
+        yield ReadResult(
+            Document(item.id, item.id, "".join(texts), license if theories.has_license else ""), tuple(problems)
+        )
 
 
 class Entry(NamedTuple):
@@ -106,9 +104,9 @@ class Archive:
 
     def __init__(self, base: Path):
         self.entries: dict[str, Entry] = {}
-        self.others: list[tuple[Path, str]] = []  # what is neither, and why
+        self.others: list[tuple[Path, str]] = []  # neither entries nor sessions, and why
         self._files: dict[str, Path] = {}
-        self._sessions: dict[str, dict[str, str]] = {}  # theories of a session, by the names that imports have
+        self._sessions: dict[str, dict[str, str]] = {}  # per session: theory name in imports -> path
         self._global: dict[str, str] = {}
         self._headers: dict[str, Header | None] = {}
         self._named: dict[tuple[str, str], list[str]] = {}
@@ -118,25 +116,25 @@ class Archive:
             if folder.name in ("src", *SPLITS) or _NO_ENTRY.fullmatch(folder.name):
                 continue
             if folder.is_symlink() or not folder.is_dir():
-                self.others.append((folder, "a link" if folder.is_symlink() else "no folder of an entry"))
+                self.others.append((folder, "a link" if folder.is_symlink() else "not the folder of an entry"))
             elif not self._add(folder.name, folder, sessions(_decoded(folder / "ROOT"))):
                 self.others.append((folder, "a folder without theories"))
         if thys != base:
-            beside = [path for path in entries(base) if not _READ.fullmatch(path.name)]
-            self.others += [(path, "neither thys nor Isabelle's distribution") for path in beside]
+            strays = [path for path in entries(base) if not _READ.fullmatch(path.name)]
+            self.others += [(path, "neither thys nor Isabelle's distribution") for path in strays]
         distribution = [*base.glob("src/HOL/ROOT"), *sorted(base.glob("Isabelle*/src/HOL/ROOT"))]
         if len(distribution) > 1:
             several = " and ".join(str(path.parents[2]) for path in distribution)
-            raise InputError(f"{base} holds several distributions of Isabelle, {several}: leave one")
+            raise InputError(f"{base} holds several distributions of Isabelle: {several}. Keep one")
         for session in sessions(_decoded(distribution[0])) if distribution else ():
             self._add(session.name, distribution[0].parent, [session], deep=False)
-        self.licensed = (thys / "LICENSE").is_file()
+        self.has_license = (thys / "LICENSE").is_file()
 
-    def _add(self, entry: str, folder: Path, its_sessions: list[Session], deep: bool = True) -> bool:
+    def _add(self, entry: str, folder: Path, sessions_of_entry: list[Session], deep: bool = True) -> bool:
         """Files of an entry: all below its folder, or only those where its sessions have theirs; whether it has any."""
         found: dict[str, Path] = {}
         links: list[str] = []
-        places = {posixpath.normpath(place) for session in its_sessions for place in session.folders}
+        places = {posixpath.normpath(place) for session in sessions_of_entry for place in session.folders}
         for root, folders, names in walk(folder):
             folders.sort()
             inside = root.relative_to(folder).as_posix()
@@ -151,20 +149,20 @@ class Archive:
             return False
         listed: dict[str, None] = {}
         absent = []
-        for session in its_sessions:
-            own = self._sessions.setdefault(session.name, {})
+        for session in sessions_of_entry:
+            named = self._sessions.setdefault(session.name, {})
             for place in session.folders:
                 prefix = posixpath.normpath(f"{folder.name}/{place}")
-                own.update({_stem(path): path for path in found if posixpath.dirname(path) == prefix})
+                named.update({_stem(path): path for path in found if posixpath.dirname(path) == prefix})
             for name in session.theories:
                 path = posixpath.normpath(f"{folder.name}/{session.folders[0]}/{name}.thy")
-                path = path if path in found else own.get(_stem(name), "")
+                path = path if path in found else named.get(_stem(name), "")
                 if path:
                     listed[path] = None
-                    own[_stem(path)] = path
+                    named[_stem(path)] = path
                     if name in session.global_theories:
                         self._global[_stem(path)] = path
-                elif "." not in name:  # else one of another session
+                elif "." not in name:  # a dotted name is of another session
                     absent.append(name)
         for path in found:
             self._named.setdefault((entry, _stem(path)), []).append(path)
@@ -175,29 +173,29 @@ class Archive:
 
     def order(self, entry: str, imported_entries: bool) -> tuple[list[str], list[Problem]]:
         """Paths so that imports come first, otherwise as the ROOT lists them, then by path; and what is odd."""
-        own = self.entries[entry]
-        problems = [Problem(f"{entry}/ROOT", f"lists {name}, which has no file") for name in own.absent]
-        problems += [Problem(path, "left out: a link") for path in own.links]
-        done: dict[str, bool] = {}  # False while its imports are being followed
+        its_entry = self.entries[entry]
+        problems = [Problem(f"{entry}/ROOT", f"lists {name}, which has no file") for name in its_entry.absent]
+        problems += [Problem(path, "left out: a link") for path in its_entry.links]
+        done: dict[str, bool] = {}  # False while its imports are followed
         order: list[str] = []
         outside: dict[str, None] = {}
 
-        def followed(path: str) -> Iterator[str]:
+        def imports_of(path: str) -> Iterator[str]:
             """The imports of a theory that go into the document; what is odd about the others is noted."""
             if self.header(path) is None:
-                problems.append(Problem(path, "no theory header: its imports are not known"))
+                problems.append(Problem(path, "it has no theory header, so its imports are unknown"))
             for name, found in self.imports(path).items():
                 if found is not None:
-                    if imported_entries or found in own.theories:
+                    if imported_entries or found in its_entry.theories:
                         yield found
                 elif _OF_DISTRIBUTION.fullmatch(name):
                     outside[name] = None
                 else:
                     problems.append(Problem(path, f"imports {name}, which is not here"))
 
-        trail: dict[str, Iterator[str]] = {}  # a stack: chains of imports can be longer than Python's calls nest
-        for root in own.theories:
-            trail = {root: followed(root)} if root not in done else {}
+        trail: dict[str, Iterator[str]] = {}  # a stack, because chains of imports can exceed Python's recursion limit
+        for root in its_entry.theories:
+            trail = {root: imports_of(root)} if root not in done else {}
             while trail:
                 path, imports = next(reversed(trail.items()))
                 done[path] = False
@@ -210,14 +208,14 @@ class Archive:
                     cycle = [*itertools.dropwhile(lambda step, to=found: step != to, trail), found]
                     problems.append(Problem(found, f"imports in a cycle: {' > '.join(cycle)}"))
                 elif found not in done:
-                    trail[found] = followed(found)
+                    trail[found] = imports_of(found)
         if outside:
             names = ", ".join(outside)
             problems.append(Problem(entry, f"imports {len(outside)} theories of Isabelle that are not here: {names}"))
-        # Imported entries come first as far as they can: their theories may import some of this entry.
+        # Imported entries come first where possible. Some of their theories may import theories of this entry.
         late: set[str] = set()
         for path in order:
-            if path in own.theories or not late.isdisjoint(self.imports(path).values()):
+            if path in its_entry.theories or not late.isdisjoint(self.imports(path).values()):
                 late.add(path)
         return sorted(order, key=late.__contains__), problems
 
@@ -226,16 +224,12 @@ class Archive:
         known = set(order)
         return [(path, found) for path in order for found in self.imports(path).values() if found in known]
 
-    def text(self, path: str) -> tuple[str | None, list[Problem]]:
+    def text(self, path: str) -> tuple[str | None, tuple[Problem, ...]]:
         """A theory as text, and what was odd about it."""
-        raw = bytes_of(self._files[path])
+        raw = read_file(self._files[path])
         if b"\0" in raw:
-            return None, [Problem(path, f"left out: a NUL byte at offset {raw.index(0)}, so this is no text")]
-        try:
-            return raw.decode("utf-8"), []
-        except UnicodeDecodeError as error:
-            what = f"byte {raw[error.start]:#04x} at offset {error.start}"
-            return raw.decode("iso-8859-1"), [Problem(path, f"not UTF-8 ({what}): read as ISO-8859-1")]
+            return None, (Problem(path, f"left out: a NUL byte at offset {raw.index(0)}, so it is not text"),)
+        return decode_text(raw, path, "utf-8")
 
     def header(self, path: str) -> Header | None:
         """The header of a theory, or None if it has none."""
@@ -256,9 +250,9 @@ class Archive:
         session, _, theory = name.partition(".")
         if theory and "/" not in name:
             return self._sessions.get(session, {}).get(theory)
-        own = self._named.get((self._entry_of[path], _stem(name)), [])
-        if "/" not in name and len(own) == 1:
-            return own[0]
+        same_name = self._named.get((self._entry_of[path], _stem(name)), [])
+        if "/" not in name and len(same_name) == 1:
+            return same_name[0]
         return self._global.get(name)
 
 
@@ -273,7 +267,7 @@ def _stem(path: str) -> str:
 
 
 def _decoded(path: Path) -> str:
-    return bytes_of(path).decode("utf-8", errors="replace").replace("\r\n", "\n") if path.is_file() else ""
+    return read_file(path).decode("utf-8", errors="replace").replace("\r\n", "\n") if path.is_file() else ""
 
 
 def _has_theories(path: Path) -> bool:

@@ -1,6 +1,6 @@
 r"""A LaTeX file without its comments, and where it inputs others.
 
-A file is scanned once, from left to right, into pieces: text that stays, and commands that mean something here. Only a
+A file is scanned once, from left to right, into spans: text that stays, and commands that mean something here. Only a
 scan can tell a comment from `\%`, from `\\%` (a comment again) and from a `%` in a verbatim text. Pieces in their order
 are the text without comments; `latex_inputs` walks them from file to file, as LaTeX would.
 """
@@ -9,14 +9,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from memorizing.data.corpora.source import Problem
+from memorizing.data.corpora.corpus import Problem, decode_text
 
 VERBATIM = ("verbatim", "Verbatim", "BVerbatim", "LVerbatim", "lstlisting", "minted", "alltt", "filecontents")
 _DEFINES_VERBATIM = re.compile(
     r"\\(?:lstnewenvironment|DefineVerbatimEnvironment|newtcblisting|newverbatim)[ \t]*\{([A-Za-z]+)\}"
 )
-# In front of an argument, and in its braces, TeX takes a line's end, and a comment with it, as it takes blanks.
-# Nothing in these is matched twice (`*+`): else a long run of blanks without an end would take forever.
+# Before an argument and in its braces, TeX treats a line's end, with its comment, as a blank.
+# Possessive quantifiers (`*+`) keep a long run of blanks from taking quadratic time or worse.
 _GAP = r"[ \t]*+(?:(?:%[^\n]*+)?\n[ \t]*+)?+"
 _NAME = r"(?:[ \t]*+(?:%[^\n]*+)?\n)?+(?P<NAME>[^{}%\n]*+)(?:(?:%[^\n]*+)?\n[ \t]*+)?+"
 _ARGUMENT = re.compile(r"ARGUMENT\((\w+)\)")
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     | (?P<inline>\\verb\*?(?P<bar>[^A-Za-z\s*\\%{}])[^\n]*?(?P=bar)
         | \\(?:lstinline|mintinline[ \t]*(?:\[[^]\n]*\])?\{[^{}\n]*\})(?:\[[^]\n]*\])?
           (?:\{[^{}\n]*\}|(?P<rule>[^A-Za-z\s*\\%{}[])[^\n]*?(?P=rule))
-        | \\(?:url|nolinkurl|path|href)[ \t]*\{[^{}\n]*\})                           # % is a letter in these
+        | \\(?:url|nolinkurl|path|href)[ \t]*\{[^{}\n]*\})                           # % is not a comment in these
     | \\begin[ \t]*\{(?P<environment>[A-Za-z]+\*?)\}
     | (?P<end>\\end[ \t]*\{document\})
     | (?P<class>\\document(?:class|style)(?![A-Za-z@]))
@@ -47,7 +47,7 @@ _TOKEN = re.compile(
 _REST_IS_BLANK = re.compile(r"[ \t]*(?:%[^\n]*)?(?=\n|\Z)")
 
 
-class Piece(NamedTuple):
+class Span(NamedTuple):
     r"""A stretch of a file without its comments.
 
     Attributes:
@@ -70,7 +70,7 @@ def strip_comments(text: str, verbatim: frozenset[str] = frozenset()) -> str:
     Untouched are `\%`, the environments in VERBATIM and those named in `verbatim`, `\verb`, `\lstinline`,
     `\mintinline`, and addresses in `\url` and `\href`. Stripping twice is stripping once.
     """
-    return "".join(piece.text for piece in scan(text, verbatim))
+    return "".join(span.text for span in scan(text, verbatim))
 
 
 def verbatim_environments(texts: Iterable[str]) -> frozenset[str]:
@@ -78,11 +78,11 @@ def verbatim_environments(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(name for text in texts for name in _DEFINES_VERBATIM.findall(text))
 
 
-def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Piece]:
-    """The pieces of a file, in order; see `strip_comments` for what is left out."""
-    place = search = counted = 0  # up to where the text is given out, looked at, and its lines counted
+def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Span]:
+    """The spans of a file, in order; see `strip_comments` for what is left out."""
+    place = search = counted = 0  # ends of the text that was yielded, searched, and counted
     unclosed: set[str] = set()
-    line, fresh = 1, True  # fresh: nothing but blanks given out so far of the line that `place` is in
+    line, fresh = 1, True  # fresh: the line of `place` has only blanks so far
     while token := _TOKEN.search(text, search):
         environment = token["environment"] or ""
         search = _end(text, token, environment, verbatim, unclosed)
@@ -91,15 +91,15 @@ def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Piece]:
             search, (_, newline, last) = place, before.rpartition("\n")
             fresh = not last.strip(" \t") and (fresh or bool(newline))
             if before:
-                yield Piece(before)
+                yield Span(before)
         elif command := _command(token):
             line, counted = line + text.count("\n", counted, token.start()), token.start()
             if token.start() > place:
-                yield Piece(text[place : token.start()])
-            yield Piece(_COMMENT.sub(" " if token["bare"] else "", token[0]), command[0], line, *command[1:])
+                yield Span(text[place : token.start()])
+            yield Span(_COMMENT.sub(" " if token["bare"] else "", token[0]), command[0], line, *command[1:])
             place, fresh = search, False
     if place < len(text):
-        yield Piece(text[place:])
+        yield Span(text[place:])
 
 
 def _end(text: str, token: re.Match[str], environment: str, verbatim: frozenset[str], unclosed: set[str]) -> int:
@@ -109,7 +109,7 @@ def _end(text: str, token: re.Match[str], environment: str, verbatim: frozenset[
         end = re.compile(rf"\\end[ \t]*\{{{re.escape(environment)}\}}").search(text, token.end())
         if end:
             return end.end()
-        unclosed.add(environment)  # and so are all that follow: looking again for each would take forever
+        unclosed.add(environment)  # later ones are not closed either; searching for each would take quadratic time
     return token.end()
 
 
@@ -117,15 +117,15 @@ def _remove(text: str, place: int, start: int, end: int, fresh: bool) -> tuple[s
     """What is given out from `place` on if `start` to `end` is left out, and where the text goes on."""
     blank = _REST_IS_BLANK.match(text, end)
     head, newline, tail = text[place:start].rpartition("\n")
-    if not tail.strip(" \t") and (fresh or newline):  # nothing before it on its line
+    if not tail.strip(" \t") and (fresh or newline):  # it starts its line
         return (head + newline, min(blank.end() + 1, len(text))) if blank else (text[place:start], end)
     if blank:
         return text[place:start], blank.end()
-    return text[place:start] + "\n", end  # so that what stood on both sides never grows together into a command
+    return text[place:start] + "\n", end  # keeps the text on both sides from joining into a command
 
 
 def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
-    """Kind, folder and name, as in `Piece`, of a token that is not just text."""
+    """Kind, folder and name, as in `Span`, of a token that is not just text."""
     if token["plain"]:
         name = token["name"] if token["bare"] is None else token["bare"]
         return "subfile" if token["plain"].startswith("subfile") else "input", "", name.strip(' "')
@@ -140,16 +140,10 @@ def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
     return (kind, "", "") if kind else None
 
 
-def decode(content: bytes, place: str) -> tuple[str, Problem | None]:
+def decode(content: bytes, place: str) -> tuple[str, tuple[Problem, ...]]:
     r"""A file as text with `\n` at line ends: from UTF-8, else from ISO-8859-1, which never fails, and a problem."""
-    try:
-        text, problem = content.decode("utf-8-sig"), None
-    except UnicodeDecodeError as error:
-        text = content.decode("latin-1")
-        problem = Problem(
-            place, f"not UTF-8 (byte {content[error.start]:#04x} at offset {error.start}): read as ISO-8859-1"
-        )
-    return text.replace("\r\n", "\n").replace("\r", "\n"), problem
+    text, problems = decode_text(content, place)
+    return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
 
 _TITLE = re.compile(r"\\title[ \t\n]*(?:\[[^]]*\])?[ \t\n]*\{")

@@ -5,11 +5,11 @@ import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from memorizing.data.corpora.latex import Piece, decode, scan, verbatim_environments
-from memorizing.data.corpora.source import Problem
+from memorizing.data.corpora.corpus import Problem
+from memorizing.data.corpora.latex import Span, decode, scan, verbatim_environments
 
-SOURCES = (".tex", ".ltx", ".latex")
-MAX_DEPTH = 50  # LaTeX itself stops at 15
+TEX_SUFFIXES = (".tex", ".ltx", ".latex")
+MAX_DEPTH = 50  # LaTeX's own limit is 15
 MAX_INPUTS = 20_000
 MAX_CHARACTERS = 1 << 27
 NO_TEXT = (".sty", ".cls", ".bib", ".bst", ".clo", ".def", ".fd")
@@ -21,12 +21,13 @@ class Tree:
 
     def __init__(self, files: Mapping[str, Callable[[], bytes]]):
         self._files = files
-        self._texts: dict[str, tuple[str, Problem | None]] = {}
-        self._pieces: dict[str, tuple[Piece, ...]] = {}
-        named = sorted((name for name in files if name.lower().endswith(SOURCES)), key=lambda name: name.split("/"))
+        self._texts: dict[str, tuple[str, tuple[Problem, ...]]] = {}
+        self._spans: dict[str, tuple[Span, ...]] = {}
+        tex_names = [name for name in files if name.lower().endswith(TEX_SUFFIXES)]
+        named = sorted(tex_names, key=lambda name: name.split("/"))
         self.binary = tuple(name for name in named if "\0" in self.text(name))
-        self.sources = tuple(name for name in named if name not in self.binary)
-        self._verbatim = verbatim_environments(self.text(name) for name in self.sources)
+        self.tex_files = tuple(name for name in named if name not in self.binary)
+        self._verbatim = verbatim_environments(self.text(name) for name in self.tex_files)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -39,18 +40,18 @@ class Tree:
             self._texts[name] = decode(self._files[name](), name)
         return self._texts[name][0]
 
-    def problem(self, name: str) -> Problem | None:
+    def problems(self, name: str) -> tuple[Problem, ...]:
         """What was odd about the encoding of a file."""
         self.text(name)
         return self._texts[name][1]
 
-    def pieces(self, name: str) -> tuple[Piece, ...]:
-        if name not in self._pieces:
-            self._pieces[name] = tuple(scan(self.text(name), self._verbatim))
-        return self._pieces[name]
+    def spans(self, name: str) -> tuple[Span, ...]:
+        if name not in self._spans:
+            self._spans[name] = tuple(scan(self.text(name), self._verbatim))
+        return self._spans[name]
 
     def has(self, name: str, kind: str) -> bool:
-        return any(piece.kind == kind for piece in self.pieces(name))
+        return any(span.kind == kind for span in self.spans(name))
 
 
 class Expansion(NamedTuple):
@@ -84,7 +85,7 @@ def expand(tree: Tree, main: str, bbl: bool = False, budget: Budget | None = Non
     """
     walk = _Walk(tree, main, bbl, budget or Budget())
     text = "".join(walk.file(main, posixpath.dirname(main), ()))
-    problems = [problem for name in sorted(walk.reached) if (problem := tree.problem(name))]
+    problems = [problem for name in sorted(walk.reached) for problem in tree.problems(name)]
     return Expansion(
         text, frozenset(walk.reached), walk.has_class, walk.has_begin, tuple(dict.fromkeys(problems + walk.problems))
     )
@@ -100,69 +101,69 @@ class _Walk:
     def file(self, name: str, base: str, trail: tuple[str, ...]) -> Iterator[str]:
         r"""The texts of a file within those of `trail`; `base` is where the `\subfile` or `\import` around it lies."""
         self.reached.add(name)
-        pieces = self.tree.pieces(name)
+        spans = self.tree.spans(name)
         wrapped = bool(trail) and self.tree.has(name, "class") and self.tree.has(name, "begin")
         if wrapped:
-            kinds = [piece.kind for piece in pieces]
+            kinds = [span.kind for span in spans]
             begin = kinds.index("begin")
             end = kinds.index("end", begin) if "end" in kinds[begin:] else len(kinds)
-            self._left(name, pieces[end:])
-            pieces = pieces[begin + 1 : end]
-        for index, piece in enumerate(pieces):
-            if piece.kind == "end" and self.has_begin:
+            self._note_left_out(name, spans[end:])
+            spans = spans[begin + 1 : end]
+        for index, span in enumerate(spans):
+            if span.kind == "end" and self.has_begin:
                 self.ended = True
-                yield piece.text + "\n"
+                yield span.text + "\n"
             if self.ended:
-                self._left(name, pieces[index:])
+                self._note_left_out(name, spans[index:])
                 return
-            self.has_class |= piece.kind == "class"
-            self.has_begin |= piece.kind == "begin"
-            self.budget.characters += len(piece.text)
-            follow = piece.name or (piece.kind == "bibliography" and self.bbl)
-            inside = self._follow(piece, name, base, trail) if follow else None
-            yield piece.text if inside is None else "".join(inside).strip("\n")
+            self.has_class |= span.kind == "class"
+            self.has_begin |= span.kind == "begin"
+            self.budget.characters += len(span.text)
+            follow = span.name or (span.kind == "bibliography" and self.bbl)
+            inside = self._follow(span, name, base, trail) if follow else None
+            yield span.text if inside is None else "".join(inside).strip("\n")
 
-    def _follow(self, piece: Piece, within: str, base: str, trail: tuple[str, ...]) -> Iterator[str] | None:
-        place, what = f"{within}:{piece.line}", " ".join(piece.text.split())
-        if "\\" in piece.name + piece.folder or "#" in piece.name + piece.folder:
-            return self._problem(place, f"{what}: which file this is depends on a macro; not put in")
-        name = self._find(piece, posixpath.dirname(within), base)
-        if piece.kind == "bibliography" and name is None:
+    def _follow(self, span: Span, within: str, base: str, trail: tuple[str, ...]) -> Iterator[str] | None:
+        place, command = f"{within}:{span.line}", " ".join(span.text.split())
+        if "\\" in span.name + span.folder or "#" in span.name + span.folder:
+            return self._note(place, f"{command}: the file name depends on a macro; not included")
+        name = self._find(span, posixpath.dirname(within), base)
+        if span.kind == "bibliography" and name is None:
             return None
         if name is None:
-            return self._problem(place, f"{what}: no such file")
+            return self._note(place, f"{command}: no such file")
         if name.lower().endswith(NO_TEXT) or (name.lower().endswith(".bbl") and not self.bbl):
-            return self._problem(place, f"{what}: {name} is not part of the text; not put in")
+            return self._note(place, f"{command}: {name} is not part of the text; not included")
         if name == within or name in trail:
             cycle = (*trail, within, name)
-            return self._problem(place, f"{what}: {' > '.join(cycle[cycle.index(name) :])} is a cycle; not put in")
+            return self._note(place, f"{command}: {' > '.join(cycle[cycle.index(name) :])} is a cycle; not included")
         if "\0" in self.tree.text(name):
-            return self._problem(place, f"{what}: {name} holds NUL bytes, so is not text; not put in")
+            return self._note(place, f"{command}: {name} holds NUL bytes, so it is not text; not included")
         self.budget.inputs += 1
         if len(trail) >= MAX_DEPTH or self.budget.spent():
             limit = f"{MAX_DEPTH} files deep, {MAX_INPUTS:,} inputs or {MAX_CHARACTERS:,} characters"
-            return self._problem(place, f"{what}: beyond {limit} in one document; not put in")
-        inside = base if piece.kind in ("input", "bibliography") else posixpath.dirname(name)
+            return self._note(place, f"{command}: beyond {limit} in one document; not included")
+        inside = base if span.kind in ("input", "bibliography") else posixpath.dirname(name)
         return self.file(name, inside, (*trail, within))
 
-    def _find(self, piece: Piece, within: str, base: str) -> str | None:
+    def _find(self, span: Span, within: str, base: str) -> str | None:
         main = posixpath.dirname(self.main)
-        if piece.kind == "bibliography":
-            own = self.main.rpartition(".")[0] + ".bbl"
+        if span.kind == "bibliography":
+            same_name = self.main.rpartition(".")[0] + ".bbl"
             others = [name for name in self.tree if name.lower().endswith(".bbl")]
-            return own if own in self.tree else others[0] if len(others) == 1 else None
-        for folder in (main, within) if piece.kind == "import" else (base, main, within):
-            path = posixpath.normpath(posixpath.join(folder, piece.folder, piece.name))
+            return same_name if same_name in self.tree else others[0] if len(others) == 1 else None
+        for folder in (main, within) if span.kind == "import" else (base, main, within):
+            path = posixpath.normpath(posixpath.join(folder, span.folder, span.name))
             for name in (path + ".tex", path):
                 if name in self.tree:
                     return name
         return None
 
-    def _left(self, name: str, pieces: tuple[Piece, ...]) -> None:
-        if text := "".join(piece.text for piece in pieces if piece.kind != "end").strip():
-            self._problem(name, f"{len(text):,} characters after \\end{{document}} left out")
+    def _note_left_out(self, name: str, spans: tuple[Span, ...]) -> None:
+        if text := "".join(span.text for span in spans if span.kind != "end").strip():
+            self._note(name, f"{len(text):,} characters after \\end{{document}} left out")
 
-    def _problem(self, place: str, message: str) -> None:
+    def _note(self, place: str, message: str) -> None:
         self.problems.append(Problem(place, message))
 
 
@@ -176,7 +177,7 @@ def main_file(tree: Tree, folder: str) -> str:
     budget = Budget()
     ranks: dict[str, int] = {}
     reached: dict[str, frozenset[str]] = {}
-    for name in tree.sources:
+    for name in tree.tex_files:
         expansion = expand(tree, name, budget=budget)
         has_class, has_begin = tree.has(name, "class"), tree.has(name, "begin")
         whole = (has_class or has_begin) and expansion.has_class and expansion.has_begin
@@ -203,21 +204,21 @@ def document(tree: Tree, folder: str, append_unreached: bool, bbl: bool) -> tupl
     budget = Budget()
     whole = expand(tree, main, bbl, budget)
     texts, problems, reached = [whole.text], list(whole.problems), set(whole.reached)
-    has_class = any(tree.has(name, "class") for name in tree.sources)
+    has_class = any(tree.has(name, "class") for name in tree.tex_files)
     if not has_class:
-        problems.append(Problem("", f"no \\documentclass in any file: its text starts with {main}"))
+        problems.append(Problem("", f"no file has a \\documentclass: the text starts with {main}"))
     if append_unreached and not has_class:
-        unreached = [name for name in tree.sources if name not in reached]
-        looking = Budget()
-        inner = {part for name in unreached for part in expand(tree, name, budget=looking).reached - {name}}
+        unreached = [name for name in tree.tex_files if name not in reached]
+        search_budget = Budget()
+        inner = {part for name in unreached for part in expand(tree, name, budget=search_budget).reached - {name}}
         for name in sorted(unreached, key=lambda name: (name in inner, name.split("/"))):
             if name not in reached:
                 part = expand(tree, name, bbl, budget)
                 texts.append(part.text)
                 problems += part.problems
                 reached |= part.reached
-    if unreached := [name for name in tree.sources if name not in reached]:
-        message = f"{len(unreached)} files are not reached from {main} and left out: {', '.join(unreached)}"
+    if unreached := [name for name in tree.tex_files if name not in reached]:
+        message = f"{len(unreached)} files are not reached from {main} and are left out: {', '.join(unreached)}"
         problems.append(Problem("", message))
     text = "\n".join(text.strip("\n") + "\n" for text in texts if text.strip())
     return text, tuple(dict.fromkeys(problems))

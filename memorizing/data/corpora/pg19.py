@@ -13,18 +13,22 @@ import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from memorizing.data.corpora.source import (
+from memorizing.data.corpora.corpus import (
+    Corpus,
     Document,
     Item,
     Problem,
-    Reading,
-    bytes_of,
-    documents,
+    PublishedForm,
+    ReadResult,
+    decode_text,
+    document_items,
     entries,
-    layout,
-    left_out,
-    noted,
+    left_out_item,
+    read_file,
+    require_unique,
+    split_folders,
 )
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
@@ -51,7 +55,7 @@ _TAIL = 30_000
 
 
 @dataclasses.dataclass(frozen=True)
-class Pg19:
+class Pg19(Corpus):
     """How books are read.
 
     Attributes:
@@ -60,39 +64,34 @@ class Pg19:
 
     strip_license: bool = True
 
+    published: ClassVar = PublishedForm("pg19", {"text": "book_text", "id": "book_id", "title": "book_title"})
+
     def list(self, raw: Path) -> list[Item]:
         """All books, by split and number. Of several files of a book the one in UTF-8 is taken."""
-        folders, beside = layout(raw, _has_books, known=(METADATA,))
-        items = [*(item for split, folder in folders for item in _items(split, folder)), *beside]
-        if not documents(items):
+        folders, strays = split_folders(raw, _has_books, auxiliary=(METADATA,))
+        items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
+        if not document_items(items):
             raise InputError(
-                f"--raw={raw}: no .txt files there or in its train, validation, test; name the folder that holds a "
-                "file for each book, as Project Gutenberg names them (2600-0.txt)"
+                f"--raw={raw} has no .txt files, nor do its train, validation, test. Name the folder that holds one "
+                "file per book, with Project Gutenberg's names (2600-0.txt)"
             )
-        seen: dict[str, Item] = {}
-        for item in documents(items):
-            if (other := seen.setdefault(item.id, item)) is not item:
-                raise InputError(
-                    f"{item.path} and {other.path} are both book {item.id}, in two splits: move one of them away"
-                )
+        require_unique(items)
+        ids = {item.id for item in document_items(items)}
         for metadata in dict.fromkeys([raw / METADATA, *(folder / METADATA for _, folder in folders)]):
-            if missing := [id for id in _titles(metadata) if id not in seen]:
+            if missing := [id for id in _titles(metadata) if id not in ids]:
                 more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-                note = f"{len(missing)} books that it lists have no file here: {', '.join(missing[:5])}{more}"
+                note = f"it lists {len(missing)} books that have no file here: {', '.join(missing[:5])}{more}"
                 items.append(Item(METADATA, None, str(metadata), note=note))
         return items
 
     def metadata_files(self, raw: Path) -> tuple[Path, ...]:
         return tuple(folder / METADATA for folder in (raw, *(raw / split for split in SPLITS)))
 
-    def read(self, item: Item) -> Iterator[Reading]:
-        if item.note:
-            yield noted(item)
-            return
+    def read_documents(self, item: Item) -> Iterator[ReadResult]:
         path = Path(item.path)
         text, problems = decode(path)
         if text is None:
-            yield Reading(None, problems)
+            yield ReadResult(None, problems)
             return
         listed = {**_titles(path.parent.parent / METADATA), **_titles(path.parent / METADATA)}
         title = listed.get(item.id) or _title(text) or item.id
@@ -100,25 +99,19 @@ class Pg19:
             text = without_license(text)
         text = text.strip("\n")
         if not text.strip():
-            yield Reading(None, (*problems, Problem(path.name, "left out: no text in it")))
+            yield ReadResult(None, (*problems, Problem(path.name, "left out: it has no text")))
             return
         license = "public domain (Project Gutenberg)"
-        yield Reading(Document(item.id, title, text + "\n", license), problems)
+        yield ReadResult(Document(item.id, title, text + "\n", license), problems)
 
 
 def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
     """Text of a file in UTF-8 or ISO-8859-1, line ends as `\\n`, without a byte-order mark; None if it is no text."""
-    raw = bytes_of(path)
+    raw = read_file(path)
     if (place := raw.find(b"\0")) >= 0:
-        message = f"left out: a NUL byte at offset {place}, so this is no text; mend or replace the file"
+        message = f"left out: a NUL byte at offset {place}, so it is not text; fix or replace the file"
         return None, (Problem(path.name, message),)
-    problems = ()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        text = raw.decode("iso-8859-1")
-        what = f"byte {raw[error.start]:#04x} at offset {error.start}"
-        problems = (Problem(path.name, f"not UTF-8 ({what}): read as ISO-8859-1"),)
+    text, problems = decode_text(raw, path.name)
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
 
@@ -142,13 +135,13 @@ def _items(split: Split | None, folder: Path) -> Iterator[Item]:
         if name and not path.name.startswith(".") and path.is_file():
             books.setdefault(name[1], []).append(((name[2] or ""), path))
         elif path.name != METADATA:
-            reason = "a folder" if path.is_dir() else "no file named as Project Gutenberg names texts (2600-0.txt)"
-            yield left_out(path, split, reason)
+            reason = "a folder" if path.is_dir() else "not named like a text of Project Gutenberg (2600-0.txt)"
+            yield left_out_item(path, split, reason)
     for id in sorted(books, key=lambda id: (not id.isdecimal(), int(id) if id.isdecimal() else 0, id)):
         first, *others = sorted(books[id], key=lambda file: (_PREFERENCE.index(file[0]), file[1].name))
         yield Item(id, split, str(first[1]))
         for _, path in others:
-            yield left_out(path, split, f"another file of the same book, {id}")
+            yield left_out_item(path, split, f"another file of the same book, {id}")
 
 
 def _has_books(path: Path) -> bool:
@@ -164,7 +157,7 @@ def _title(text: str) -> str:
 def _titles(metadata: Path) -> Mapping[str, str]:
     if not metadata.is_file():
         return {}
-    text = io.StringIO(bytes_of(metadata).decode("utf-8-sig", errors="replace"), newline="")
+    text = io.StringIO(read_file(metadata).decode("utf-8-sig", errors="replace"), newline="")
     rows = csv.reader(text)
     titles: dict[str, str] = {}
     line = 1
@@ -174,7 +167,7 @@ def _titles(metadata: Path) -> Mapping[str, str]:
             titles.update({row[0].strip(): row[1].strip()} if len(row) > 1 else {})
     except csv.Error as error:
         raise InputError(
-            f"{metadata}: no table of id, title, year, url from line {line} on ({error}): close the quotes in "
+            f"{metadata} is not a table of id, title, year, url from line {line} on ({error}). Close the quotes in "
             "that line, or move the file away to take titles from the books"
         ) from error
     return titles

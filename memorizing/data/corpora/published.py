@@ -1,4 +1,4 @@
-"""PG-19 and C4 as TFDS publishes them, fetched by its own loaders: what a corpus is without raw files."""
+"""Corpora that TFDS publishes, fetched by TFDS's own loaders when no raw files are given."""
 
 import dataclasses
 import importlib
@@ -7,26 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from memorizing.data.bulk import Beam, BeamSettings
-from memorizing.data.corpora.source import Item, Reading
+from memorizing.data.corpora.corpus import Item, PublishedForm, ReadResult
+from memorizing.data.corpora.table import CORPORA
 from memorizing.data.documents import SPLITS, Document, Problem
 from memorizing.errors import InputError
 
-PUBLISHED = {
-    "pg19": ("pg19", {"text": "book_text", "id": "book_id", "title": "book_title"}),
-    "c4": ("c4/en", {"text": "text", "id": "url", "title": "url"}),
-}
-_TOGETHER = 256
+_DOCUMENTS_PER_ITEM = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A dataset of TFDS, in the splits that it has.
+    """A TFDS dataset, in its own splits.
 
     Attributes:
-        name: of the corpus.
-        data_dir: where TFDS keeps what it fetched.
-        minimum_bytes: shorter documents are left out, see `C4`.
-        beam: runner and options for what TFDS itself does on Beam (C4: weeks on one machine, says TFDS).
+        name: name of the corpus.
+        data_dir: folder in which TFDS stores what it fetched.
+        minimum_bytes: shorter documents are left out (see `C4`).
+        beam: runner and options for datasets that TFDS builds on Beam. C4 takes weeks on one machine, says TFDS.
     """
 
     name: str
@@ -35,44 +32,51 @@ class Published:
     beam: BeamSettings = dataclasses.field(default_factory=BeamSettings, repr=False, compare=False)
 
     def list(self, raw: Path | None) -> list[Item]:
-        """Ranges of documents, after fetching all of them.
+        """Fetches the dataset and returns ranges of its documents.
 
         Raises:
-            InputError: when they cannot be fetched.
+            InputError: if the dataset cannot be fetched.
         """
-        builder, (runner, options) = self._builder(), Beam.of(self.beam)
+        builder, (runner, options) = self._builder(), Beam.from_settings(self.beam)
         tfds = importlib.import_module("tensorflow_datasets")
         config = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
         try:
             builder.download_and_prepare(download_config=config)
-        except Exception as error:  # of the network, the file system, Beam: TFDS has no error of its own for it
+        except Exception as error:  # network, file system and Beam errors: TFDS has no common class for them
             raise InputError(
-                f"TFDS {PUBLISHED[self.name][0]} could not be fetched ({type(error).__name__}: {str(error)[:300]}): it "
-                "needs a network that reaches storage.googleapis.com; where there is none, fetch the raw files "
-                "elsewhere and name their folder with --raw"
+                f"TFDS {self._form.name} could not be fetched ({type(error).__name__}: {str(error)[:300]}). It needs a "
+                "network that reaches storage.googleapis.com. Without one, fetch the raw files elsewhere and name "
+                "their folder with --raw"
             ) from error
         counts = {split: builder.info.splits[split].num_examples for split in SPLITS if split in builder.info.splits}
         return [
-            Item(f"{split}[{first}:{min(first + _TOGETHER, count)}]", split, self.data_dir)
+            Item(f"{split}[{first}:{min(first + _DOCUMENTS_PER_ITEM, count)}]", split, self.data_dir)
             for split, count in counts.items()
-            for first in range(0, count, _TOGETHER)
+            for first in range(0, count, _DOCUMENTS_PER_ITEM)
         ]
 
-    def read(self, item: Item) -> Iterator[Reading]:
+    def read(self, item: Item) -> Iterator[ReadResult]:
+        """Yields the documents of a range."""
         tfds = importlib.import_module("tensorflow_datasets")
         in_order = tfds.ReadConfig(interleave_cycle_length=1)
-        builder, fields = self._builder(), PUBLISHED[self.name][1]
+        builder, features = self._builder(), self._form.features
         for example in tfds.as_numpy(builder.as_dataset(split=item.id, read_config=in_order)):
-            text, id, title = (_text(example[fields[name]]) for name in ("text", "id", "title"))
+            text, id, title = (_text(example[features[name]]) for name in ("text", "id", "title"))
             if len(text.encode("utf-8")) < self.minimum_bytes:
                 short = f"left out: fewer than {self.minimum_bytes:,} bytes"
-                yield Reading(None, (Problem(id, short),))
+                yield ReadResult(None, (Problem(id, short),))
             else:
-                yield Reading(Document(id, title, text))
+                yield ReadResult(Document(id, title, text))
+
+    @property
+    def _form(self) -> PublishedForm:
+        form = CORPORA[self.name].published
+        assert form is not None, self.name
+        return form
 
     def _builder(self) -> Any:
         tfds = importlib.import_module("tensorflow_datasets")
-        return tfds.builder(PUBLISHED[self.name][0], data_dir=self.data_dir)
+        return tfds.builder(self._form.name, data_dir=self.data_dir)
 
 
 def _text(value: Any) -> str:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from memorizing.data.corpora import archives
 from memorizing.data.corpora.archives import Member
-from memorizing.data.corpora.source import Problem
+from memorizing.data.corpora.corpus import Problem
 from memorizing.errors import InputError
 from tests.shared_data import FOLDER
 
@@ -139,7 +139,7 @@ def test_a_damaged_header_is_an_error_and_never_an_early_end(member, offset, cha
 
 def test_a_name_that_is_gone_is_an_error(tmp_path):
     (tmp_path / "archive.tar").write_bytes(packed_tar(FILES))
-    with pytest.raises(InputError, match=r"no member b/third\.txt"):
+    with pytest.raises(InputError, match=r"has no member b/third\.txt"):
         archives.member(tmp_path / "archive.tar", "b/third.txt")
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from memorizing.data.corpora import latex_inputs
 from memorizing.data.corpora.arxiv import Arxiv
+from memorizing.data.corpora.corpus import Corpus, Item, ReadResult, document_items
 from memorizing.data.corpora.latex import VERBATIM, scan, strip_comments, title
-from memorizing.data.corpora.source import Corpus, Item, Reading, documents
 from memorizing.errors import InputError
 from tests.shared_data import FOLDER, unpacked
 
@@ -30,7 +30,7 @@ def write(folder: Path, files: dict[str, str | bytes]) -> Path:
     return folder
 
 
-def read(folder: Path, **fields) -> Reading:
+def read(folder: Path, **fields) -> ReadResult:
     """The paper in `folder`."""
     return next(Arxiv(**fields).read(Item(folder.name, None, str(folder))))
 
@@ -41,7 +41,7 @@ def text(folder: Path, **fields) -> str:
     return reading.document.text
 
 
-def messages(reading: Reading) -> str:
+def messages(reading: ReadResult) -> str:
     return "\n".join(f"{problem.place} | {problem.message}" for problem in reading.problems)
 
 
@@ -126,8 +126,8 @@ def test_what_is_inside_verbatim_is_untouched(environment, inside, before):
 @given(LATEX)
 def test_commands_say_the_line_they_are_on(raw):
     lines = raw.split("\n")
-    for piece in scan(raw):
-        assert not piece.kind or lines[piece.line - 1].count(re.match(r"\\[a-z]+", piece.text)[0])
+    for span in scan(raw):
+        assert not span.kind or lines[span.line - 1].count(re.match(r"\\[a-z]+", span.text)[0])
 
 
 def test_environments_that_the_document_defines_as_verbatim_are_untouched(tmp_path):
@@ -308,7 +308,7 @@ def test_files_that_are_not_reached_are_named_or_where_there_is_no_class_appende
     assert "no \\documentclass in any file: its text starts with root.tex" in messages(reading)
     alone = read(tmp_path, append_unreached=False)
     assert alone.document.text == "ROOT\nAAA\n"
-    assert "3 files are not reached from root.tex and left out: w/y.tex, x.tex, z.tex" in messages(alone)
+    assert "3 files are not reached from root.tex and are left out: w/y.tex, x.tex, z.tex" in messages(alone)
     classed = read(write(tmp_path, {"root.tex": whole("\\input{a}")}))
     assert "AAA" in classed.document.text and "Z" not in classed.document.text
     assert "left out: w/y.tex, x.tex, z.tex" in messages(classed)
@@ -388,18 +388,18 @@ def test_a_paper_without_text_is_left_out_and_said(tmp_path, files):
 def test_splits_come_from_folders_and_ids_are_unique(tmp_path):
     write(tmp_path, {"b/main.tex": PAPER, "a/x/main.tex": PAPER, ".git/main.tex": PAPER, "stray.tex": PAPER})
     assert [item.id for item in Arxiv().list(tmp_path)] == ["a", "b", ".git", "stray.tex"]
-    assert [item.id for item in documents(Arxiv().list(tmp_path))] == ["a", "b"]
+    assert [item.id for item in document_items(Arxiv().list(tmp_path))] == ["a", "b"]
     splits = write(tmp_path / "splits", {"test/p/a.tex": PAPER, "train/q/a.tex": PAPER, "train/o/a.tex": PAPER})
     items = Arxiv().list(splits)
     assert [(item.id, item.split) for item in items] == [("o", "train"), ("q", "train"), ("p", "test")]
     write(splits, {"train/p/a.tex": PAPER})
-    with pytest.raises(InputError, match="both paper p"):
+    with pytest.raises(InputError, match="both document p"):
         Arxiv().list(splits)
 
 
 def test_where_there_are_no_papers_the_error_says_what_was_looked_for(tmp_path):
     for folder in (tmp_path, tmp_path / "none", write(tmp_path / "c", {"a/b.txt": "x"})):
-        with pytest.raises(InputError, match=re.escape(f"--raw={folder}: no folder with .tex files")):
+        with pytest.raises(InputError, match=re.escape(f"--raw={folder} has no folders with .tex files")):
             Arxiv().list(folder)
 
 
@@ -523,19 +523,19 @@ def test_a_category_filter_takes_what_it_says_and_reports_what_it_cannot_know(de
     readings = {item.id: next(corpus.read(item)) for item in corpus.list(raw)}
     assert {id for id, reading in readings.items() if reading.document} == papers
     assert set(readings) == papers | {"1503.99999"}
-    assert "not in metadata.json, so in no known category: left out" in messages(readings["1503.99999"])
+    assert "not in metadata.json, so its categories are unknown: left out" in messages(readings["1503.99999"])
 
 
 def test_metadata_that_cannot_be_used_are_an_error(described, tmp_path):
     raw, _ = described
     with pytest.raises(InputError, match=r"Arxiv\.categories = \('math\.',\) needs Arxiv\.metadata"):
         Arxiv(categories=("math.",))
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"Arxiv\.metadata = .* does not exist"):
         Arxiv(metadata=str(tmp_path / "none"), categories=("math.",)).list(raw)
     for bad in ('{"id": "cut', "[]", "{}"):
         path = tmp_path / f"bad{len(bad)}.json"
         path.write_text(json.dumps(METADATA[0]) + f"\n{bad}\n")
-        with pytest.raises(InputError, match="line 2: not a JSON object"):
+        with pytest.raises(InputError, match="line 2 is not a JSON object"):
             Arxiv(metadata=str(path), categories=("math.",)).list(raw)
 
 
@@ -567,7 +567,7 @@ def test_oddity_links_that_loop_in_a_folder_and_in_a_tar(tmp_path):
     reading = read(tmp_path / "unpacked")
     assert reading.document.text == whole("\\input{leak}")
     assert all(
-        f"unpacked/{name} | left out: a link" in messages(reading)
+        f"unpacked/{name} | left out: a device, or a link" in messages(reading)
         for name in ("leak.tex", "loop/again", "loop/self.py", "loop/dangling.py")
     )
 
@@ -632,7 +632,7 @@ def test_real_papers_are_whole(tmp_path_factory, split, papers, put_in, listed):
     for item in items:
         reading = next(Arxiv().read(item))
         output, folder = reading.document.text, Path(item.path)
-        said = re.search(r"files are not reached from (\S+) and left out: (.*)", messages(reading))
+        said = re.search(r"files are not reached from (\S+) and are left out: (.*)", messages(reading))
         main, left_out = (said[1], set(said[2].split(", "))) if said else (only_root(folder), set())
         there, missing, lines = independent_counts(folder, main, left_out)
         totals = [totals[0] + there, totals[1] + missing]

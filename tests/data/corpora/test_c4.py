@@ -83,14 +83,14 @@ def test_an_empty_shard_is_refused_if_packed_and_named_if_not(tmp_path):
     (tmp_path / "c4.1.json").touch()
     (tmp_path / "c4.2.json.gz").write_bytes(gzip.compress(b""))
     found = [reading.problems or reading.document.text for reading in read(tmp_path, minimum_bytes=0)]
-    assert found == ["x", *(((f"c4.{name}", "left out: no line in it"),) for name in ("1.json", "2.json.gz"))]
+    assert found == ["x", *(((f"c4.{name}", "left out: it has no lines"),) for name in ("1.json", "2.json.gz"))]
     (tmp_path / "c4.3.json.gz").touch()
     with pytest.raises(InputError, match=r"c4\.3\.json\.gz: cut off or damaged after line 0 \(0 bytes"):
         read(tmp_path)
 
 
 def test_a_folder_without_shards_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--raw=.*: no \.json, .* files"):
+    with pytest.raises(InputError, match=r"--raw=.* has no \.json, .* files"):
         C4().list(tmp_path)
 
 
@@ -103,7 +103,7 @@ def test_oddities(tmp_path):
     ) == 6
     (tmp_path / "bad-lines.json.gz").unlink()
     shutil.copy(shared_data.oddity("truncated.json.gz"), tmp_path)
-    with pytest.raises(InputError, match=r"truncated\.json\.gz: cut off or damaged after line \d+ .*fetch it again"):
+    with pytest.raises(InputError, match=r"truncated\.json\.gz: cut off or damaged after line \d+ .*Fetch it again"):
         read(tmp_path)
 
 

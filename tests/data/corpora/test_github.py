@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memorizing.data.corpora.github import Github, files_of, reshuffled
-from memorizing.data.corpora.source import documents
+from memorizing.data.corpora.github import Github, files_of
 from memorizing.errors import InputError
 from tests import shared_data
 
@@ -99,7 +98,7 @@ def test_a_document_can_be_taken_apart_and_reordered_whatever_its_lines(files, s
     text = "".join(_framed(name, content) for name, content in files.items())
     ended = {name: content if content.endswith("\n") else content + "\n" for name, content in files.items()}
     assert files_of(text) == ended
-    other = reshuffled(text, seed)
+    other = Github.reordered(text, seed)
     assert files_of(other) == ended and together(list(files_of(other))) and len(other) == len(text)
 
 
@@ -159,7 +158,7 @@ def test_names_that_no_document_can_hold_are_left_out_and_counted(tmp_path, suff
     (reading,) = read(tmp_path)
     assert files_of(reading.document.text) == {"a.py": "a\n", "d/" * 100 + "y.py": "y\n"}
     too_deep, with_break = (problem.message for problem in reading.problems)
-    assert too_deep == f"left out 1 files in more than 100 folders, one in the other: {deep}"
+    assert too_deep == f"left out 1 files nested in more than 100 folders: {deep}"
     assert with_break == "left out 1 files with a line break in their names: 'n\\nl.py'"
 
 
@@ -196,7 +195,7 @@ def test_licenses_are_known_by_their_text_and_can_be_asked_for(tmp_path, files, 
 
 
 def test_unknown_names_in_settings_are_refused():
-    with pytest.raises(InputError, match=r"Github\.languages has 'pyton', which is not known; did you mean 'python'"):
+    with pytest.raises(InputError, match=r"Github\.languages has 'pyton', which is unknown\. Did you mean 'python'"):
         Github(languages=("pyton",))
     with pytest.raises(InputError, match=r"Github\.licenses has 'BSD', .*"):
         Github(licenses=("BSD",))
@@ -262,13 +261,13 @@ def test_given_splits_names_and_pickling(tmp_path):
     write(tmp_path, {"train/a__b/x.py": "x", "test/c__d/x.py": "x", "test/readme.txt": "no repository"})
     corpus = Github()
     items = corpus.list(tmp_path)
-    assert [(item.id, item.split) for item in documents(items)] == [("a/b", "train"), ("c/d", "test")]
+    assert [(item.id, item.split) for item in document_items(items)] == [("a/b", "train"), ("c/d", "test")]
     assert [item.id for item in items if item.note] == ["test/readme.txt"]
     assert pickle.loads(pickle.dumps((corpus, items))) == (corpus, items)
     write(tmp_path, {"train/c__d/x.py": "x"})
-    with pytest.raises(InputError, match="are both c/d"):
+    with pytest.raises(InputError, match="are both document c/d"):
         corpus.list(tmp_path)
-    with pytest.raises(InputError, match="no folders and no archives"):
+    with pytest.raises(InputError, match="has no folders or archives"):
         corpus.list(tmp_path / "train" / "a__b")
 
 
@@ -281,7 +280,7 @@ def test_only_lines_that_look_like_a_path_are_changed(tmp_path):
 
 def test_archives_named_as_splits_are_to_be_unpacked(tmp_path):
     archive(tmp_path / "train.tar.gz", {"o__r/a.py": "a"})
-    with pytest.raises(InputError, match=r"train\.tar\.gz is named as a split.*unpack it"):
+    with pytest.raises(InputError, match=r"train\.tar\.gz has the name of a split.*Unpack it"):
         Github().list(tmp_path)
 
 
@@ -301,7 +300,7 @@ def test_oddities(tmp_path):
     for name in ("path-traversal.tar", "symlink-loop.tar"):
         (tmp_path / name).symlink_to(shared_data.oddity(name))
     assert not any(True for _ in tmp_path.glob("*/"))
-    with pytest.raises(InputError, match="no folders and no archives"):
+    with pytest.raises(InputError, match="has no folders or archives"):
         Github().list(tmp_path)  # links to archives are not followed either
     for name in ("path-traversal.tar", "symlink-loop.tar"):
         (tmp_path / name).unlink()
@@ -341,5 +340,5 @@ def test_the_shared_corpus(tmp_path):
         for name, text in files_of(document.text).items():
             own = (Path(item.path) / name).read_bytes().decode("utf-8-sig")
             assert name.endswith(".ipynb") or text in (own, own + "\n")
-        other = reshuffled(document.text, random.randrange(99))
+        other = Github.reordered(document.text, random.randrange(99))
         assert sorted(files_of(other)) == sorted(files_of(document.text)) and together(list(files_of(other)))

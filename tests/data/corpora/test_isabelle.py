@@ -223,7 +223,7 @@ def test_splits_licenses_odd_files_and_links(tmp_path):
     messages = " ".join(problem.message for problem in other.problems)
     assert "imports E.A, which is not here" in messages  # other splits are never looked at
     assert "left out: a NUL byte at offset 10" in messages and "read as ISO-8859-1" in messages
-    with pytest.raises(InputError, match=r"no \.thy files in thys/ENTRY"):
+    with pytest.raises(InputError, match=r"has no \.thy files in thys/ENTRY"):
         corpus.list(tmp_path / "train" / "thys" / "E")
 
 
@@ -246,7 +246,7 @@ def test_licenses_follow_the_marks_in_the_theories(tmp_path, marks, license):
 def test_two_distributions_are_refused(tmp_path):
     root = "session HOL = Pure + theories Main"
     write(tmp_path, {f"Isabelle202{n}/src/HOL/{name}": root for n in (4, 5) for name in ("ROOT", "Main.thy")})
-    with pytest.raises(InputError, match=r"several distributions of Isabelle, .*Isabelle2024 and .*Isabelle2025"):
+    with pytest.raises(InputError, match=r"several distributions of Isabelle: .*Isabelle2024 and .*Isabelle2025"):
         Isabelle().list(tmp_path)
 
 

@@ -105,7 +105,7 @@ def test_titles_come_from_the_metadata_or_the_text(tmp_path):
 def test_metadata_that_are_no_table_are_refused_by_line(tmp_path):
     write(tmp_path, "1.txt", BODY)
     write(tmp_path, "metadata.csv", '1,One,1900,u\n2,"Two,1900,u\n' + "3,Three,1900,u\n" * 10_000)
-    with pytest.raises(InputError, match=r"metadata\.csv: no table .* from line 2 on \(.*\): close the quotes"):
+    with pytest.raises(InputError, match=r"metadata\.csv is not a table .* from line 2 on \(.*\)\. Close the quotes"):
         read(tmp_path)
 
 
@@ -119,7 +119,7 @@ def test_splits_of_the_layout_and_metadata_above_them(tmp_path):
     assert [reading.document.title for item in items for reading in corpus.read(item)] == ["First", "Second"]
     assert pickle.loads(pickle.dumps((corpus, items))) == (corpus, items)
     write(tmp_path / "test", "1-0.txt", "one")
-    with pytest.raises(InputError, match="are both book 1, in two splits"):
+    with pytest.raises(InputError, match="are both document 1: move one"):
         corpus.list(tmp_path)
 
 
@@ -133,7 +133,7 @@ def test_what_is_no_text_is_left_out_and_named(tmp_path, content, words):
 
 
 def test_a_folder_without_books_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"--raw=.*: no \.txt files"):
+    with pytest.raises(InputError, match=r"--raw=.* has no \.txt files"):
         Pg19().list(tmp_path)
 
 
@@ -162,7 +162,7 @@ def test_the_shared_corpus(tmp_path):
         ("crlf.txt", "read"),
         ("crlf-bom.txt", "read"),
         ("latin1.txt", "byte 0x.. at offset 51259"),
-        ("empty.txt", "left out: no text in it"),
+        ("empty.txt", "left out: it has no text"),
         ("single-line-1mb.txt", "read"),
         ("nul-bytes.txt", r"left out: a NUL byte at offset \d+"),
     ],

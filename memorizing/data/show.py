@@ -13,7 +13,7 @@ _EDGE = 32
 _SHOWN = 6
 
 
-def inspect(
+def show_data(
     folder: Path, split: str, document: str | None, segment_length: int, report: Callable[[str], None] = print
 ) -> None:
     """Prints the manifest, compares all files with their digests, shows a document and where its segments lie.

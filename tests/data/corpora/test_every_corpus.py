@@ -8,21 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from memorizing.data.corpora.arxiv import Arxiv
+from memorizing.data.corpora import table
 from memorizing.data.corpora.c4 import C4
-from memorizing.data.corpora.github import Github
-from memorizing.data.corpora.isabelle import Isabelle
-from memorizing.data.corpora.pg19 import Pg19
-from memorizing.data.corpora.source import Corpus, documents
+from memorizing.data.corpora.corpus import Corpus
 from memorizing.errors import InputError
 
-CORPORA: dict[str, Corpus] = {
-    "pg19": Pg19(),
-    "arxiv": Arxiv(),
-    "github": Github(),
-    "isabelle": Isabelle(),
-    "c4": C4(minimum_bytes=0),
-}
+CORPORA: dict[str, Corpus] = {name: corpus() for name, corpus in table.CORPORA.items()} | {"c4": C4(minimum_bytes=0)}
 PAPER = "\\documentclass{article}\n\\begin{document}\nText.\n\\end{document}\n"
 PAGE = '{"text": "a page", "url": "u"}\n'
 FILES = {  # of a document each, by where they are below a folder of documents
@@ -82,7 +73,7 @@ def test_documents_beside_splits_are_refused_and_other_things_noted(tmp_path, na
     assert {"NOTICE", "train.tar.xz", ".git"} <= notes(CORPORA[name], raw).keys()
     beside = file.partition("/")[0]
     write(raw, {file: content})
-    with pytest.raises(InputError, match=f"has test/, which are read as splits, but beside them {beside}, .*: move"):
+    with pytest.raises(InputError, match=f"has the splits test/ and next to them {beside}. .* Move"):
         CORPORA[name].list(raw)
 
 
@@ -90,13 +81,13 @@ def test_documents_beside_splits_are_refused_and_other_things_noted(tmp_path, na
 def test_a_folder_of_documents_that_is_named_unlike_a_split_is_refused(tmp_path, name):
     file, content = FILES[name]
     write(tmp_path, {f"{folder}/{file}": content for folder in ("train", "valid")})
-    with pytest.raises(InputError, match=r"beside them valid, .* rename what is no split"):
+    with pytest.raises(InputError, match=r"next to them valid\. .* rename folders that are not splits"):
         CORPORA[name].list(tmp_path)
 
 
 def test_a_repository_that_is_called_as_a_split_takes_no_others_place(tmp_path):
     write(tmp_path, {f"{name}/pkg/a.py": "a\n" for name in ("A__x", "B__y", "C__z", "test")})
-    with pytest.raises(InputError, match="beside them A__x, B__y, C__z, which would be in no split"):
+    with pytest.raises(InputError, match=r"next to them A__x, B__y, C__z\. With splits, every document must be in one"):
         CORPORA["github"].list(tmp_path)
 
 
@@ -124,7 +115,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(forbidding, name):
     file, content = FILES[name]
     write(forbidding, {file: content})
     forbid(forbidding / file)
-    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); mend .* or move it away") as error:
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); fix .* or move it away") as error:
         notes(CORPORA[name], forbidding)
     assert str(error.value).startswith(f"{forbidding / file} ")
 
@@ -153,8 +144,8 @@ def test_an_archive_that_cannot_be_read_is_refused_by_name(forbidding):
 def test_notes_are_told_from_documents(tmp_path):
     write(tmp_path, {"1.txt": "A book.\n", "1-8.txt": "A book.\n", "metadata.csv": "2,B,1900,u\n"})
     items = CORPORA["pg19"].list(tmp_path)
-    assert [item.id for item in documents(items)] == ["1"]
+    assert [item.id for item in document_items(items)] == ["1"]
     assert [item.note for item in items[1:]] == [
         "left out: another file of the same book, 1",
-        "1 books that it lists have no file here: 2",
+        "it lists 1 books that have no file here: 2",
     ]
