@@ -1,9 +1,9 @@
-"""What each row reads at each step: a pure function of (tokens, seed, step, row), with nothing to save or restore.
+"""Batches of training: a pure function of (tokens, seed, step, row), so there is no reader state to save or restore.
 
-Documents form one endless stream: all of them shuffled, then all of them shuffled anew, epoch after epoch. Each row
-reads a document segment by segment; the row whose document ends takes the next one from the stream (of rows that end
-at once, the lowest first). So every token of every document is read exactly once an epoch, no document is cut, and no
-row waits. The schedule follows from the documents' lengths alone, and any step can be asked for directly.
+Documents form an endless stream: all of them shuffled, then all of them shuffled again, epoch after epoch. Each row
+reads a document segment by segment. When its document ends, a row takes the next one from the stream; if several rows
+end at once, the lowest row goes first. Every token of every document is read exactly once per epoch, no document is
+cut, and no row waits. The schedule depends only on the documents' lengths, and any step can be computed directly.
 
     stream  d3 d0 d2 d1 | d1 d3 ...          row 0   d3 d3 d3 d2 d2 d1 ...
                                              row 1   d0 d0 d0 d0 d1 d3 ...
@@ -25,13 +25,13 @@ from memorizing.shapes import Batch
 
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
-    """How documents are laid out for training.
+    """Settings of the layout of documents for training.
 
     Attributes:
         size: batch size: documents read side by side, over all devices (`B`).
-        segment_length: tokens of a segment (`N`).
+        segment_length: tokens in a segment (`N`).
         segments_per_call: segments that one compiled call scans over (`S`).
-        seed: of the order of documents.
+        seed: random seed of the order of documents.
     """
 
     size: int = 32
@@ -42,18 +42,18 @@ class BatchSettings:
     def __post_init__(self):
         for name in ("size", "segment_length", "segments_per_call"):
             if getattr(self, name) < 1:
-                raise InputError(f"Batch.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Batch.{name} = {getattr(self, name)} is too small. Use 1 or more")
         if self.seed < 0:
-            raise InputError(f"Batch.seed = {self.seed}: must be 0 or more")
+            raise InputError(f"Batch.seed = {self.seed} is negative. Use 0 or more")
 
 
 class Schedule:
-    """Which document each row reads at each step, and from which segment of it."""
+    """The document and segment that each row reads at each step."""
 
     def __init__(self, lengths: np.ndarray, rows: int, segment_length: int, seed: int):
         self._segments = -(-np.asarray(lengths) // segment_length)
         if not self._segments.sum():
-            raise InputError("there are no tokens to read: every document is empty")
+            raise InputError("there are no tokens to read, because every document is empty. Prepare other documents")
         self.rows, self._seed = rows, seed
         self._begins: list[list[int]] = [[] for _ in range(rows)]
         self._documents: list[list[int]] = [[] for _ in range(rows)]
@@ -62,7 +62,7 @@ class Schedule:
         self._lock = threading.Lock()
 
     def at(self, step: int) -> list[tuple[int, int]]:
-        """For each row the document and the segment of it that it reads at `step`."""
+        """Returns the document of each row and its segment at `step`."""
         with self._lock:
             while self._free[0][0] <= step:
                 begin, row = self._free[0]
@@ -70,11 +70,11 @@ class Schedule:
                 self._begins[row].append(begin)
                 self._documents[row].append(document)
                 heapq.heapreplace(self._free, (begin + int(self._segments[document]), row))
-        read = []
+        places = []
         for row in range(self.rows):
-            place = bisect.bisect_right(self._begins[row], step) - 1
-            read.append((self._documents[row][place], step - self._begins[row][place]))
-        return read
+            turn = bisect.bisect_right(self._begins[row], step) - 1
+            places.append((self._documents[row][turn], step - self._begins[row][turn]))
+        return places
 
     def _shuffled_epochs(self) -> Iterator[int]:
         epoch = 0
@@ -88,24 +88,24 @@ class Schedule:
 def read_segment(
     split: TokenSplit, document: int, segment: int, segment_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and mask of one segment of one document, as drawn in `Batch`."""
+    """Returns inputs, targets and mask of a segment of a document, as drawn in `Batch`."""
     first = segment * segment_length
-    known = split.read(document, max(first - 1, 0), first + segment_length)
+    tokens = split.read(document, max(first - 1, 0), first + segment_length)
     if first == 0:
-        known = np.concatenate([[split.begin], known])
-    tokens = len(known) - 1
-    padding = (0, segment_length - tokens)
-    inputs, targets = (np.pad(part, padding).astype(np.int32) for part in (known[:-1], known[1:]))
-    return inputs, targets, np.arange(segment_length) < tokens
+        tokens = np.concatenate([[split.begin], tokens])
+    count = len(tokens) - 1
+    padding = (0, segment_length - count)
+    inputs, targets = (np.pad(part, padding).astype(np.int32) for part in (tokens[:-1], tokens[1:]))
+    return inputs, targets, np.arange(segment_length) < count
 
 
-def read_batch(split: TokenSplit, reading: Sequence[tuple[int, int] | None], segment_length: int) -> Batch:
-    """The batch in which each row reads the named (document, segment), or nothing."""
+def read_batch(split: TokenSplit, places: Sequence[tuple[int, int] | None], segment_length: int) -> Batch:
+    """Returns the batch in which each row reads its (document, segment), or padding for None."""
     rows, starts = [], []
     zeros = np.zeros(segment_length, np.int32)
-    nothing = (zeros, zeros, zeros.astype(bool))
-    for place in reading:
-        rows.append(nothing if place is None else read_segment(split, *place, segment_length))
+    padding = (zeros, zeros, zeros.astype(bool))
+    for place in places:
+        rows.append(padding if place is None else read_segment(split, *place, segment_length))
         starts.append(place is None or place[1] == 0)
     inputs, targets, mask = (np.stack(part) for part in zip(*rows, strict=True))
     return Batch(inputs, targets, mask, np.asarray(starts))
@@ -114,21 +114,21 @@ def read_batch(split: TokenSplit, reading: Sequence[tuple[int, int] | None], seg
 def batches(
     split: TokenSplit, settings: BatchSettings, first_step: int, rows: Sequence[int] | None = None
 ) -> Iterator[Batch]:
-    """Batches of `segments_per_call` steps `[S, B, N]`, from `first_step` on, without end; of some `rows`, or all."""
+    """Yields batches of `segments_per_call` steps `[S, B, N]` from `first_step` on without end; `rows` selects rows."""
     schedule = Schedule(split.lengths, settings.size, settings.segment_length, settings.seed)
     rows = range(settings.size) if rows is None else rows
     step = first_step
     while True:
         parts = []
         for each in range(step, step + settings.segments_per_call):
-            reading = schedule.at(each)
-            parts.append(read_batch(split, [reading[row] for row in rows], settings.segment_length))
+            places = schedule.at(each)
+            parts.append(read_batch(split, [places[row] for row in rows], settings.segment_length))
         yield Batch(*(np.stack(part) for part in zip(*parts, strict=True)))
         step += settings.segments_per_call
 
 
 class Prefetcher[T]:
-    """An iterator run by a thread that stays up to `depth` items ahead. An error inside is raised to the reader."""
+    """An iterator that a thread runs up to `depth` items ahead. The reader gets the thread's errors."""
 
     def __init__(self, items: Iterator[T], depth: int = 2):
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)

@@ -153,7 +153,7 @@ class CorpusDocuments(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     @property
     def is_published(self) -> bool:
-        """Whether the dataset exists and was built from TFDS's own dataset of the corpus."""
+        """True if the dataset exists and was built from TFDS's own dataset of the corpus."""
         return self.data_path.exists() and self.info.metadata.get("raw") == ""
 
     def origin(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""Bulk work in jobs, each done once: here one after another, or by Apache Beam on any of its runners.
+"""Bulk work in jobs, each done once: one after another in this process, or by Apache Beam on any of its runners.
 
-A job is done when its file is there. So a killed run goes on with the jobs that are missing, and the result does not
-depend on how many workers there are, or which did what.
+A job is done when its file exists. A killed run therefore resumes with the missing jobs, and the result does not depend
+on the number of workers.
 """
 
 import argparse
@@ -24,18 +24,18 @@ from tqdm import tqdm
 from memorizing.errors import InputError
 
 _OWN_OPTIONS = ("Flink", "Spark", "Portable", "Prism")
-"""Runners with a server for jobs, which has options that only it knows."""
+"""Runners with a job server that has options of its own, which Beam does not list."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamSettings:
-    """Where the corpora are read and tokenized.
+    """Settings of Apache Beam, which reads and tokenizes the corpora.
 
     Attributes:
-        runner: a runner of Apache Beam: `DirectRunner` (this machine), `DataflowRunner`, `FlinkRunner`, `SparkRunner`.
+        runner: an Apache Beam runner: `DirectRunner` (this machine), `DataflowRunner`, `FlinkRunner`, `SparkRunner`.
             Its workers must see the raw files and the output under the same paths.
-        options: pipeline options as on Beam's command line, `('--direct_running_mode=multi_processing',
-            '--direct_num_workers=8')` for eight processes on this machine.
+        options: pipeline options as on Beam's command line. For eight processes on this machine:
+            `('--direct_running_mode=multi_processing', '--direct_num_workers=8')`.
     """
 
     runner: str = "DirectRunner"
@@ -43,17 +43,17 @@ class BeamSettings:
 
 
 class Beam(NamedTuple):
-    """A runner of Beam and its options, as Beam and TFDS have them."""
+    """A Beam runner and its options, in the form that Beam and TFDS take."""
 
     runner: Any
     options: Any
 
     @classmethod
     def from_settings(cls, settings: BeamSettings) -> "Beam":
-        """Raises InputError for runners and options that Beam does not know, and for values that it does not take."""
+        """Raises InputError for an unknown runner, an unknown option, or an invalid value."""
         unknown = [option for option in settings.options if not re.fullmatch(r"--\w+(=.*)?", option, re.DOTALL)]
         if unknown:
-            raise InputError(f"Beam.options has {', '.join(unknown)}: write each option as '--name=value'")
+            raise InputError(f"Beam.options has {', '.join(unknown)}. Write each option as '--name=value'")
         beam = _import_beam()
         try:
             beam.runners.create_runner(settings.runner)
@@ -64,39 +64,39 @@ class Beam(NamedTuple):
 
 
 def _check_options(known: Any, settings: BeamSettings) -> None:
-    """Beam itself passes over options that it does not know, and ends the program for a value it does not take."""
+    """Raises InputError for options that Beam would ignore, and for values on which Beam would exit."""
     parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
     for options in known.__subclasses__():
         options._add_argparse_args(parser)
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             _, unknown = parser.parse_known_args(list(settings.options))
     except (argparse.ArgumentError, SystemExit) as error:
-        why = error if isinstance(error, argparse.ArgumentError) else said.getvalue().strip().rpartition("\n")[2]
-        raise InputError(f"Beam.options = {settings.options}: {why}") from error
+        reason = error if isinstance(error, argparse.ArgumentError) else stderr.getvalue().strip().rpartition("\n")[2]
+        raise InputError(f"Beam.options = {settings.options}: {reason}") from error
     if unknown and not settings.runner.startswith(_OWN_OPTIONS):
         names = [name for action in parser._actions for name in action.option_strings]
         close = difflib.get_close_matches(unknown[0].partition("=")[0], names, n=1)
-        near = f"did you mean {close[0]}?" if close else "see the documentation of Beam's pipeline options"
-        raise InputError(f"Beam.options has {', '.join(unknown)}, which Beam does not know: {near}")
+        near = f"Did you mean {close[0]}?" if close else "See the documentation of Beam's pipeline options"
+        raise InputError(f"Beam.options has {', '.join(unknown)}, which Beam does not know. {near}")
 
 
 @contextlib.contextmanager
 def name_file_errors() -> Iterator[None]:
-    """Makes errors of the file system what they are: no bugs, but files that a user can mend."""
+    """Turns errors of the file system into an InputError that names the file."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"{error.filename or 'a file'}: {error.strerror or error}; mend it, move it away, or name another folder, "
+            f"{error.filename or 'a file'}: {error.strerror or error}. Fix it, move it away, or name another folder, "
             "and repeat the command"
         ) from error
 
 
 @runtime_checkable
 class Job(Protocol):
-    """A job of the work: does it when called, and is done when `path` exists. Can be pickled for Beam."""
+    """A unit of work. Calling it does the work, and it is done when `path` exists. It can be pickled for Beam."""
 
     @property
     def path(self) -> Path: ...
@@ -105,13 +105,13 @@ class Job(Protocol):
 
 
 def run_jobs(jobs: Sequence[Job], title: str, beam: Beam | None) -> None:
-    """Does the jobs that are not done yet, with a progress bar.
+    """Runs the jobs that are not done, with a progress bar.
 
     Raises:
-        InputError: the first that a job raised.
+        InputError: the first one that a job raised.
     """
     missing = [job for job in jobs if not job.path.exists()]
-    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=title, unit=" jobs", disable=None) as bar:
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=title, unit=" parts", disable=None) as bar:
         if beam is None:
             for job in missing:
                 with name_file_errors():
@@ -122,7 +122,7 @@ def run_jobs(jobs: Sequence[Job], title: str, beam: Beam | None) -> None:
 
 
 def write_once(path: Path, write: Callable[[Path], Any]) -> None:
-    """Has `write` make a file, which gets its name `path` only when it is whole and on disk, lest power fails."""
+    """Writes a file with `write`, flushes it to disk, and only then gives it its name `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}")
     write(unfinished)
@@ -163,7 +163,7 @@ def _with_beam(jobs: Sequence[Job], beam: Beam, bar: tqdm) -> None:
 
 
 def _import_beam() -> Any:
-    """Without its warnings: of clouds that nobody asked for, and of each worker's start."""
+    """Imports Beam without its warnings about cloud services and about each worker's start."""
     logging.disable(logging.WARNING)
     try:
         return importlib.import_module("apache_beam")
@@ -173,7 +173,9 @@ def _import_beam() -> Any:
 
 
 def _do_one(job: Job) -> None:
-    """Keeps errors of the input from becoming errors of Beam, which would try again and then say where, not what."""
+    """Runs a job and writes an InputError to a file. Beam would retry the job and report the stack instead of the
+    cause.
+    """
     try:
         with name_file_errors():
             job()

@@ -1,6 +1,6 @@
-"""Documents, the splits they belong to, and those of a folder of text.
+"""Documents, their splits, and the documents of a folder of text.
 
-In a folder each file is a document, or each entry with its files joined.
+In a folder, each file is a document, or each entry with its files joined.
 """
 
 import codecs
@@ -22,14 +22,14 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 class Document(NamedTuple):
-    """A whole text, which a model reads from start to end; its size in bytes is that of `text` in UTF-8.
+    """A whole text, which a model reads from start to end.
 
     Attributes:
-        id: its name, stable from run to run and machine to machine (no absolute paths).
-        title: for people; "" if there is none but the name.
-        text: all of it.
-        license: "" if it is not known.
-        tokens: of `text`, if its source has them already.
+        id: name, stable between runs and machines (no absolute paths).
+        title: title for people, "" if there is none.
+        text: the whole text. Its size is counted in bytes of UTF-8.
+        license: "" if unknown.
+        tokens: tokens of `text`, if the source has them.
     """
 
     id: str
@@ -40,9 +40,9 @@ class Document(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Something in the raw files that was not as it should be: reported, never fatal, never silent.
+    """A note about something unusual in the raw files. It is reported and never stops the program.
 
-    The message starts with `left out` if something is not in the documents because of it.
+    The message starts with `left out` if the note explains why something is in no document.
     """
 
     place: str
@@ -50,31 +50,30 @@ class Problem(NamedTuple):
 
 
 def writable(text: str) -> str:
-    """Text that UTF-8 can write: bytes of a name that it cannot, which Python keeps as surrogates, become `?`."""
+    """Returns text that UTF-8 can encode. Bytes of a file name that Python keeps as surrogates become `?`."""
     return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 class UnreadableFile(InputError):
-    """A file that cannot be read, or not as text in the stated encoding; `reason` says why, without its place."""
+    """Raised for a file that cannot be read or decoded; `reason` says why, without the path."""
 
     def __init__(self, path: Path, reason: str, remedy: str):
-        super().__init__(f"{path} {reason}; {remedy}")
+        super().__init__(f"{path} {reason}. {remedy[:1].upper()}{remedy[1:]}")
         self.reason = reason
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSettings:
-    """How a folder becomes documents.
+    """Settings of a folder of text.
 
     Attributes:
-        document: `file` (each file, however deep) or `entry` (each file or sub-folder directly inside, its files
-            joined depth-first by name, each preceded by a line with its path).
-        suffixes: of the files to take; () for all.
-        exclude: names of files and folders to leave out, `*` and `?` as in a shell.
-        encoding: of the files.
-        undecodable: what to do with a file that is not in that encoding or cannot be read: `refuse` to go on, or
-            `skip` it and say so.
-        minimum_bytes: shorter documents are left out (and counted).
+        document: `file` (each file, however deep) or `entry` (each file or sub-folder directly inside; its files are
+            joined depth-first by name, each after a line with its path).
+        suffixes: suffixes of the files to read; () for all files.
+        exclude: names of files and folders to leave out, with the wildcards `*` and `?`.
+        encoding: encoding of the files.
+        undecodable: what happens if a file cannot be read or decoded: `refuse` stops, `skip` leaves it out with a note.
+        minimum_bytes: shorter documents are left out and counted.
     """
 
     document: Literal["file", "entry"] = "file"
@@ -89,20 +88,20 @@ class FolderSettings:
             codecs.lookup(self.encoding)
         except LookupError:
             raise InputError(
-                f"Folder.encoding = {self.encoding!r}: unknown to Python; it knows 'utf-8', 'latin-1' and many more"
+                f"Folder.encoding = {self.encoding!r} is not an encoding that Python knows. Use 'utf-8', 'latin-1', ..."
             ) from None
         if self.minimum_bytes < 0:
-            raise InputError(f"Folder.minimum_bytes = {self.minimum_bytes}: must be 0 or more")
+            raise InputError(f"Folder.minimum_bytes = {self.minimum_bytes} is negative. Use 0 or more")
 
 
 class FolderDocuments:
-    """The documents of a folder, listed at once and read one at a time."""
+    """The documents of a folder. The files are listed at once and read one at a time."""
 
     def __init__(self, root: Path, settings: FolderSettings, option: str = "--raw"):
-        """`option` is what a person named the folder with."""
+        """Lists the files; `option` is the command's option that named the folder, for messages."""
         self.settings, self.root = settings, root
         if not root.is_dir():
-            raise InputError(f"{option}={root}: no such folder; name the folder that holds the documents")
+            raise InputError(f"{option}={root} does not exist. Name the folder that holds the documents")
         files, self.problems = _files(root, settings)
         files.sort(key=lambda path: path.relative_to(root).parts)
         self._files: dict[str, list[Path]] = {}
@@ -113,21 +112,21 @@ class FolderDocuments:
         if not self._files:
             wanted = " or ".join(settings.suffixes) if settings.suffixes else "any name"
             raise InputError(
-                f"{option}={root}: no files of {wanted} in it (Folder.suffixes = {settings.suffixes}, "
-                f"Folder.exclude = {settings.exclude}); change these or name another folder"
+                f"{option}={root} has no files of {wanted} (Folder.suffixes = {settings.suffixes}, Folder.exclude = "
+                f"{settings.exclude}). Change these settings or name another folder"
             )
 
     @property
     def state(self) -> str:
-        """Of all files, by name: other sizes or times of change give another."""
+        """Digest of the names, sizes and modification times of all files."""
         return files_digest(self.root, [path for files in self._files.values() for path in files])
 
     def ids(self) -> list[str]:
-        """All documents, by name."""
+        """Returns the names of all documents."""
         return list(self._files)
 
     def read(self, ids: Sequence[str]) -> Iterator[Document | Problem]:
-        """The named documents in order; a problem for short ones and (if so set) for files that are not text."""
+        """Yields the named documents in order, and a note for short documents and for files that are skipped."""
         for id in ids:
             texts = []
             for path in self._files[id]:
@@ -153,10 +152,10 @@ class FolderDocuments:
 
 
 def read_path(option: str, path: Path, settings: FolderSettings) -> Iterator[Document | Problem]:
-    """A file as a document, or the documents of a folder in order of their names.
+    """Yields a file as a document, or the documents of a folder in order of their names.
 
     Raises:
-        InputError: naming the `option` by which it was asked for, when there are none, or they are no text.
+        InputError: naming `option`, if the path does not exist or holds no readable text.
     """
     if path.is_dir():
         documents = FolderDocuments(path, settings, option)
@@ -165,19 +164,19 @@ def read_path(option: str, path: Path, settings: FolderSettings) -> Iterator[Doc
     elif path.exists():
         yield Document(path.name, "", read_text(path, settings.encoding))
     else:
-        raise InputError(f"{option}={path}: no such file or folder")
+        raise InputError(f"{option}={path} does not exist. Name a file or a folder")
 
 
 def read_text(path: Path, encoding: str) -> str:
-    """The text of a file.
+    """Returns the text of a file.
 
     Raises:
-        UnreadableFile: when it cannot be read, or is not in that encoding.
+        UnreadableFile: if the file cannot be read, or is not in `encoding`.
     """
     try:
         raw = path.read_bytes()
     except OSError as error:
-        remedy = "mend it, or set Folder.undecodable = 'skip' to leave it out"
+        remedy = "fix it, or set Folder.undecodable = 'skip' to leave it out"
         raise UnreadableFile(path, f"cannot be read: {error.strerror}", remedy) from error
     try:
         return raw.decode(encoding)
@@ -185,56 +184,56 @@ def read_text(path: Path, encoding: str) -> str:
         raise UnreadableFile(
             path,
             f"is not {encoding}: byte {raw[error.start]:#04x} at offset {error.start}",
-            "set Folder.encoding to what it is (latin-1, say), or Folder.undecodable = 'skip' to leave it out",
+            "set Folder.encoding to its encoding (such as latin-1), or Folder.undecodable = 'skip' to leave it out",
         ) from error
 
 
 def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Problem]]:
-    """The files to read, and a problem for each kind of thing that is not read."""
+    """Returns the files to read, and a note for each kind of file that is not read."""
     files, counts = [], {"by Folder.suffixes": 0, "by Folder.exclude": 0, "linked folders": 0, "pipes and devices": 0}
     for folder, folders, names in root.walk():
-        kept = []
+        entered = []
         for name in [*folders, *names]:
             if any(fnmatch.fnmatch(name, pattern) for pattern in settings.exclude):
                 counts["by Folder.exclude"] += 1
             elif name in folders:
-                kept.append(name)
-            elif (folder / name).is_dir():  # listed among the files, since it is only linked
+                entered.append(name)
+            elif (folder / name).is_dir():  # a linked folder is listed among the files
                 counts["linked folders"] += 1
             elif settings.suffixes and not name.endswith(settings.suffixes):
                 counts["by Folder.suffixes"] += 1
-            elif (folder / name).exists() and not (folder / name).is_file():  # reading could wait for ever
+            elif (folder / name).exists() and not (folder / name).is_file():  # reading it could block
                 counts["pipes and devices"] += 1
             else:
                 files.append(folder / name)
-        folders[:] = kept
+        folders[:] = entered
     problems = [Problem(root.name, f"left out: {count} {reason}") for reason, count in counts.items() if count]
     return files, problems
 
 
 def files_digest(root: Path, files: Iterable[Path]) -> str:
-    """Of files, by their names below `root`: other sizes or times of change give another; links are what they lead to.
+    """Returns a digest of the files' names below `root`, sizes and modification times. Links count as their targets.
 
-    So they give the same wherever the folder is seen from.
+    The digest is the same wherever the folder is mounted.
     """
-    found: list[tuple[str, int, int]] = []
+    states: list[tuple[str, int, int]] = []
     for file in files:
         name = str(file.relative_to(root) if file.is_relative_to(root) else file)
         try:
-            its = file.stat()
-            found.append((name, its.st_size, its.st_mtime_ns))
-        except OSError as error:  # a link that leads nowhere or round
-            found.append((name, -1, error.errno or 0))
-    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+            status = file.stat()
+            states.append((name, status.st_size, status.st_mtime_ns))
+        except OSError as error:  # a dangling or circular link
+            states.append((name, -1, error.errno or 0))
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()
 
 
 class SplitKey(NamedTuple):
-    """What splits depend on.
+    """The properties of a document that its split depends on.
 
     Attributes:
-        id: of a document.
-        digest: of its text; equal ones are the same text.
-        split: if its source says so, else None.
+        id: name of the document.
+        digest: digest of its text. Equal digests mean equal texts.
+        split: split that the source gives, or None.
     """
 
     id: str
@@ -245,14 +244,14 @@ class SplitKey(NamedTuple):
 def assign_splits(
     documents: Sequence[SplitKey], validation: float, test: float, seed: int
 ) -> tuple[list[Split], list[Problem]]:
-    """The split of each document, and a problem for each text that comes more than once.
+    """Returns the split of each document, and a note for each text that occurs more than once.
 
-    As the source says; else by a hash of each document's name, so that a document stays where it is when others come
-    and go. With few documents a hash can leave a split without any: then the document whose hash is nearest to it moves
-    there. The same text is never in two splits: all its documents go where the first of them is.
+    The source's split counts if it gives one. Otherwise a hash of the document's name decides, so a document keeps its
+    split when others are added or removed. If a hash leaves a split empty, the document with the nearest hash moves
+    there. All documents with the same text go to the split of the first one.
 
     Raises:
-        InputError: when there are fewer documents than splits that want some, or only some have a split.
+        InputError: if there are fewer documents than splits, or only some documents have a split.
     """
     first: dict[Hashable, int] = {}
     copies: dict[int, list[int]] = {}
@@ -262,7 +261,9 @@ def assign_splits(
     given = {document.split for document in documents}
     if given >= {None} and len(given) > 1:
         without = next(document.id for document in documents if document.split is None)
-        raise InputError(f"{without} is in no split, but other documents are: put all into train, validation, test")
+        raise InputError(
+            f"{without} is in no split, but other documents are. Put every document into train, validation or test"
+        )
     by_hash: dict[str, Split] = {}
     if None in given:
         by_hash = _splits_by_hash([documents[number].id for number in first.values()], validation, test, seed)
@@ -273,7 +274,7 @@ def assign_splits(
     problems = [
         Problem(
             documents[original].id,
-            f"the same text as {', '.join(documents[copy].id for copy in others)}: all are kept, in {splits[original]}",
+            f"the same text as {', '.join(documents[copy].id for copy in others)}: all are in {splits[original]}",
         )
         for original, others in copies.items()
     ]
@@ -285,7 +286,7 @@ def _splits_by_hash(ids: list[str], validation: float, test: float, seed: int) -
     ids = list(dict.fromkeys(ids))
     if len(ids) < len(wanted):
         raise InputError(
-            f"{len(ids)} document(s) cannot fill the splits {', '.join(wanted)}: give more documents, or set "
+            f"{len(ids)} document(s) cannot fill the splits {', '.join(wanted)}. Give more documents, or set "
             "Prepare.validation or Prepare.test to 0"
         )
 

@@ -1,12 +1,12 @@
-"""The recall task: documents that give keys values, and use them again near by and many segments later.
+"""The recall task: generated documents that assign values to keys and mention them again later.
 
-    k17 v3 k90 v41 k17 v3 ...    (a value is random at its key's first mention, and the same ever after)
+    k17 v3 k90 v41 k17 v3 ...    (a key gets a random value at its first mention and keeps it in this document)
 
-Every document draws its own values, so nothing but the document itself can tell them. Text comes in bursts of one
-segment: a burst mentions a few keys several times each, then these keep silent for at least `silence` segments. The
-first mention in a later burst is a *far* question, which local attention cannot answer; the mentions after it are
-*near* questions. Without near ones nothing would be learned: keys and values take no gradient through a memory, so
-it is local attention that has to teach them to match.
+Every document draws its own values, so only the document itself can tell them. Text comes in bursts of one segment. A
+burst mentions a few keys several times each; then these keys are silent for at least `silence` segments. The first
+mention in a later burst is a *far* question, which local attention cannot answer. The mentions after it are *near*
+questions. Without them the model would learn nothing: keys and values in a memory get no gradient, so local attention
+has to teach them to match.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from memorizing.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class RecallSettings:
-    """The shape of generated documents.
+    """The shape of the generated documents.
 
     Attributes:
-        documents: how many, over all splits.
-        bursts: per document.
-        pairs: of key and value in a burst; with bursts of one segment, half of `Batch.segment_length`.
-        mentions: of each key in a burst.
-        keys, values: how many there are of each; chance is `1 / values`.
-        silence: bursts between two in which a key is mentioned.
+        documents: number of documents over all splits.
+        bursts: bursts per document.
+        pairs: pairs of key and value in a burst. With bursts of one segment, half of `Batch.segment_length`.
+        mentions: mentions of each key in a burst.
+        keys, values: number of keys and of values. Chance is `1 / values`.
+        silence: bursts at least between two that mention the same key.
     """
 
     documents: int = 1000
@@ -43,25 +43,27 @@ class RecallSettings:
     def __post_init__(self):
         for name in ("documents", "bursts", "pairs", "mentions", "keys", "values"):
             if getattr(self, name) < 1:
-                raise InputError(f"Recall.{name} = {getattr(self, name)}: must be at least 1")
+                raise InputError(f"Recall.{name} = {getattr(self, name)} is too small. Use 1 or more")
         if self.silence < 0:
-            raise InputError(f"Recall.silence = {self.silence}: must be 0 or more")
+            raise InputError(f"Recall.silence = {self.silence} is negative. Use 0 or more")
         if self.pairs % self.mentions:
-            raise InputError(f"Recall.pairs = {self.pairs}: must be a multiple of Recall.mentions = {self.mentions}")
+            raise InputError(
+                f"Recall.pairs = {self.pairs} is not a multiple of Recall.mentions = {self.mentions}. Use one"
+            )
         if self.keys < self.pairs // self.mentions * (self.silence + 1):
             raise InputError(
-                f"Recall.keys = {self.keys}: bursts of {self.pairs // self.mentions} keys that then keep silent for "
-                f"{self.silence} bursts need at least {self.pairs // self.mentions * (self.silence + 1)} keys"
+                f"Recall.keys = {self.keys} is too small. With {self.pairs // self.mentions} keys per burst and "
+                f"Recall.silence = {self.silence}, use {self.pairs // self.mentions * (self.silence + 1)} or more"
             )
 
 
 def words(settings: RecallSettings) -> list[str]:
-    """The vocabulary: keys `k0 k1 ...`, then values `v0 v1 ...`."""
+    """Returns the vocabulary: keys `k0 k1 ...`, then values `v0 v1 ...`."""
     return [f"k{key}" for key in range(settings.keys)] + [f"v{value}" for value in range(settings.values)]
 
 
 class RecallDocuments:
-    """The generated documents, as a source beside `FolderDocuments`."""
+    """The generated documents, with the interface of `FolderDocuments`."""
 
     def __init__(self, settings: RecallSettings, seed: int):
         self.settings, self._seed = settings, seed
@@ -76,7 +78,7 @@ class RecallDocuments:
 
 
 def generate(settings: RecallSettings, id: str, seed: int) -> Document:
-    """One document, the same for the same settings, name and seed."""
+    """Generates a document. The same settings, name and seed give the same document."""
     rng = np.random.default_rng([seed, int(id.rpartition("-")[2])])
     value_of = rng.integers(settings.values, size=settings.keys)
     last_burst = np.full(settings.keys, -settings.silence - 1)
@@ -91,9 +93,9 @@ def generate(settings: RecallSettings, id: str, seed: int) -> Document:
 
 
 def question_distances(tokens: Int[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:
-    """For each token that is a value: how many tokens ago it was last told. 0 where nobody can know.
+    """Returns for each value token the distance to the key's previous value, in tokens; 0 for all other tokens.
 
-    That is, for keys (drawn at random) and for values at the first mention of their key.
+    Keys are drawn at random, and so is a value at the first mention of its key: these cannot be predicted.
     """
     distances = np.zeros(len(tokens), np.int64)
     last: dict[int, int] = {}

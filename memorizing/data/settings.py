@@ -15,7 +15,7 @@ SOURCES: dict[str, type[Any] | None] = {"folder": FolderSettings, "recall": Reca
 
 @dataclasses.dataclass(frozen=True)
 class PrepareSettings:
-    """How raw text becomes prepared tokens.
+    """Settings of preparation: from raw text to tokens.
 
     Attributes:
         source: where documents come from: `folder` (text files, see `Folder`), `recall` (generated documents, see

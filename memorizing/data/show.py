@@ -1,4 +1,6 @@
-"""`memorizing show_data`: what a prepared folder holds, whether it is whole, and how a document is cut."""
+"""`memorizing show_data`: shows what a prepared folder holds, checks it, and shows how a document is cut into
+segments.
+"""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,23 +18,22 @@ _SHOWN = 6
 def show_data(
     folder: Path, split: str, document: str | None, segment_length: int, report: Callable[[str], None] = print
 ) -> None:
-    """Prints the manifest, compares all files with their digests, shows a document and where its segments lie.
+    """Prints the manifest, compares all files with their digests, and shows a document and its segments.
 
     Raises:
-        InputError: when the folder is not whole, or has no such split or document.
+        InputError: if the folder is damaged, or has no such split or document.
     """
     if segment_length < 1:
-        raise InputError(f"--segment_length={segment_length}: must be at least 1")
+        raise InputError(f"--segment_length={segment_length} is too small. Use 1 or more")
     tokens = PreparedTokens(folder)
     manifest = tokens.manifest
     vocabulary = manifest["vocabulary"]
     report(f"{folder}: {manifest['source']}, {vocabulary['kind']} vocabulary of {vocabulary['size']} tokens")
     for name, counts in manifest["splits"].items():
-        own = tokens.split(name)
-        tokens.check(name, own)
+        tokens.check(name, tokens.split(name))
         report(
             f"\n{name}: {counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes "
-            f"({counts['bytes'] / max(counts['tokens'], 1):.2f} a token), sha256 {counts['sha256'][:12]} as on disk"
+            f"({counts['bytes'] / max(counts['tokens'], 1):.2f} per token), sha256 {counts['sha256'][:12]} as on disk"
         )
         _histogram(counts["lengths"], report)
     counts = manifest["left_out_counts"]
@@ -44,11 +45,13 @@ def show_data(
     report("\nsettings:")
     for section, settings in manifest["settings"].items():
         report("  " + ", ".join(f"{section}.{name} = {value!r}" for name, value in settings.items()))
-    own = tokens.split(split)
-    names = own.names()
+    token_split = tokens.split(split)
+    names = token_split.names()
     if document is not None and document not in names:
-        raise InputError(f"--document={document}: not in the {split} split; its first are {', '.join(names[:5])}")
-    _document(own, names.index(document) if document else 0, tokens.vocabulary, segment_length, report)
+        raise InputError(
+            f"--document={document} is not in the {split} split. Its first documents are {', '.join(names[:5])}"
+        )
+    _document(token_split, names.index(document) if document else 0, tokens.vocabulary, segment_length, report)
 
 
 def _histogram(lengths: Mapping[str, int], report: Callable[[str], None]) -> None:
@@ -60,13 +63,13 @@ def _histogram(lengths: Mapping[str, int], report: Callable[[str], None]) -> Non
 def _document(
     split: TokenSplit, number: int, vocabulary: Vocabulary, segment_length: int, report: Callable[[str], None]
 ) -> None:
-    known, length = split.documents()[number], int(split.lengths[number])
+    entry, length = split.documents()[number], int(split.lengths[number])
     segments = -(-length // segment_length)
-    report(f"\ndocument {known['id']} ({known['title'] or 'no title'}; license {known['license'] or 'unknown'}): ")
+    report(f"\ndocument {entry['id']} ({entry['title'] or 'no title'}; license {entry['license'] or 'unknown'}): ")
     report(f"{length:,} tokens, {segments:,} segments of {segment_length}\n")
     sample = vocabulary.decode(split.read(number, 0, _SAMPLE // 4))
     report("\n".join(f"  | {line[: shutil.get_terminal_size().columns - 6]}" for line in sample.splitlines()[:20]))
-    report("\nsegments: first token, and what lies on both sides of its start")
+    report("\nsegments: number, first token, and the text before and after its start")
     shown = [place for place in range(segments) if place < _SHOWN or place == segments - 1]
     for place in shown:
         start = place * segment_length

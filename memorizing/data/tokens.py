@@ -1,12 +1,12 @@
-"""Prepared tokens on disk: what `prepare` writes and what training and evaluation read.
+"""Prepared tokens on disk: `prepare` writes them, training and evaluation read them.
 
 FOLDER/manifest.json         format, vocabulary, digests, counts, lengths, settings
-FOLDER/notes.txt             what was left out or odd in the raw files, and why, a line each
-FOLDER/origin.json           where the raw files lay, and a digest of their sizes and times: whether tokens are of these
-FOLDER/vocabulary.model      the SentencePiece model, if that is the vocabulary
-FOLDER/SPLIT/tokens          TensorStore (zarr3) array of all documents' tokens, one after another
-FOLDER/SPLIT/ends            ... of where each document ends in it
-FOLDER/SPLIT/bytes           ... of the UTF-8 bytes of each document's text, for bits per byte
+FOLDER/notes.txt             a line for everything that was left out or unusual in the raw files, with the reason
+FOLDER/origin.json           path of the raw files, and a digest of their names, sizes and times
+FOLDER/vocabulary.model      the vocabulary's file, if it has one
+FOLDER/SPLIT/tokens          TensorStore (zarr3) array of all documents' tokens, one document after another
+FOLDER/SPLIT/ends            array of the position at which each document ends
+FOLDER/SPLIT/bytes           array of the UTF-8 bytes of each document's text, for bits per byte
 FOLDER/SPLIT/documents.jsonl a JSON object for each document: id, title, license
 """
 
@@ -31,18 +31,19 @@ FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 NOTES = "notes.txt"
 ORIGIN = "origin.json"
-"""Beside the manifest, which is the same wherever and whenever the raw files were put."""
+"""A file of its own, so that the manifest does not depend on where the raw files lie."""
 NO_DOCUMENTS = "vocabulary"
-"""The `source` of a folder that holds a vocabulary alone."""
+"""The manifest's `source` of a folder that holds only a vocabulary."""
 CHECKED_WHOLE = 1 << 28
-"""Splits of up to so many tokens are read and compared with their digest before use, in a second or so; of larger ones
-each chunk has a checksum of its own, which is compared when it is read."""
+"""Tokens of the largest split that is compared with its digest before use, which takes about a second. In larger
+splits, each chunk has a checksum that is compared when the chunk is read.
+"""
 _CHUNK = 1 << 18
 _CACHE_BYTES = 1 << 28
 
 
 class Tokenized(NamedTuple):
-    """A document as tokens, and the size of its text in UTF-8."""
+    """A document as tokens, and the size of its text in bytes of UTF-8."""
 
     id: str
     title: str
@@ -53,12 +54,12 @@ class Tokenized(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SplitCounts:
-    """How much text one split holds.
+    """The size and the digests of a split.
 
     Attributes:
-        lengths: of documents in tokens: how many have at least so many and less than twice as many, by powers of two.
-        sha256: of lengths and tokens of all documents, in order.
-        documents_sha256: of what is known about them: `documents.jsonl`, then the sizes of their texts.
+        lengths: number of documents by length in tokens; key 2^k counts lengths from 2^k to 2^(k+1) - 1.
+        sha256: digest of the lengths and tokens of all documents, in order.
+        documents_sha256: digest of `documents.jsonl` and of the sizes of the texts.
     """
 
     documents: int
@@ -79,14 +80,14 @@ _MANIFEST = {
     "settings": dict,
 }
 _SPLIT = {"documents": int, "tokens": int, "bytes": int, "lengths": dict, "sha256": str, "documents_sha256": str}
-"""What readers rely on, and of each split."""
+"""Entries of the manifest, and of each split in it, that readers need."""
 
 
 class TokenSplit:
-    """The documents of one split as tokens. Reading is thread-safe; tokens stay on disk until asked for."""
+    """The documents of a split as tokens. Reading is thread-safe, and tokens stay on disk until they are read."""
 
     def __init__(self, folder: Path, begin: int = BEGIN_TOKEN):
-        """`begin` is the token from which a document's first one is predicted."""
+        """Opens a split; `begin` is the token from which the first token of a document is predicted."""
         self.folder, self.begin = folder, begin
         context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _CACHE_BYTES}})
         with _damage_named(folder):
@@ -97,10 +98,10 @@ class TokenSplit:
         self.lengths: Int[np.ndarray, " documents"] = np.diff(self.starts)
 
     def read(self, document: int, first: int, stop: int) -> Int[np.ndarray, "T"]:
-        """Tokens `first` to `stop` (exclusive, cut at the document's end) of a document.
+        """Returns tokens `first` to `stop` of a document; `stop` is exclusive and limited to the document's end.
 
         Raises:
-            InputError: when what is on disk is not what was written.
+            InputError: if the data on disk is damaged.
         """
         start = self.starts[document]
         stop = min(stop, int(self.lengths[document]))
@@ -108,11 +109,11 @@ class TokenSplit:
             return np.asarray(self._tokens[start + first : start + stop].read().result(), np.int32)
 
     def documents(self) -> list[dict[str, str]]:
-        """What is known about the documents, in order: `id`, `title`, `license`."""
+        """Returns `id`, `title` and `license` of each document, in order."""
         return [json.loads(line) for line in (self.folder / "documents.jsonl").read_text().splitlines()]
 
     def documents_sha256(self) -> str:
-        """The digest of what is on disk, as `SplitCounts` has it."""
+        """Returns the digest of `documents.jsonl` and of the sizes on disk; see `SplitCounts`."""
         path = self.folder / "documents.jsonl"
         with _damage_named(path), path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256")
@@ -120,16 +121,16 @@ class TokenSplit:
         return digest.hexdigest()
 
     def names(self) -> list[str]:
-        """The documents' names, in order."""
+        """Returns the documents' names, in order."""
         return [document["id"] for document in self.documents()]
 
     def missing_chunks(self) -> int:
-        """How many files of the array are not there."""
+        """Returns the number of missing files of the token array."""
         store = tensorstore.KvStore.open({"driver": "file", "path": f"{(self.folder / 'tokens').absolute()}/"}).result()
         return -(-int(self.starts[-1]) // _CHUNK) - sum(key.startswith(b"c/") for key in store.list().result())
 
     def sha256(self) -> str:
-        """The digest of what is on disk, as `SplitCounts` has it; reads everything."""
+        """Reads all tokens on disk and returns their digest; see `SplitCounts`."""
         digest = hashlib.sha256()
         dtype = self._tokens.dtype.numpy_dtype
         for document, length in enumerate(self.lengths):
@@ -146,16 +147,16 @@ class PreparedTokens:
         self.folder = folder
         path = folder / MANIFEST
         if not path.is_file():
-            raise InputError(f"{folder} holds no prepared tokens (no {MANIFEST}); make them with `memorizing prepare`")
+            raise InputError(f"{folder} holds no prepared tokens (no {MANIFEST}). Make them with `memorizing prepare`")
         try:
             self.manifest = json.loads(path.read_text())
             version = self.manifest["format_version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} is damaged ({error!r}); prepare {folder} again") from error
+            raise InputError(f"{path} is damaged ({error!r}). Run `memorizing prepare` again") from error
         if version != FORMAT_VERSION:
             raise InputError(
-                f"{folder} was prepared in format {version}, this program reads format {FORMAT_VERSION}; prepare it "
-                "again"
+                f"{folder} was prepared in format {version}, and this version reads format {FORMAT_VERSION}. Run "
+                "`memorizing prepare` again"
             )
         faults = _faults(self.manifest, _MANIFEST)
         if not faults and self.manifest["source"] != NO_DOCUMENTS:
@@ -163,65 +164,63 @@ class PreparedTokens:
         for name in () if faults else self.manifest["splits"]:
             faults += _faults(self.manifest, {"splits": {name: _SPLIT}})
         if faults:
-            raise InputError(f"{path} is damaged: without {', '.join(faults)}; prepare {folder} again")
+            raise InputError(f"{path} is damaged: {', '.join(faults)} missing. Run `memorizing prepare` again")
         self.vocabulary_size: int = self.manifest["vocabulary"]["size"]
         kind, begin = self.manifest["vocabulary"]["kind"], self.manifest["vocabulary"].get("begin", BEGIN_TOKEN)
         self.vocabulary = load_vocabulary(kind, folder, self.vocabulary_size, begin)
         self._refuse("vocabulary", self.manifest["vocabulary"]["sha256"], fingerprint(self.vocabulary))
 
     def digests(self) -> dict[str, str]:
-        """Of what the ids mean, and of the documents to train on."""
+        """Returns the digest of the vocabulary and, if there is one, of the train split."""
         digests = {"vocabulary": self.manifest["vocabulary"]["sha256"]}
         if train := self.manifest["splits"].get("train"):
             digests["train"] = train["sha256"]
         return digests
 
     def split(self, name: str) -> TokenSplit:
-        """A split, compared with what the manifest says about it (see `CHECKED_WHOLE`).
+        """Returns a split, compared with the manifest (see `CHECKED_WHOLE`).
 
         Raises:
-            InputError: when there is no such split, or what is on disk is not what was written.
+            InputError: if there is no such split, or the data on disk is damaged.
         """
         if name not in self.manifest["splits"]:
             splits = ", ".join(self.manifest["splits"])
-            only = (
-                f"only {splits}" if splits else "but a vocabulary alone: name prepared tokens (--data, Training.data)"
-            )
+            only = f"only {splits}" if splits else "but only a vocabulary. Name prepared tokens (--data, Training.data)"
             raise InputError(f"{self.folder} has no split {name!r}, {only}")
         split, expected = TokenSplit(Path(self.folder / name), self.vocabulary.begin), self.manifest["splits"][name]
         counts = (len(split.lengths), int(split.starts[-1]))
         if counts != (expected["documents"], expected["tokens"]):
             found = "{:,} documents with {:,} tokens".format(*counts)
             self._refuse(name, f"{expected['documents']:,} documents with {expected['tokens']:,} tokens", found)
-        if split.missing_chunks():  # which would be read as zeros
-            self._refuse(f"{name} split", "whole", "without some of its files")
-        known = f"{name} split's documents.jsonl or bytes"
+        if split.missing_chunks():  # missing chunks would be read as zeros
+            self._refuse(f"{name} split", "complete", "missing some of its files")
+        index = f"{name} split's documents.jsonl or bytes"
         if (counts := (len(split.bytes), int(split.bytes.sum()))) != (expected["documents"], expected["bytes"]):
             found = "{:,} documents of {:,} bytes".format(*counts)
-            self._refuse(known, f"{expected['documents']:,} documents of {expected['bytes']:,} bytes", found)
-        self._refuse(known, expected["documents_sha256"], split.documents_sha256())
+            self._refuse(index, f"{expected['documents']:,} documents of {expected['bytes']:,} bytes", found)
+        self._refuse(index, expected["documents_sha256"], split.documents_sha256())
         if expected["tokens"] <= CHECKED_WHOLE:
             self.check(name, split)
         return split
 
     def check(self, name: str, split: TokenSplit) -> None:
-        """Compares all of a split with its digest.
+        """Compares all tokens of a split with its digest.
 
         Raises:
-            InputError: when what is on disk is not what was written.
+            InputError: if the data on disk is damaged.
         """
         self._refuse(f"{name} split", self.manifest["splits"][name]["sha256"], split.sha256())
 
     def _refuse(self, what: str, expected: str, found: str) -> None:
         if expected != found:
             raise InputError(
-                f"{self.folder}: its {what} is {found[:40]}, but {MANIFEST} says {expected[:40]}: files are damaged or "
-                "were mixed with others; prepare it again, or copy it again from where it is whole"
+                f"{self.folder}: its {what} is {found[:40]}, but {MANIFEST} says {expected[:40]}. Files are damaged or "
+                "mixed with others. Prepare it again, or copy it again from an undamaged folder"
             )
 
 
 def _faults(manifest: Any, shape: Mapping[str, Any], place: str = "") -> list[str]:
-    """Names that `shape` has and the manifest has not, or has otherwise."""
+    """Returns the names in `shape` that are missing in the manifest or have another type."""
     faults = []
     for name, kind in shape.items():
         value = manifest.get(name)
@@ -233,20 +232,20 @@ def _faults(manifest: Any, shape: Mapping[str, Any], place: str = "") -> list[st
 
 
 def given_vocabulary(path: Path, setting: str) -> Vocabulary:
-    """The vocabulary of a prepared folder, or of a SentencePiece model made elsewhere.
+    """Returns the vocabulary of a prepared folder or of a SentencePiece model file.
 
     Raises:
-        InputError: naming the `setting` that gave it, when it is neither, or would not give back every text.
+        InputError: naming `setting`, if the path is neither, or the vocabulary does not decode every text exactly.
     """
     try:
         vocabulary = PreparedTokens(path).vocabulary if path.is_dir() else SentencePieceVocabulary(path.read_bytes())
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{setting} = {str(path)!r} is no prepared folder and no SentencePiece model: {error}"
+            f"{setting} = {str(path)!r} is neither a prepared folder nor a SentencePiece model: {error}"
         ) from error
     if isinstance(vocabulary, SentencePieceVocabulary) and (lost := vocabulary.loses()):
         raise InputError(
-            f"{setting} = {str(path)!r} does not give back the text that it encodes; it loses {', '.join(lost)}: take "
+            f"{setting} = {str(path)!r} does not decode every text exactly; it loses {', '.join(lost)}. Use "
             "one that `memorizing prepare` trained (no normalization, byte fallback, ids 0, 1, 2 for pad, end, unknown)"
         )
     return vocabulary
@@ -254,16 +253,17 @@ def given_vocabulary(path: Path, setting: str) -> Vocabulary:
 
 @contextlib.contextmanager
 def _damage_named(path: Path) -> Iterator[None]:
+    """Turns read errors into an InputError that names the damaged file."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{path} is missing or damaged: {error}; prepare it again, or copy it again from where it is whole"
+            f"{path} is missing or damaged: {error}. Prepare it again, or copy it again from an undamaged folder"
         ) from error
 
 
 def vocabulary_entry(vocabulary: Vocabulary) -> dict[str, Any]:
-    """As a manifest has it."""
+    """Returns the manifest's entry for a vocabulary."""
     return {
         "kind": vocabulary.kind,
         "size": vocabulary.size,
@@ -273,21 +273,21 @@ def vocabulary_entry(vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def write_vocabulary(folder: AnyPath, vocabulary: Vocabulary) -> None:
-    """Writes a prepared folder that holds a vocabulary and no documents; replaces an earlier one."""
+    """Writes a prepared folder with a vocabulary and no documents; replaces an existing one."""
     folder.mkdir(parents=True, exist_ok=True)
     save_vocabulary(vocabulary, folder)
-    nothing = {"splits": {}, "left_out": [], "left_out_counts": {}, "notes": 0, "settings": {}}
+    empty = {"splits": {}, "left_out": [], "left_out_counts": {}, "notes": 0, "settings": {}}
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": NO_DOCUMENTS,
         "vocabulary": vocabulary_entry(vocabulary),
-        **nothing,
+        **empty,
     }
     atomic_write(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
 
 
 def fingerprint(vocabulary: Vocabulary) -> str:
-    """A digest of what the ids mean."""
+    """Returns a digest of a vocabulary: its kind, its tokens and its begin token."""
     content = getattr(vocabulary, "model", None) or "\n".join(getattr(vocabulary, "words", [])).encode()
     if vocabulary.begin != BEGIN_TOKEN:
         content += f"begin {vocabulary.begin}".encode()
@@ -295,16 +295,16 @@ def fingerprint(vocabulary: Vocabulary) -> str:
 
 
 def token_type(vocabulary: Vocabulary) -> type:
-    """What its ids are stored as."""
+    """Returns the type in which ids are stored."""
     return np.uint16 if vocabulary.size <= 1 << 16 else np.int32
 
 
 def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> SplitCounts:
-    """Writes documents as they come; holds no more than a chunk and the document at hand."""
+    """Writes documents as they come. Holds one chunk and one document in memory."""
     folder.mkdir(parents=True)
     tokens, pending, waiting = _Appended(folder / "tokens", dtype), [], 0
     ends, sizes = [], []
-    total, digest, known_digest, lengths = 0, hashlib.sha256(), hashlib.sha256(), {}
+    total, digest, documents_digest, lengths = 0, hashlib.sha256(), hashlib.sha256(), {}
     with (folder / "documents.jsonl").open("wb") as lines:
         for document in documents:
             encoded = document.tokens.astype(dtype)
@@ -312,10 +312,10 @@ def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> Sp
             total += len(encoded)
             ends.append(total)
             sizes.append(document.bytes)
-            known = {"id": document.id, "title": document.title, "license": document.license}
-            line = json.dumps(known).encode() + b"\n"
+            entry = {"id": document.id, "title": document.title, "license": document.license}
+            line = json.dumps(entry).encode() + b"\n"
             lines.write(line)
-            known_digest.update(line)
+            documents_digest.update(line)
             power = max(len(encoded), 1).bit_length() - 1
             lengths[power] = lengths.get(power, 0) + 1
             pending.append(encoded)
@@ -328,9 +328,9 @@ def write_split(folder: Path, documents: Iterable[Tokenized], dtype: type) -> Sp
     tokens.write(np.concatenate(pending) if pending else np.zeros(0, dtype))
     _Appended(folder / "ends", np.int64).write(np.asarray(ends, np.int64))
     _Appended(folder / "bytes", np.int64).write(np.asarray(sizes, np.int64))
-    known_digest.update(np.asarray(sizes, "<i8").tobytes())
+    documents_digest.update(np.asarray(sizes, "<i8").tobytes())
     histogram = {str(1 << power): lengths[power] for power in sorted(lengths)}
-    return SplitCounts(len(ends), total, sum(sizes), histogram, digest.hexdigest(), known_digest.hexdigest())
+    return SplitCounts(len(ends), total, sum(sizes), histogram, digest.hexdigest(), documents_digest.hexdigest())
 
 
 class _Appended:

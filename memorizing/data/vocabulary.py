@@ -1,7 +1,7 @@
-"""Text to tokens and back: bytes, SentencePiece, or listed words. Ids 0, 1, 2 are pad, end and unknown, as in T5.
+"""Vocabularies: text to tokens and back. Tokens are bytes, SentencePiece pieces, or listed words.
 
-Both decode exactly what they encoded: SentencePiece is trained without normalization and with a token per byte, so
-that no text is unencodable. No TensorFlow here: a machine that trains, evaluates or generates needs none.
+Ids 0, 1, 2 are pad, end and unknown, as in T5. Bytes and SentencePiece decode exactly what they encoded: SentencePiece
+is trained without normalization and with a token per byte, so that it can encode every text. TensorFlow is not needed.
 """
 
 import io
@@ -22,9 +22,9 @@ from memorizing.shapes import BEGIN_TOKEN
 MODEL_FILE = "vocabulary.model"
 _SPECIAL = 3
 _LINES = 1 << 14
-"""Encoded at once: SentencePiece gives lists of Python's numbers, which take ten times the room of the text."""
+"""Lines encoded at once. SentencePiece returns Python integers, which take ten times the memory of the text."""
 _LONG = 1 << 14
-"""Characters of a line to train on."""
+"""Characters of a line used in training."""
 
 
 @runtime_checkable
@@ -32,8 +32,8 @@ class Vocabulary(Protocol):
     """A reversible map between text and token ids below `size`.
 
     Attributes:
-        begin: the token from which a document's first one is predicted.
-        special: ids that stand for no text: no text has them, and none is written with them.
+        begin: token from which the first token of a document is predicted.
+        special: ids that never encode text and decode to nothing.
     """
 
     kind: str
@@ -46,24 +46,24 @@ class Vocabulary(Protocol):
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str: ...
 
     def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
-        """The UTF-8 of each token: joined, it is that of the text."""
+        """Returns the UTF-8 bytes of each token. Joined, they are the text."""
         ...
 
 
 class ByteVocabulary:
-    """Each UTF-8 byte `b` is token `b + 3`."""
+    """Encodes each UTF-8 byte `b` as token `b + 3`."""
 
     kind, begin, special = "bytes", BEGIN_TOKEN, frozenset(range(_SPECIAL))
 
     def __init__(self, size: int = 0):
-        """`size` may be above 259, which leaves room for tokens that no text has."""
+        """Makes a vocabulary of `size` tokens. A size above 259 leaves room for tokens that no text has."""
         self.size = max(size, 256 + _SPECIAL)
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32) + _SPECIAL
 
     def decode(self, tokens: Int[np.ndarray, "T"]) -> str:
-        """Special tokens are left out; bytes that do not form UTF-8 become U+FFFD."""
+        """Returns the text. Special tokens are left out; bytes that are not UTF-8 become U+FFFD."""
         tokens = np.asarray(tokens)
         tokens = tokens[(tokens >= _SPECIAL) & (tokens < 256 + _SPECIAL)]
         return (tokens - _SPECIAL).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
@@ -78,7 +78,7 @@ class SentencePieceVocabulary:
     kind, begin, special = "sentencepiece", BEGIN_TOKEN, frozenset(range(_SPECIAL))
 
     def __init__(self, model: bytes, size: int = 0):
-        """`size` may be above that of the model, which leaves room for tokens that no text has (T5's sentinels)."""
+        """Loads a model. A `size` above that of the model leaves room for tokens that no text has (T5's sentinels)."""
         self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._pieces = self._processor.get_piece_size()
@@ -86,9 +86,9 @@ class SentencePieceVocabulary:
         self._space_mark = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in "\u2581".encode()]
 
     def loses(self) -> list[str]:
-        """Of what texts have, what `decode` would not give back as it was: empty for a model trained here.
+        """Returns the kinds of text that `decode` does not give back exactly: none for a model trained here.
 
-        SentencePiece's own defaults normalize, know no bytes, and put pieces where Ids 0, 1, 2 are here.
+        SentencePiece's own defaults normalize text, have no byte tokens, and use ids 0, 1, 2 for pieces.
         """
         processor = self._processor
         lost = [name for name, text in AWKWARD.items() if self.decode(self.encode(text)) != text]
@@ -98,18 +98,22 @@ class SentencePieceVocabulary:
         return lost
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
-        """On one thread; others can encode other texts at the same time, since Python's lock is free meanwhile."""
+        """Encodes a text on one thread. Other threads can encode at the same time, because SentencePiece releases
+        Python's lock.
+        """
         # Line by line: no piece spans a line end, and the cost stays linear in the length of the text. SentencePiece
-        # writes spaces as U+2581 and would give that character back as a space, so it is told by its bytes instead.
+        # writes spaces as U+2581 and would give that character back as a space, so it is encoded by its bytes instead.
         lines = text.splitlines(keepends=True)
         if "\u2581" in text:
             lines = [part for line in lines for part in re.split("(\u2581)", line) if part]
         encoded = [np.zeros(0, np.int32)]
         for first in range(0, len(lines), _LINES):
-            some = lines[first : first + _LINES]
-            tokens = self._processor.encode(some, num_threads=1)
+            group = lines[first : first + _LINES]
+            tokens = self._processor.encode(group, num_threads=1)
             if "\u2581" in text:
-                tokens = [self._space_mark if line == "\u2581" else own for line, own in zip(some, tokens, strict=True)]
+                tokens = [
+                    self._space_mark if line == "\u2581" else ids for line, ids in zip(group, tokens, strict=True)
+                ]
             encoded.append(np.fromiter(itertools.chain.from_iterable(tokens), np.int32))
         return np.concatenate(encoded)
 
@@ -130,7 +134,7 @@ class SentencePieceVocabulary:
 
 
 class IdVocabulary:
-    """Numbers without a text, as a task of one's own may have them; `decode` writes them out."""
+    """Plain token ids without a text, for a seqio task with such a vocabulary; `decode` writes the numbers."""
 
     kind, begin, special = "ids", BEGIN_TOKEN, frozenset()
 
@@ -169,53 +173,57 @@ class WordVocabulary:
 
 
 def encoded_text(vocabulary: Vocabulary, text: str, name: str) -> Int[np.ndarray, "T"]:
-    """The tokens of a text that somebody gave, under a name that they know.
+    """Returns the tokens of a user's text, which errors call `name`.
 
     Raises:
-        InputError: when the vocabulary, one of words or ids, has none for a part of it.
+        InputError: if the vocabulary, one of words or ids, has no token for a part of the text.
     """
     try:
         return vocabulary.encode(text)
     except (KeyError, ValueError) as error:
-        raise InputError(f"{name} cannot be read: the vocabulary of this run has no token for {error}") from error
+        raise InputError(
+            f"{name} cannot be encoded: the vocabulary of this run has no token for {error}. Use text of its words"
+        ) from error
 
 
 class TextStream:
-    """Tokens to text as they come, in whole characters: bytes of one that is not complete yet are held back."""
+    """Turns tokens into text as they come, in whole characters: bytes of an incomplete character wait for the next
+    token.
+    """
 
     _LONGEST = 3
     """Bytes of UTF-8 that can wait for others; each may decode to a U+FFFD of its own."""
 
     def __init__(self, vocabulary: Vocabulary, before: Int[np.ndarray, "T"]):
-        """`before` are the tokens that those to come follow: what separates two tokens is text of the second."""
+        """Starts a stream after the tokens `before`. The space between two tokens belongs to the second one."""
         self._vocabulary = vocabulary
-        self._tokens, self._told = list(before[-1:]), len(vocabulary.decode(before[-1:]))
+        self._tokens, self._shown = list(before[-1:]), len(vocabulary.decode(before[-1:]))
 
     def push(self, token: int) -> str:
-        """The text that is certain with this token and was not before."""
+        """Returns the text that this token completes."""
         self._tokens.append(token)
         text = self._vocabulary.decode(np.asarray(self._tokens, np.int32))
         waiting = 0
         while waiting < self._LONGEST and text.endswith("\ufffd", 0, len(text) - waiting):
             waiting += 1
-        new = text[self._told : len(text) - waiting]
-        self._told = max(self._told, len(text) - waiting)
-        if not waiting:  # all told: no token before this one matters any more
-            self._tokens, self._told = [token], len(self._vocabulary.decode(np.asarray([token], np.int32)))
+        new = text[self._shown : len(text) - waiting]
+        self._shown = max(self._shown, len(text) - waiting)
+        if not waiting:  # all text is returned: earlier tokens no longer matter
+            self._tokens, self._shown = [token], len(self._vocabulary.decode(np.asarray([token], np.int32)))
         return new
 
     def rest(self) -> str:
-        """What was held back until now; U+FFFD for what is no text."""
+        """Returns the text that still waits; U+FFFD for bytes that are not UTF-8."""
         text = self._vocabulary.decode(np.asarray(self._tokens, np.int32))
-        new, self._told = text[self._told :], max(self._told, len(text))
+        new, self._shown = text[self._shown :], max(self._shown, len(text))
         return new
 
 
 def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample_bytes: int) -> SentencePieceVocabulary:
-    """Trains on lines spread evenly over `texts`, about `sample_bytes` of them.
+    """Trains a vocabulary on lines spread evenly over `texts`, about `sample_bytes` in total.
 
     Raises:
-        InputError: when the text is too small for a vocabulary of this size.
+        InputError: if the text is too small for a vocabulary of this size.
     """
     lines = _sample_lines(texts, sample_bytes)
     model = io.BytesIO()
@@ -238,36 +246,36 @@ def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample
             eos_id=1,
             unk_id=2,
             bos_id=-1,
-            num_threads=1,  # the sum over threads depends on their number, and the vocabulary should not
+            num_threads=1,  # with more threads, the vocabulary would depend on their number
             minloglevel=2,
         )
     except RuntimeError as error:
         raise InputError(
-            f"a SentencePiece vocabulary of {size} could not be trained on {len(lines)} lines of text: {error}; "
-            "choose a smaller Prepare.vocabulary_size, give more text, or use Prepare.vocabulary = 'bytes'"
+            f"a SentencePiece vocabulary of {size} could not be trained on {len(lines)} lines of text: {error}. "
+            "Choose a smaller Prepare.vocabulary_size, give more text, or use Prepare.vocabulary = 'bytes'"
         ) from error
     return SentencePieceVocabulary(model.getvalue())
 
 
 def _sample_lines(texts: Iterable[str], sample_bytes: int) -> list[str]:
-    """Every n-th line, n such that about `sample_bytes` are kept however much text there is."""
-    kept: list[str] = []
-    kept_bytes, every, number = 0, 1, 0
+    """Returns every n-th line. It chooses n so that about `sample_bytes` remain, however long the text is."""
+    sample: list[str] = []
+    sample_size, every, number = 0, 1, 0
     for text in texts:
         for line in text.splitlines():
-            for first in range(0, max(len(line), 1), _LONG):  # SentencePiece leaves out longer lines without a word
+            for first in range(0, max(len(line), 1), _LONG):  # SentencePiece silently skips longer lines
                 number += 1
                 if number % every == 0 and line:
-                    kept.append(line[first : first + _LONG])
-                    kept_bytes += len(kept[-1])
-        if kept_bytes > 2 * sample_bytes:
-            kept, every = kept[::2], every * 2
-            kept_bytes = sum(map(len, kept))
-    return kept
+                    sample.append(line[first : first + _LONG])
+                    sample_size += len(sample[-1])
+        if sample_size > 2 * sample_bytes:
+            sample, every = sample[::2], every * 2
+            sample_size = sum(map(len, sample))
+    return sample
 
 
 def save_vocabulary(vocabulary: Vocabulary, folder: AnyPath) -> None:
-    """Writes the file that `load_vocabulary` reads; byte and id vocabularies have none."""
+    """Writes the file that `load_vocabulary` reads. Byte and id vocabularies have no file."""
     if isinstance(vocabulary, SentencePieceVocabulary | PretrainedVocabulary):
         atomic_write(folder / MODEL_FILE, vocabulary.model)
     elif isinstance(vocabulary, WordVocabulary):
@@ -275,10 +283,10 @@ def save_vocabulary(vocabulary: Vocabulary, folder: AnyPath) -> None:
 
 
 def load_vocabulary(kind: str, folder: AnyPath, size: int = 0, begin: int = BEGIN_TOKEN) -> Vocabulary:
-    """The vocabulary of a prepared folder.
+    """Returns the vocabulary of a prepared folder.
 
     Raises:
-        InputError: when its file is missing or damaged.
+        InputError: if its file is missing or damaged.
     """
     if kind == "bytes":
         return ByteVocabulary(size)
@@ -292,5 +300,5 @@ def load_vocabulary(kind: str, folder: AnyPath, size: int = 0, begin: int = BEGI
         return SentencePieceVocabulary((folder / MODEL_FILE).read_bytes(), size)
     except (OSError, RuntimeError) as error:
         raise InputError(
-            f"{folder / MODEL_FILE} cannot be read: {error}; prepare {folder} again, or copy it whole"
+            f"{folder / MODEL_FILE} cannot be read: {error}. Prepare {folder} again, or copy all of it again"
         ) from error

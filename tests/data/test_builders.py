@@ -72,9 +72,9 @@ def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw,
         }
     train = [int(document["document_id"]) for document in found["train"]]
     assert train == sorted(train)
-    assert [tuple(note) for note in builders.notes(builder)] == [
+    assert [tuple(note) for note in builders.problems(builder)] == [
         ("99.txt", "left out: no text in it"),
-        ("4", next(note.message for note in builders.notes(builder) if note.place == "4")),
+        ("4", next(note.message for note in builders.problems(builder) if note.place == "4")),
     ]
     assert not (tmp_path / "data" / "pg19_documents.unfinished").exists()
     again = tfds.builder("pg19_documents", data_dir=tmp_path / "data")
@@ -88,7 +88,7 @@ def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw,
 )
 def test_nothing_depends_on_the_runner_or_the_number_of_workers(raw, tmp_path, beam):
     one, other = build(raw, tmp_path / "one"), build(raw, tmp_path / "other", beam=beam)
-    assert documents(one) == documents(other) and builders.notes(one) == builders.notes(other)
+    assert documents(one) == documents(other) and builders.problems(one) == builders.problems(other)
 
 
 def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp
     with pytest.raises(InputError, match=r"was made with settings Pg19\(strip_license=True\).*, not with .*False"):
         build(raw, tmp_path / "data", corpus=Pg19(strip_license=False))
     (raw / "7-0.txt").write_text("another text")
-    with pytest.raises(InputError, match=r"was made from '.*raw', whose files have changed since: remove it"):
+    with pytest.raises(InputError, match=r"was made from '.*raw', whose files have changed since. Remove it"):
         build(raw, tmp_path / "data")
     deep = tmp_path / "repositories" / "o__r" / "a" / "b.py"
     deep.parent.mkdir(parents=True)
@@ -172,14 +172,14 @@ def test_raw_files_may_be_named_from_elsewhere(raw, tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     (other / "1-0.txt").write_text("one")
-    with pytest.raises(InputError, match=r"made from '.*raw', whose files are others than those in '.*other'"):
+    with pytest.raises(InputError, match=r"made from '.*raw', whose files differ from those in '.*other'"):
         build(other, tmp_path / "data")
 
 
 def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not_says_what_to_do(raw, tmp_path):
     build(raw, tmp_path / "data", corpus=Pg19(strip_license=False))
     assert len(list(tfds.load("pg19_documents", split="train+validation+test", data_dir=tmp_path / "data"))) == 20
-    with pytest.raises(InputError, match="does not exist, and no manual_dir says which raw files"):
+    with pytest.raises(InputError, match="does not exist, and manual_dir does not name raw files"):
         tfds.load("pg19_documents", data_dir=tmp_path / "none")
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_dataset_loses_no_document_unsaid(raw, tmp_path):
     first = 16 + int.from_bytes(content[:8], "little")  # a record: length, its checksum, data, its checksum
     for damaged in (content[:first], content[:-3], content[: first + 30] + b"!" + content[first + 31 :]):
         file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"is damaged after document \d+ \(.*remove .*pg19_documents"):
+        with pytest.raises(InputError, match=r"is damaged after document \d+ \(.*Remove .*pg19_documents"):
             list(builders.read(builder, shard_range))
 
 
@@ -204,7 +204,7 @@ def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
     builder = build(tmp_path / "raw", tmp_path / "data", "github", validation=0.0, test=0.0)
     ((document,),) = documents(builder).values()
     assert document["text"] == "### na?ve.py\na = 1\n\n"
-    assert r"na\udcefve.rs" in builders.notes(builder)[0].message
+    assert r"na\udcefve.rs" in builders.problems(builder)[0].message
 
 
 def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
@@ -286,12 +286,14 @@ def test_parts_are_done_once(tmp_path, beam):
 
 
 def test_options_that_are_none_are_refused():
-    with pytest.raises(InputError, match=r"Beam\.options has workers 8: write each option as '--name=value'"):
+    with pytest.raises(InputError, match=r"Beam\.options has workers 8\. Write each option as '--name=value'"):
         Beam.from_settings(BeamSettings(options=("workers 8",)))
     with pytest.raises(InputError, match=r"Beam\.runner = 'NoSuchRunner': Unexpected pipeline runner"):
         Beam.from_settings(BeamSettings("NoSuchRunner"))
     misspelt = BeamSettings(options=("--direct_numm_workerss=2", "--nonsense=1"))
-    with pytest.raises(InputError, match=r"has --direct_numm_workerss=2, --nonsense=1, .*mean --direct_num_workers\?"):
+    with pytest.raises(
+        InputError, match=r"has --direct_numm_workerss=2, --nonsense=1, .*Did you mean --direct_num_workers\?"
+    ):
         Beam.from_settings(misspelt)
     with pytest.raises(InputError, match=r"Beam\.options = .*direct_num_workers: invalid int value: 'two'"):
         Beam.from_settings(BeamSettings(options=("--direct_num_workers=two",)))
@@ -305,7 +307,7 @@ def test_a_file_that_cannot_be_read_is_named(raw, tmp_path, beam, monkeypatch):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_bytes", forbidden)  # permissions themselves do not stop root
-    with pytest.raises(InputError, match=r"/raw/\d+-0\.txt.* .Permission denied.; mend"):
+    with pytest.raises(InputError, match=r"/raw/\d+-0\.txt.* .Permission denied.\. Fix"):
         build(raw, tmp_path / "data", beam=beam)
 
 
@@ -316,5 +318,5 @@ def test_a_repository_with_one_order_gives_one_document(tmp_path):
     how = {"corpus": Github(order="shuffled", orders=3), "validation": 0.0, "test": 0.0}
     builder = build(tmp_path / "raw", tmp_path / "data", "github", **how)
     assert [document["document_id"] for document in documents(builder)["train"]] == [f"o/r{n}" for n in range(4)]
-    messages = {note.place: note.message for note in builders.notes(builder)}
+    messages = {note.place: note.message for note in builders.problems(builder)}
     assert messages["o/r1#2"] == "left out: in the same order as another of its documents" and len(messages) == 8

@@ -105,7 +105,7 @@ def test_a_remedy_can_be_followed_and_documents_that_were_read_are_not_read_agai
     with pytest.raises(InputError, match="nowhere"):
         run(tmp_path / "nowhere", out, corpus())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
-    with pytest.raises(InputError, match="choose a smaller"):
+    with pytest.raises(InputError, match="Choose a smaller"):
         run(raw, out, corpus(vocabulary="sentencepiece", vocabulary_size=30_000))
     monkeypatch.setattr(Pg19, "read", None)
     with pytest.raises(InputError, match="no document of the train split is left"):
@@ -123,7 +123,7 @@ def test_a_vocabulary_that_is_not_there_is_noticed_before_anything_is_read(raw, 
 def test_more_documents_can_be_given_when_there_were_too_few(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "1.txt").write_text("one book")
-    with pytest.raises(InputError, match=r"give more documents, or set Prepare\.validation"):
+    with pytest.raises(InputError, match=r"Give more documents, or set Prepare\.validation"):
         run(tmp_path / "raw", tmp_path / "out", corpus())
     run(tmp_path / "raw", tmp_path / "out", corpus(validation=0.0, test=0.0))
     for number in range(2, 6):
@@ -140,22 +140,22 @@ def test_tokens_of_other_raw_files_are_not_taken_for_those_of_these(raw, tmp_pat
     manifest = run(raw, tmp_path / "out", settings)
     monkeypatch.chdir(tmp_path)
     assert run(Path("raw"), tmp_path / "out", settings) == manifest  # the same folder, otherwise named
-    with pytest.raises(InputError, match=r"exists already, made with Prepare\.seed = 0, now Prepare\.seed = 1"):
+    with pytest.raises(InputError, match=r"already exists, made with Prepare\.seed = 0, now Prepare\.seed = 1"):
         run(raw, tmp_path / "out", dataclasses.replace(settings, seed=1))
     other = tmp_path / "other"
     shutil.copytree(raw, other)
     (other / "3.txt").write_text("another text")
-    with pytest.raises(InputError, match=rf"made of --raw={raw}, now of --raw={other}: these are other files"):
+    with pytest.raises(InputError, match=rf"made from --raw={raw}, now from --raw={other}, which holds other files"):
         run(other, tmp_path / "out", settings)
     (raw / "3.txt").write_text("another text")
-    with pytest.raises(InputError, match=rf"made of --raw={raw}, whose files have changed since"):
+    with pytest.raises(InputError, match=rf"made from --raw={raw}, whose files have changed since"):
         run(raw, tmp_path / "out", settings)
 
 
 def test_a_folder_of_somebody_else_is_not_removed(raw, tmp_path):
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished" / "thesis.txt").write_text("two years")
-    with pytest.raises(InputError, match=r"out\.unfinished holds thesis\.txt, .*move it away"):
+    with pytest.raises(InputError, match=r"out\.unfinished holds thesis\.txt, .*Move the folder away"):
         run(raw, tmp_path / "out")
     (tmp_path / "out.unfinished" / "thesis.txt").rename(tmp_path / "thesis.txt")
     run(raw, tmp_path / "out")
@@ -176,7 +176,7 @@ def test_a_name_that_is_no_utf_8_breaks_nothing(raw, tmp_path):
 
 
 def test_nothing_stays_behind_when_nothing_was_done(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
+    with pytest.raises(InputError, match="nowhere does not exist"):
         run(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -246,7 +246,7 @@ def test_errors_of_the_file_system_are_no_bugs(raw, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device", "there")
 
     monkeypatch.setattr(module, "write_split", full)
-    with pytest.raises(InputError, match="there: No space left on device; mend it"):
+    with pytest.raises(InputError, match=r"there: No space left on device\. Fix it"):
         run(raw, tmp_path / "out")
 
 

@@ -105,7 +105,7 @@ def test_alone_in_a_folder_with_its_begin_token(tmp_path):
         tokens.vocabulary.begin == 290 and tokens.vocabulary.encode(TEXT).tolist() == VOCABULARY.encode(TEXT).tolist()
     )
     assert tokens.digests() == {"vocabulary": fingerprint(VOCABULARY)}
-    with pytest.raises(InputError, match="no split 'test', but a vocabulary alone"):
+    with pytest.raises(InputError, match="no split 'test', but only a vocabulary"):
         tokens.split("test")
     other = PretrainedVocabulary(VOCABULARY.model, 291)
     assert fingerprint(other) != fingerprint(VOCABULARY) and ByteVocabulary().begin == 0

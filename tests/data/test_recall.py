@@ -55,7 +55,7 @@ def test_distances_are_to_the_last_mention_of_the_key(keys):
 
 
 def test_impossible_documents_are_refused():
-    with pytest.raises(InputError, match=r"Recall\.pairs = 7: must be a multiple of Recall\.mentions = 2"):
+    with pytest.raises(InputError, match=r"Recall\.pairs = 7 is not a multiple of Recall\.mentions = 2"):
         RecallSettings(pairs=7)
-    with pytest.raises(InputError, match=r"Recall\.keys = 14: .* at least 15"):
+    with pytest.raises(InputError, match=r"Recall\.keys = 14 is too small.* use 15"):
         RecallSettings(pairs=6, keys=14, silence=4)

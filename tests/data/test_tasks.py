@@ -210,8 +210,8 @@ def test_what_a_task_has_wrong_is_named(own_tasks, tmp_path, monkeypatch):
             r"^the seqio task 'own_wrong' has an example \(train-0-1\) whose `targets` hold the id 70000, .* 0 to 99",
             {},
         ),
-        ("own_float", "has the feature `targets` of rank 1 and type float32: a document is one row", {}),
-        ("own_table", "has the feature `targets` of rank 2 and type int32: a document is one row", {}),
+        ("own_float", "has the feature `targets` of rank 1 and type float32. A document is an array", {}),
+        ("own_table", "has the feature `targets` of rank 2 and type int32. A document is an array", {}),
         ("own_broken", r"'own_broken' cannot be read \(ValueError: no such thing\): see its source", {}),
         (
             "own_bytes",
@@ -222,7 +222,7 @@ def test_what_a_task_has_wrong_is_named(own_tasks, tmp_path, monkeypatch):
         with pytest.raises(InputError, match=words):
             run(task, tmp_path / "out", **{"task_modules": own_tasks, **fields})
     with pytest.raises(
-        InputError, match=r"'c4_bytes' cannot be read .*its dataset c4_documents:2.0.0 must be in --data_dir"
+        InputError, match=r"'c4_bytes' cannot be read .*Its dataset c4_documents:2.0.0 must be in --data_dir"
     ):
         run("c4_bytes", tmp_path / "out", tmp_path / "empty")
 

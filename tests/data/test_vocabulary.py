@@ -99,5 +99,5 @@ def test_one_long_line_is_enough_to_train_on():
 
 def test_a_text_that_the_vocabulary_has_no_tokens_for_is_refused_by_name():
     for vocabulary in (WordVocabulary(["k1", "v1"]), IdVocabulary(9)):
-        with pytest.raises(InputError, match=r"notes.txt cannot be read.*no token for.*other"):
+        with pytest.raises(InputError, match=r"notes.txt cannot be encoded.*no token for.*other"):
             encoded_text(vocabulary, "other", "notes.txt")

@@ -1,9 +1,9 @@
-"""Members of a tar (plain, gzip, xz, bzip2) or zip, read in memory: nothing is ever written to disk.
+"""Members of a tar (plain, gzip, xz, bzip2) or zip, read in memory. Nothing is written to disk.
 
-An archive is what a stranger made. So names are checked although nobody unpacks to them, links and devices are left
-out with a report, a member beyond a size, or that nobody wants, is not read, and an archive that ends too early is an
-error: Python's tarfile takes a cut between two members, or a damaged header, for the end, and whatever followed would
-be lost unnoticed.
+An archive may come from anyone. Names are therefore checked although nothing is unpacked. Links and devices are left
+out with a note, and members that are too large or not wanted are not read. An archive that ends early is an error.
+Python's tarfile takes a cut between two members, or a damaged header, for the end, and would lose the rest without an
+error.
 """
 
 import bz2
@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
 
 class SkippedMember(NamedTuple):
-    """A file of an archive that is not wanted."""
+    """A file of an archive whose content was not read."""
 
     name: str
     size: int
@@ -55,7 +55,7 @@ class _ArchivedFile(NamedTuple):
 
 
 def stem(name: str) -> str | None:
-    """The name of a file without the suffix of an archive; None if it has none."""
+    """Returns a file name without an archive's suffix, or None if it has none."""
     suffix = max((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), key=len, default=None)
     return name[: -len(suffix)] if suffix else None
 
@@ -63,17 +63,17 @@ def stem(name: str) -> str | None:
 def members(
     path: Path, max_bytes: int = MAX_BYTES, wanted: Callable[[str, int], bool] = lambda name, size: True
 ) -> Iterator[Member | SkippedMember | Problem]:
-    """All files of the archive in its order, and a problem for everything else in it that is not a folder.
+    """Yields all files of the archive in order, and a note for everything else that is not a folder.
 
-    A name can come twice; the later member is the one that unpacking would leave.
+    A name can occur twice; the later member is the one that unpacking would leave.
 
     Args:
-        path: of the archive.
+        path: the archive.
         max_bytes: larger members are left out.
-        wanted: says by name and size whose content to read; that of others is never in memory.
+        wanted: whether to read a member, by name and size. The content of others is never in memory.
 
     Raises:
-        InputError: for a file that is no archive, or is cut off or damaged; after the members before that place.
+        InputError: for a file that is not an archive, or is cut off or damaged; after the members before that place.
     """
     with open_file(path) as file:
         for entry in _entries(file, str(path), path.name):
@@ -84,23 +84,24 @@ def members(
 
 
 def members_of(content: bytes, place: str, max_bytes: int = MAX_BYTES) -> Iterator[Member | Problem]:
-    """`members` of an archive that is itself in memory, called `place` in messages."""
+    """Yields the `members` of an archive that is in memory; messages call it `place`."""
     for entry in _entries(io.BytesIO(content), place, place):
         yield _member(entry, place, place, max_bytes)
 
 
 def names(path: Path) -> Iterator[str | Problem]:
-    """Names of what `members` would give; reads no contents, so a plain tar costs no more than its headers."""
+    """Yields the names of the `members` without reading contents; for a plain tar this reads only headers."""
     with open_file(path) as file:
         for entry in _entries(file, str(path), path.name):
             yield entry if isinstance(entry, Problem) else entry.name
 
 
 def member(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes | Problem:
-    """The (first) member of that name; fast from a plain tar or a zip, else all before it is decompressed.
+    """Returns the first member of that name. Fast in a plain tar or a zip; otherwise everything before it is
+    decompressed.
 
     Raises:
-        InputError: if it is not there, or the archive is damaged up to there.
+        InputError: if the member does not exist, or the archive is damaged before it.
     """
     with open_file(path) as file, contextlib.closing(_entries(file, str(path), path.name)) as entries:
         for entry in entries:
@@ -110,7 +111,7 @@ def member(path: Path, name: str, max_bytes: int = MAX_BYTES) -> bytes | Problem
 
 
 def is_tar(content: bytes) -> bool:
-    """Whether it starts as a tar does that is not compressed and not empty."""
+    """Returns whether the content starts like a tar that is neither compressed nor empty."""
     try:
         tarfile.TarInfo.frombuf(content[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
     except tarfile.HeaderError:
@@ -178,7 +179,7 @@ type _Entries = Iterator[tuple[str, str, _ArchivedFile | None]]  # raw name, rea
 
 
 class _StrictTarInfo(tarfile.TarInfo):
-    """Only a block of zeros ends an archive: tarfile itself stops without a word at anything that is no header."""
+    """A tar header that ends the archive only at a block of zeros. tarfile itself ends at any invalid header."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str):

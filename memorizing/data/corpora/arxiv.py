@@ -1,12 +1,12 @@
-r"""arXiv: a document is a paper, its LaTeX files joined as its `\input`s say and freed of comments.
+r"""arXiv: a document is a paper. Its LaTeX files are joined at their `\input`s, and comments are removed.
 
-    raw/PAPER/**/*.tex                       a folder a paper, or
-    raw/train|validation|test/PAPER/**/*.tex the same with the split in the layout, or
-    raw/arXiv_src_YYMM_NNN.tar               arXiv's bulk form, read in place: YYMM/YYMM.NNNNN.gz is a gzip of one .tex
+    raw/PAPER/**/*.tex                       a folder per paper, or raw/train|validation|test/PAPER/**/*.tex the same
+    with the split in the layout, or raw/arXiv_src_YYMM_NNN.tar               arXiv's bulk form, read in place:
+    YYMM/YYMM.NNNNN.gz is a gzip of one .tex
                                              file or of a tar; a .pdf there has no source
 
-arXiv's `arxiv-metadata-oai-snapshot.json` can be named to choose categories and to know titles and licenses.
-What becomes of the LaTeX is in `latex` (one file) and `latex_inputs` (files together).
+arXiv's `arxiv-metadata-oai-snapshot.json` can be given to choose categories and for titles and licenses. The LaTeX is
+processed in `latex` (one file) and `latex_inputs` (joined files).
 """
 
 import dataclasses
@@ -54,14 +54,14 @@ _UNWANTED = -1
 
 @dataclasses.dataclass(frozen=True)
 class Arxiv(Corpus):
-    r"""How papers are read.
+    r"""Settings of papers.
 
     Attributes:
-        append_unreached: where no file has a `\documentclass` (parts of a book), files that the first one does not
-            reach follow it by name; otherwise, and where there is a class, they are left out and reported.
-        bbl: put a paper's `.bbl` file in place of `\bibliography`.
-        metadata: path of arXiv's metadata, a JSON object with id, title, categories and license a line; "" for none.
-        categories: of which a paper must have one, by how it starts (`math.` for all of mathematics); () for any.
+        append_unreached: whether to append files that the first file does not reach, by name, if no file has a
+            `\documentclass` (chapters of a book). Otherwise such files are left out with a note.
+        bbl: whether to replace `\bibliography` by the paper's `.bbl` file.
+        metadata: path of arXiv's metadata, a JSON object per line with id, title, categories and license; "" for none.
+        categories: prefixes of categories, one of which a paper must have (`math.` for all of mathematics); () for any.
     """
 
     append_unreached: bool = True
@@ -77,7 +77,9 @@ class Arxiv(Corpus):
             )
 
     def list(self, raw: Path) -> list[Item]:
-        """All papers, by split and name; papers of other categories are not listed, papers without metadata are."""
+        """Returns all papers by split and name. Papers of other categories are not listed; papers without metadata
+        are.
+        """
         folders, strays = split_folders(raw, lambda path: _is_bulk(path) or (_is_folder(path) and _has_source(path)))
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
         if not any(item.member or _has_source(Path(item.path)) for item in document_items(items)):
@@ -143,7 +145,7 @@ def _has_source(root: Path) -> bool:
 
 
 def _members(split: Split | None, path: Path) -> Iterator[Item]:
-    """Papers of a tar of arXiv's bulk form, and notes for what else is in it."""
+    """Yields the papers of a tar of arXiv's bulk form, and notes for its other members."""
     for name in archives.names(path):
         if isinstance(name, Problem):
             yield Item(name.place, split, str(path), note=name.message)
@@ -155,13 +157,13 @@ def _members(split: Split | None, path: Path) -> Iterator[Item]:
 
 
 def _id(name: str) -> str:
-    """math0309136 of the bulk form is math/0309136 elsewhere."""
+    """Returns the id of a paper: math0309136 in the bulk form is math/0309136 elsewhere."""
     old = re.fullmatch(r"([a-z-]+)(\d{7})", name)
     return f"{old[1]}/{old[2]}" if old else name
 
 
 def _key(id: str) -> str:
-    """The id that metadata have for a paper, which is without a version."""
+    """Returns the id that the metadata has for a paper, which is without a version."""
     return _id(re.sub(r"(?<=\d)v\d+$", "", id))
 
 
@@ -182,7 +184,7 @@ def _read_folder(item: Item, settings: Arxiv) -> ReadResult:
 
 
 def _read_member(item: Item, settings: Arxiv) -> ReadResult:
-    """A paper that is a member of arXiv's tars; one that is damaged costs no more than itself."""
+    """Reads a paper that is a member of arXiv's tars. If it is damaged, only this paper is left out."""
     place = f"{Path(item.path).name}: {item.member}"
     content = archives.member(Path(item.path), item.member)
     if isinstance(content, Problem):
@@ -213,7 +215,7 @@ def _read_member(item: Item, settings: Arxiv) -> ReadResult:
 
 
 def _no_latex(content: bytes) -> str | None:
-    """What a paper of a single file is that is no LaTeX; None of LaTeX. arXiv has other forms under the same names."""
+    """Returns the form of a single-file paper that is not LaTeX, or None. arXiv gives other forms the same names."""
     for kind, start in _OTHER_FORMS.items():
         if start.match(content):
             return f"{kind}, without LaTeX source"
@@ -237,7 +239,7 @@ def _document(id: str, files: Files, settings: Arxiv) -> ReadResult:
 
 
 def _license(files: Files) -> str:
-    """The first line with words of the file that is named like a licence, of those the shallowest and first by name."""
+    """Returns the first line with words of the license file; of several, of the shallowest and first by name."""
     named = [name for name in files if _LICENSES.fullmatch(PurePosixPath(name).name)]
     for name in sorted(named, key=lambda name: (name.count("/"), name)):
         for line in latex.decode(files[name](), name)[0].split("\n"):
@@ -248,7 +250,9 @@ def _license(files: Files) -> str:
 
 @functools.lru_cache(maxsize=2)
 def _papers(metadata: str, categories: tuple[str, ...]) -> Mapping[str, int]:
-    """Where in the file each paper's line starts, or that it is of no category that is wanted; read once a process."""
+    """Returns the place of each paper's line in the metadata, or `_UNWANTED` for other categories. Read once per
+    process.
+    """
     places: dict[str, int] = {}
     path = Path(metadata)
     if not path.is_file():

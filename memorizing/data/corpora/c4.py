@@ -1,10 +1,10 @@
-"""C4(4K+): a document is a web page of C4, as its JSON-lines shards have it.
+"""C4(4K+): a document is a web page of C4's JSON-lines shards.
 
     raw/c4-train.00000-of-01024.json.gz ...          the split is in the name, or
     raw/train|validation|test/*.json.gz              in the layout; .json and .jsonl are read as well
 
-A line is `{"text": ..., "timestamp": ..., "url": ...}`. Which pages have 4,096 tokens is known only once there is a
-vocabulary, so that `Prepare.minimum_tokens` decides; here only those go that are too short under any.
+A line is `{"text": ..., "timestamp": ..., "url": ...}`. Only a vocabulary tells which pages have 4,096 tokens, so
+`Prepare.minimum_tokens` decides. This reader leaves out pages that are too short in any vocabulary.
 """
 
 import dataclasses
@@ -37,11 +37,11 @@ _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclasses.dataclass(frozen=True)
 class C4(Corpus):
-    """How pages are read.
+    """Settings of pages.
 
     Attributes:
-        minimum_bytes: shorter pages are left out. A token is at least a byte, so as many bytes as
-            `Prepare.minimum_tokens` cost no page that would be kept, and save encoding most of C4.
+        minimum_bytes: shorter pages are left out. A token has at least one byte, so the value of
+            `Prepare.minimum_tokens` loses no page that would be used, and saves encoding most of C4.
     """
 
     minimum_bytes: int = 4096
@@ -54,7 +54,7 @@ class C4(Corpus):
             raise InputError(f"C4.minimum_bytes = {self.minimum_bytes} is negative. Use 0 or more")
 
     def list(self, raw: Path) -> list[Item]:
-        """All shards, by split and name: an item is a file of many documents."""
+        """Returns all shards, by split and name. An item is a file with many documents."""
         folders, strays = split_folders(raw, lambda path: any(map(_is_shard, [path, *entries(path)])))
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
         if not document_items(items):
@@ -65,7 +65,7 @@ class C4(Corpus):
         return items
 
     def read_documents(self, item: Item) -> Iterator[ReadResult]:
-        """A page a line, left out if it cannot be used."""
+        """Yields a page per line, or a note if the page is left out."""
         number = 0
         for number, line in enumerate(_lines(Path(item.path)), 1):
             place = f"{item.id}, line {number}"

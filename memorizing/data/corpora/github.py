@@ -1,11 +1,12 @@
 """GitHub: a document is a repository, its source files joined by walking the tree.
 
-    raw/OWNER__NAME/...                              a folder a repository, or
+    raw/OWNER__NAME/...                              one folder per repository, or
     raw/OWNER__NAME.tar.gz, .zip, ...                an archive of it, read in place, or
     raw/train|validation|test/...                    the same with the split in the layout
 
-A file starts with the line `### path/to/file.py` and ends with an empty one. Lines of its own that look so get one more
-`#` in front, so that a document can be taken apart again (`files_of`) and put together otherwise (`reshuffled`).
+A file starts with the line `### path/to/file.py` and ends with an empty line. Lines of the file that look the same get
+another `#` in front. A document can therefore be taken apart (`files_of`) and joined in another order
+(`Github.reordered`).
 """
 
 import dataclasses
@@ -39,8 +40,8 @@ from memorizing.data.corpora.github_rules import (
     LICENSES,
     VENDORED,
     code_of_notebook,
+    exclusion_rule,
     license_of,
-    why_not,
 )
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
@@ -52,7 +53,7 @@ _ESCAPED = re.compile(rf"^#(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNO
 _NAMES_SHOWN = 5
 _HIDDEN = "or folders that are hidden"
 _MAX_DEPTH = 100
-"""No person nests folders so deep; only archives that are made to break their readers do."""
+"""Deepest nesting of folders. Only archives made to break their readers are deeper."""
 _MAX_LICENSE_BYTES = 1 << 20
 
 
@@ -62,27 +63,28 @@ class _File(NamedTuple):
 
 
 class _TooLarge(Exception):
-    """More of a repository is wanted than may be in memory."""
+    """Raised if the files of a repository exceed `max_repository_bytes`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Github(Corpus):
-    """How repositories are read.
+    """Settings of repositories.
 
-    Left out, and reported by rule: files in other languages; hidden files and folders; vendored folders and what a
-    build made (`github_rules.VENDORED`); generated and minified files (`github_rules.why_not`); files above
-    `max_file_bytes`; what is no UTF-8 text; empty files; files more than 100 folders deep, or with a line break in
-    their names. Notebooks give their code cells.
+    Left out, with a note for each rule: files in other languages; hidden files and folders; vendored and build folders
+    (`github_rules.VENDORED`); generated and minified files (`github_rules.exclusion_rule`); files above
+    `max_file_bytes`; files that are not UTF-8 text; empty files; files more than 100 folders deep, or with a line break
+    in their names. Notebooks give their code cells.
 
     Attributes:
-        languages: taken, by the names of `github_rules.LANGUAGES`; by default the paper's.
-        order: of files: `depth_first` by name, or `shuffled`, at random but with each sub-folder together (the paper).
-        orders: documents made of each repository of the train split, each in another random order, so that a model
-            meets another order in each epoch; they have the names OWNER/NAME, OWNER/NAME#2, ...
-        seed: of random orders.
+        languages: languages to read, by the names of `github_rules.LANGUAGES`; by default the paper's.
+        order: order of files: `depth_first` by name, or `shuffled`: random, with each sub-folder together (the paper).
+        orders: documents made of each repository of the train split, each in another random order, so that every epoch
+            shows another order. Their names are OWNER/NAME, OWNER/NAME#2, ...
+        seed: random seed of the orders.
         max_file_bytes: larger files are left out.
-        max_repository_bytes: repositories with more in files to read are left out: one is in memory as a whole.
-        licenses: of which a repository must have one, as SPDX writes them (`github_rules.LICENSES`); () for any.
+        max_repository_bytes: repositories with more bytes to read are left out, because a repository is read into
+            memory.
+        licenses: repositories without one of these SPDX names (`github_rules.LICENSES`) are left out; () for no limit.
     """
 
     languages: tuple[str, ...] = ("c", "c++", "java", "python", "go", "typescript")
@@ -112,7 +114,7 @@ class Github(Corpus):
                 raise InputError(f"Github.{limit} = {getattr(self, limit)} is too small. Use 1 or more")
 
     def list(self, raw: Path) -> list[Item]:
-        """All repositories by split and name."""
+        """Returns all repositories by split and name."""
         folders, strays = split_folders(raw, _is_repository)
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
         if not document_items(items):
@@ -169,7 +171,7 @@ class Github(Corpus):
 
 
 def files_of(text: str) -> dict[str, str]:
-    """The files of a document, by path, in its order."""
+    """Returns the files of a document by path, in its order."""
     found = {}
     for framed in _framed_files(text):
         header, _, body = framed.partition("\n")
@@ -187,7 +189,9 @@ def _framed_files(text: str) -> list[str]:
 
 
 def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[str]:
-    """Depth-first: of each folder the files and then the folders by name, or all of them in random order."""
+    """Yields the names depth-first: in each folder files by name, then folders by name, or all of them in random
+    order.
+    """
 
     def walk(names: list[str], depth: int) -> Iterator[str]:
         files = sorted(name for name in names if name.count("/") == depth)
@@ -226,7 +230,7 @@ def _is_repository(path: Path) -> bool:
 
 
 def _stem(path: Path) -> str:
-    """The name of a repository; "" of what is neither a folder nor an archive of one."""
+    """Returns the name of a repository; "" if the path is neither a folder nor an archive."""
     if path.is_dir():
         return path.name
     stem = archives.stem(path.name) if path.is_file() else None
@@ -237,7 +241,7 @@ type _Files = Iterator[tuple[str, _File] | Problem]
 
 
 def _hidden(name: str) -> str:
-    """The first file or folder in a path that is hidden, as a path; "" if none is."""
+    """Returns the path of the first hidden file or folder in a path; "" if there is none."""
     parts = name.split("/")
     depth = next((depth for depth, part in enumerate(parts, 1) if part.startswith(".")), 0)
     return "/".join(parts[:depth])
@@ -257,11 +261,11 @@ def _folder_files(root: Path) -> _Files:
 
 
 def _archived_files(path: Path, settings: Github) -> _Files:
-    """Members of an archive, without the one folder in which GitHub's archives have everything."""
+    """Yields the files of an archive, without the single top folder of GitHub's archives."""
     total = 0
 
     def is_wanted(name: str, size: int) -> bool:
-        """Whether to read a member, of which nobody knows yet whether the first folder of its name is that one."""
+        """Returns whether to read a member; its first folder may or may not turn out to be the single top folder."""
         nonlocal total
         if not any(_is_read(settings, candidate, size) for candidate in (name, name.partition("/")[2])):
             return False
@@ -284,7 +288,7 @@ def _archived_files(path: Path, settings: Github) -> _Files:
 
 
 def _source_files(settings: Github, files: Mapping[str, _File]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The files to take, as text, and the names of the others by the rule that leaves them out."""
+    """Returns the text of the files to take, and the names of the others by the rule that leaves them out."""
     texts: dict[str, str] = {}
     skipped: dict[str, list[str]] = {}
     total = 0
@@ -303,7 +307,7 @@ def _source_files(settings: Github, files: Mapping[str, _File]) -> tuple[dict[st
 
 
 def _unread(settings: Github, name: str, size: int) -> str | None:
-    """The rule by which a file is left out without reading it, or None."""
+    """Returns the rule that leaves a file out without reading it, or None."""
     folders = PurePosixPath(name).parts[:-1]
     if not name.lower().endswith(tuple(suffix for language in settings.languages for suffix in LANGUAGES[language])):
         return "in other languages"
@@ -317,7 +321,7 @@ def _unread(settings: Github, name: str, size: int) -> str | None:
 
 
 def _text(name: str, raw: bytes) -> tuple[str, str | None]:
-    """The text of a file, and the rule by which it is left out nevertheless, or None."""
+    """Returns the text of a file, and the rule that leaves it out nevertheless, or None."""
     if b"\0" in raw:
         return "", "with NUL bytes, so not text"
     try:
@@ -327,11 +331,11 @@ def _text(name: str, raw: bytes) -> tuple[str, str | None]:
         return "", "not UTF-8"
     except InputError as error:
         return "", f"named .ipynb, but {error}"
-    return text, why_not(name, text) if text.strip() else "empty"
+    return text, exclusion_rule(name, text) if text.strip() else "empty"
 
 
 def _is_read(settings: Github, name: str, size: int) -> bool:
-    """Whether the content of a file matters: whether it may be taken, or says the license."""
+    """Returns whether the content of a file is needed, as source code or as a license."""
     return _is_license(name, size) or (not _hidden(name) and not _unread(settings, name, size))
 
 
@@ -340,7 +344,7 @@ def _is_license(name: str, size: int) -> bool:
 
 
 def _license(files: Mapping[str, _File]) -> str:
-    """Of the license files at the top; several of them are a choice."""
+    """Returns the license by the top-level license files; several of them are alternatives."""
     names = sorted(name for name, file in files.items() if _is_license(name, file.size))
     found = (license_of(files[name].read().decode("utf-8", errors="replace")) for name in names)
     return " OR ".join(dict.fromkeys(name for name in found if name))

@@ -1,4 +1,4 @@
-"""What counts as source code, and under which license: by names and by the first lines of a file."""
+"""Rules for source code and licenses, by names and by the first lines of a file."""
 
 import json
 import re
@@ -33,7 +33,7 @@ VENDORED = {
     "node_modules", "bower_components", "site-packages", "Godeps", "Pods", "Carthage",
     "build", "dist", "target", "__pycache__",
 }  # fmt: skip
-"""Folders of what others wrote, or a build made."""
+"""Folders of third-party code or of build results."""
 
 GENERATED_NAMES = re.compile(
     r".*(\.pb\.(go|cc|h)|_pb2(_grpc)?\.pyi?|_pb\.d?\.?ts|\.generated\.\w+|\.designer\.cs|\.g\.cs|_string\.go)",
@@ -47,7 +47,7 @@ _GENERATED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _HEAD = 10
-"""Lines in which a mark of generated code must stand."""
+"""Number of first lines in which a mark of generated code counts."""
 
 _LONG_LINE = 5_000
 _LONG_AVERAGE = 200
@@ -74,8 +74,8 @@ LICENSES = tuple(name for name, _ in _LICENSE_PHRASES)
 LICENSE_FILE = re.compile(r"(un)?licen[cs]e([._-].*)?|copying([._-].*)?", re.IGNORECASE)
 
 
-def why_not(name: str, text: str) -> str | None:
-    """The rule by which a file is no code that a person wrote, or None."""
+def exclusion_rule(name: str, text: str) -> str | None:
+    """Returns the rule by which a person did not write the file, or None."""
     if GENERATED_NAMES.fullmatch(name) or _GENERATED.search("\n".join(text.split("\n", _HEAD)[:_HEAD])):
         return "generated"
     lines = text.splitlines()
@@ -85,17 +85,17 @@ def why_not(name: str, text: str) -> str | None:
 
 
 def license_of(text: str) -> str:
-    """The SPDX name of a license's text; "" if it is none that is known."""
+    """Returns the SPDX name of a license's text; "" if it is unknown."""
     words = " ".join(text.lower().split())
     found = [(match.start(), name) for name, phrase in _LICENSE_PHRASES if (match := re.search(phrase, words))]
     return min(found, key=lambda match: match[0])[1] if found else ""
 
 
 def code_of_notebook(text: str) -> str:
-    """The code cells of a Jupyter notebook, with empty lines between them.
+    """Returns the code cells of a Jupyter notebook, with empty lines between them.
 
     Raises:
-        InputError: when it is no notebook.
+        InputError: if the text is not a notebook.
     """
     try:
         notebook = json.loads(text)

@@ -4,7 +4,7 @@
     raw/src/HOL/ROOT, raw/src/HOL/**/*.thy           Isabelle's distribution, if it is there
     raw/train|validation|test/...                    the same with the split in the layout
 
-Every import comes before its use: the order decides whether a memory has anything to find.
+Every imported theory comes before the theory that uses it, so that a memory can hold it when it is needed.
 """
 
 import dataclasses
@@ -47,17 +47,17 @@ _MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Isabelle(Corpus):
-    """How entries are read.
+    """Settings of entries.
 
     Attributes:
-        imported_entries: put the theories of other entries that are imported, directly or not, first, so that a
-            lemma's definition is in the document. Entries of other splits are never looked at.
+        imported_entries: whether theories that are imported from other entries, directly or not, come first, so that a
+            lemma's definition is in the document. Entries of other splits are never read.
     """
 
     imported_entries: bool = False
 
     def list(self, raw: Path) -> list[Item]:
-        """All entries by split and name, then sessions of Isabelle/HOL in the order of its ROOT."""
+        """Returns all entries by split and name, then sessions of Isabelle/HOL in the order of its ROOT."""
         folders, items = split_folders(raw, _has_theories)
         for split, base in folders:
             items += [Item(id, split, str(base), id) for id in archive(base).entries]
@@ -92,7 +92,7 @@ class Isabelle(Corpus):
 
 
 class Entry(NamedTuple):
-    """Theories of an entry by path, those first that its ROOT lists; what it lists but is not there; and links."""
+    """The theories of an entry by path, those listed in its ROOT first; listed theories without a file; and links."""
 
     theories: dict[str, None]
     absent: tuple[str, ...]
@@ -100,7 +100,7 @@ class Entry(NamedTuple):
 
 
 class Archive:
-    """The theories below a folder: an index of their paths, and of what sessions call them."""
+    """An index of the theories below a folder: their paths and their names in sessions."""
 
     def __init__(self, base: Path):
         self.entries: dict[str, Entry] = {}
@@ -131,7 +131,9 @@ class Archive:
         self.has_license = (thys / "LICENSE").is_file()
 
     def _add(self, entry: str, folder: Path, sessions_of_entry: list[Session], deep: bool = True) -> bool:
-        """Files of an entry: all below its folder, or only those where its sessions have theirs; whether it has any."""
+        """Indexes an entry: all files below its folder, or only those in its sessions' folders. Returns whether it has
+        any.
+        """
         found: dict[str, Path] = {}
         links: list[str] = []
         places = {posixpath.normpath(place) for session in sessions_of_entry for place in session.folders}
@@ -172,7 +174,7 @@ class Archive:
         return True
 
     def order(self, entry: str, imported_entries: bool) -> tuple[list[str], list[Problem]]:
-        """Paths so that imports come first, otherwise as the ROOT lists them, then by path; and what is odd."""
+        """Returns the paths with imports first, otherwise in the order of the ROOT and then by path; and notes."""
         its_entry = self.entries[entry]
         problems = [Problem(f"{entry}/ROOT", f"lists {name}, which has no file") for name in its_entry.absent]
         problems += [Problem(path, "left out: a link") for path in its_entry.links]
@@ -181,7 +183,7 @@ class Archive:
         outside: dict[str, None] = {}
 
         def imports_of(path: str) -> Iterator[str]:
-            """The imports of a theory that go into the document; what is odd about the others is noted."""
+            """Yields the imports of a theory that go into the document; notes the unusual ones."""
             if self.header(path) is None:
                 problems.append(Problem(path, "it has no theory header, so its imports are unknown"))
             for name, found in self.imports(path).items():
@@ -220,30 +222,32 @@ class Archive:
         return sorted(order, key=late.__contains__), problems
 
     def edges(self, order: Sequence[str]) -> list[tuple[str, str]]:
-        """Each import among these theories, as paths of the importing and of the imported one."""
+        """Returns each import among these theories, as paths of the importing and the imported theory."""
         known = set(order)
         return [(path, found) for path in order for found in self.imports(path).values() if found in known]
 
     def text(self, path: str) -> tuple[str | None, tuple[Problem, ...]]:
-        """A theory as text, and what was odd about it."""
+        """Returns the text of a theory, or None if it is binary, and notes."""
         raw = read_file(self._files[path])
         if b"\0" in raw:
             return None, (Problem(path, f"left out: a NUL byte at offset {raw.index(0)}, so it is not text"),)
         return decode_text(raw, path, "utf-8")
 
     def header(self, path: str) -> Header | None:
-        """The header of a theory, or None if it has none."""
+        """Returns the header of a theory, or None if it has none."""
         if path not in self._headers:
             self._headers[path] = header(self.text(path)[0] or "")
         return self._headers[path]
 
     def imports(self, path: str) -> Mapping[str, str | None]:
-        """What a theory imports, as written, and the path of each that is here."""
+        """Returns the imports of a theory as written, each with its path, or None if it is not in the archive."""
         found = self.header(path)
         return {name: self._resolve(name, path) for name in found.imports} if found else {}
 
     def _resolve(self, name: str, path: str) -> str | None:
-        """As Isabelle does: a path or name from the theory's folder, `Session.Theory`, a name within the session."""
+        """Returns the path of an import as Isabelle resolves it: a path, `Session.Theory`, or a name within the
+        session.
+        """
         near = posixpath.normpath(posixpath.join(posixpath.dirname(path), name + ".thy"))
         if near in self._files and (("/" in name) or "." not in name):
             return near
@@ -258,7 +262,7 @@ class Archive:
 
 @functools.lru_cache(maxsize=8)
 def archive(base: Path) -> Archive:
-    """The index of a folder, made once a process."""
+    """Returns the index of a folder, made once per process."""
     return Archive(base)
 
 

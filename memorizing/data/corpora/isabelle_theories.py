@@ -1,7 +1,7 @@
-"""What Isabelle's files say about theories: the header of a theory, and the sessions of a ROOT.
+"""Parsers of Isabelle's files: the header of a theory, and the sessions of a ROOT.
 
-Both are read as Isabelle's outer syntax: words, quoted names, nested comments, and text in cartouches, strings or
-braces that is passed over whole, so that a word in a description or a comment is never taken for a keyword.
+Both read Isabelle's outer syntax: words, quoted names, nested comments. Text in cartouches, strings or braces is
+skipped as a whole, so that a word in a description or a comment is never taken for a keyword.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class Header(NamedTuple):
-    """The name of a theory and its imports, in the order in which they are written."""
+    """The name of a theory and its imports, in the order of the text."""
 
     name: str
     imports: tuple[str, ...]
@@ -21,10 +21,10 @@ class Session(NamedTuple):
     """A session of a ROOT.
 
     Attributes:
-        name: as in imports, `Session.Theory`.
-        folders: that hold its theories, from that of the ROOT; the first is its own.
-        theories: that it lists, possibly as paths.
-        global_theories: of these, those that can be imported by their name alone from anywhere.
+        name: name in imports such as `Session.Theory`.
+        folders: folders of its theories, relative to the ROOT; the first is its own.
+        theories: theories that it lists, possibly as paths.
+        global_theories: those of them that every session can import by their name alone.
     """
 
     name: str
@@ -57,7 +57,7 @@ _ENDS = {"session", "chapter", "chapter_definition"}
 
 
 def header(text: str) -> Header | None:
-    """The header of a theory, or None if there is none."""
+    """Returns the header of a theory, or None if there is none."""
     tokens = _tokens(text)
     for token in tokens:
         if token == _Token("theory"):
@@ -76,7 +76,7 @@ def header(text: str) -> Header | None:
 
 
 def sessions(text: str) -> list[Session]:
-    """The sessions of a ROOT, in order."""
+    """Returns the sessions of a ROOT, in order."""
     found: list[Session] = []
     tokens = list(_tokens(text))
     starts = [place for place, token in enumerate(tokens) if not token.quoted and token.text in _ENDS]
@@ -111,7 +111,7 @@ def _session(tokens: list[_Token]) -> Session:
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """Words, marks and quoted names; text in cartouches counts as a quoted name, comments as nothing."""
+    """Yields words, marks and quoted names. Text in cartouches counts as a quoted name; comments are skipped."""
     place = 0
     while match := _LEXEMES.match(text, place):
         place = match.end()
@@ -125,11 +125,11 @@ def _tokens(text: str) -> Iterator[_Token]:
             yield _Token(match["mark"] or match["word"])
 
 
-def _closed(text: str, place: int, opened: str) -> int:
-    """Where what was opened ends; at the end of the text if nothing closes it."""
+def _closed(text: str, place: int, opening: str) -> int:
+    """Returns the end of what `opening` starts; the end of the text if nothing closes it."""
     depth = 1
-    for match in _PAIRS[opened].finditer(text, place):
-        depth += 1 if match[0] == opened else -1
+    for match in _PAIRS[opening].finditer(text, place):
+        depth += 1 if match[0] == opening else -1
         if not depth:
             return match.end()
     return len(text)

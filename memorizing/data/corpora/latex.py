@@ -1,8 +1,8 @@
-r"""A LaTeX file without its comments, and where it inputs others.
+r"""A LaTeX file without comments, and the places where it inputs other files.
 
-A file is scanned once, from left to right, into spans: text that stays, and commands that mean something here. Only a
-scan can tell a comment from `\%`, from `\\%` (a comment again) and from a `%` in a verbatim text. Pieces in their order
-are the text without comments; `latex_inputs` walks them from file to file, as LaTeX would.
+A file is scanned once, from left to right, into spans: text, and commands that matter here. Only a scan can tell a
+comment from `\%`, from `\\%` (a comment again) and from a `%` in verbatim text. The spans in order are the text without
+comments; `latex_inputs` follows them from file to file, as LaTeX does.
 """
 
 import re
@@ -48,13 +48,13 @@ _REST_IS_BLANK = re.compile(r"[ \t]*(?:%[^\n]*)?(?=\n|\Z)")
 
 
 class Span(NamedTuple):
-    r"""A stretch of a file without its comments.
+    """A stretch of a file without its comments.
 
     Attributes:
-        kind: of the command that the text is: `class`, `begin` and `end` (of `document`), `bibliography`, `input`,
-            `subfile`, `import`, `subimport`; "" for any other text.
-        line: where it starts, from 1; of commands only.
-        folder, name: what an inputting command names.
+        kind: kind of command: `class`, `begin` and `end` (of `document`), `bibliography`, `input`, `subfile`, `import`,
+            `subimport`; "" for plain text.
+        line: line on which a command starts, from 1.
+        folder, name: file that an inputting command names.
     """
 
     text: str
@@ -65,21 +65,21 @@ class Span(NamedTuple):
 
 
 def strip_comments(text: str, verbatim: frozenset[str] = frozenset()) -> str:
-    r"""The text without comments and `comment` environments; lines that held nothing else are gone altogether.
+    r"""Returns the text without comments and `comment` environments. Lines that held nothing else are removed.
 
-    Untouched are `\%`, the environments in VERBATIM and those named in `verbatim`, `\verb`, `\lstinline`,
-    `\mintinline`, and addresses in `\url` and `\href`. Stripping twice is stripping once.
+    It leaves `\%`, the environments in VERBATIM and in `verbatim`, `\verb`, `\lstinline`, `\mintinline`, and addresses
+    in `\url` and `\href` unchanged. Stripping twice gives the same text as stripping once.
     """
     return "".join(span.text for span in scan(text, verbatim))
 
 
 def verbatim_environments(texts: Iterable[str]) -> frozenset[str]:
-    """The names of environments that some file of the document defines to be verbatim."""
+    """Returns the names of environments that a file of the document defines as verbatim."""
     return frozenset(name for text in texts for name in _DEFINES_VERBATIM.findall(text))
 
 
 def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Span]:
-    """The spans of a file, in order; see `strip_comments` for what is left out."""
+    """Yields the spans of a file in order, without what `strip_comments` removes."""
     place = search = counted = 0  # ends of the text that was yielded, searched, and counted
     unclosed: set[str] = set()
     line, fresh = 1, True  # fresh: the line of `place` has only blanks so far
@@ -103,7 +103,7 @@ def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Span]:
 
 
 def _end(text: str, token: re.Match[str], environment: str, verbatim: frozenset[str], unclosed: set[str]) -> int:
-    """Where a token ends; an environment whose inside is not LaTeX is one token, unless it is not closed."""
+    """Returns the end of a token. A closed environment whose content is not LaTeX is one token."""
     special = environment == "comment" or environment.rstrip("*") in VERBATIM or environment in verbatim
     if special and environment not in unclosed:
         end = re.compile(rf"\\end[ \t]*\{{{re.escape(environment)}\}}").search(text, token.end())
@@ -114,7 +114,7 @@ def _end(text: str, token: re.Match[str], environment: str, verbatim: frozenset[
 
 
 def _remove(text: str, place: int, start: int, end: int, fresh: bool) -> tuple[str, int]:
-    """What is given out from `place` on if `start` to `end` is left out, and where the text goes on."""
+    """Returns the text from `place` on if `start` to `end` is removed, and the place where the text continues."""
     blank = _REST_IS_BLANK.match(text, end)
     head, newline, tail = text[place:start].rpartition("\n")
     if not tail.strip(" \t") and (fresh or newline):  # it starts its line
@@ -125,7 +125,7 @@ def _remove(text: str, place: int, start: int, end: int, fresh: bool) -> tuple[s
 
 
 def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
-    """Kind, folder and name, as in `Span`, of a token that is not just text."""
+    """Returns kind, folder and name (see `Span`) of a token that is a command, or None."""
     if token["plain"]:
         name = token["name"] if token["bare"] is None else token["bare"]
         return "subfile" if token["plain"].startswith("subfile") else "input", "", name.strip(' "')
@@ -141,7 +141,7 @@ def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
 
 
 def decode(content: bytes, place: str) -> tuple[str, tuple[Problem, ...]]:
-    r"""A file as text with `\n` at line ends: from UTF-8, else from ISO-8859-1, which never fails, and a problem."""
+    r"""Decodes UTF-8, or else ISO-8859-1, with `\n` as line end; returns the text and notes."""
     text, problems = decode_text(content, place)
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
@@ -154,7 +154,7 @@ _DECORATION = re.compile(
 
 
 def title(text: str) -> str:
-    r"""What `\title` says, on one line and without fonts, footnotes and outer braces; "" if it is not easily found."""
+    r"""Returns the argument of `\title` on one line, without fonts, footnotes and outer braces; "" if not found."""
     for match in _TITLE.finditer(text):
         content = _group(text, match.end() - 1)
         if content is None or "#" in content:
@@ -174,7 +174,7 @@ def title(text: str) -> str:
 
 
 def _group(text: str, start: int) -> str | None:
-    """What is between the brace at `start` and the one that closes it."""
+    """Returns the text between the brace at `start` and its closing brace, or None."""
     depth = 0
     for token in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
         depth += {"{": 1, "}": -1}.get(token[0], 0)

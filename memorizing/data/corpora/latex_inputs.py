@@ -1,4 +1,4 @@
-r"""A document out of the LaTeX files of a folder: which file it starts from, and what that inputs put in its place."""
+"""A document from the LaTeX files of a folder: finds the main file and expands its inputs."""
 
 import dataclasses
 import posixpath
@@ -17,7 +17,7 @@ PREFERRED = ("main", "paper", "ms", "article", "manuscript")
 
 
 class Tree:
-    """The files of one document by path (relative, with `/`), each read and scanned once, when first asked for."""
+    """The files of a document by path (relative, with `/`). Each is read and scanned once, when it is first needed."""
 
     def __init__(self, files: Mapping[str, Callable[[], bytes]]):
         self._files = files
@@ -41,7 +41,7 @@ class Tree:
         return self._texts[name][0]
 
     def problems(self, name: str) -> tuple[Problem, ...]:
-        """What was odd about the encoding of a file."""
+        """Returns notes on the encoding of a file."""
         self.text(name)
         return self._texts[name][1]
 
@@ -55,7 +55,7 @@ class Tree:
 
 
 class Expansion(NamedTuple):
-    """A file with all that it inputs."""
+    """A file with everything that it inputs."""
 
     text: str
     reached: frozenset[str]
@@ -66,7 +66,7 @@ class Expansion(NamedTuple):
 
 @dataclasses.dataclass
 class Budget:
-    """What has been put in, by all expansions that share it: files that input each other twice unfold without end."""
+    """Counts the inputs and characters of all expansions that share it, to end inputs that expand without limit."""
 
     inputs: int = 0
     characters: int = 0
@@ -76,12 +76,12 @@ class Budget:
 
 
 def expand(tree: Tree, main: str, bbl: bool = False, budget: Budget | None = None) -> Expansion:
-    r"""The text that LaTeX would read, starting from `main`, up to `\end{document}`.
+    r"""Returns the text that LaTeX would read, from the start of `main` to `\end{document}`.
 
-    A name is looked up, with `.tex` added or as it is, in the folder of the `\subfile` or `\import` around it if there
-    is one, then in that of the main file, then in that of the file that names it; of `\import`, in the last two. A file
-    with its own `\documentclass` and `document` environment gives that environment's inside.
-    Commands that cannot be followed stay as they are and are a problem each. `\includeonly` is not heeded.
+    A name is looked up, with `.tex` added or unchanged, in the folder of the enclosing `\subfile` or `\import` if there
+    is one, then in the folder of the main file, then in that of the file that names it. For `\import`, only the last
+    two count. A file with its own `\documentclass` and `document` environment gives the content of that environment.
+    Commands that cannot be followed stay in the text, with a note each. `\includeonly` has no effect.
     """
     walk = _Walk(tree, main, bbl, budget or Budget())
     text = "".join(walk.file(main, posixpath.dirname(main), ()))
@@ -99,7 +99,9 @@ class _Walk:
         self.has_class = self.has_begin = self.ended = False
 
     def file(self, name: str, base: str, trail: tuple[str, ...]) -> Iterator[str]:
-        r"""The texts of a file within those of `trail`; `base` is where the `\subfile` or `\import` around it lies."""
+        r"""Yields the texts of a file inside those of `trail`; `base` is the folder of the enclosing `\subfile` or
+        `\import`.
+        """
         self.reached.add(name)
         spans = self.tree.spans(name)
         wrapped = bool(trail) and self.tree.has(name, "class") and self.tree.has(name, "begin")
@@ -168,11 +170,11 @@ class _Walk:
 
 
 def main_file(tree: Tree, folder: str) -> str:
-    r"""The file to start from: a document with a class, as whole as can be.
+    r"""Returns the file to start from: the most complete document with a class.
 
-    That is one with `\documentclass` or `\begin{document}` that, with its inputs, has both; else one with either (the
-    class can be in a format made beforehand); else any. Among these: one that no other inputs; one that is called as
-    papers are (main, paper, …) or as its folder; the one that reaches most text; the shallowest; the first by name.
+    Best is a file with `\documentclass` or `\begin{document}` that with its inputs has both. Next is a file with one of
+    them (the class may be in a precompiled format), then any file. Ties go to a file that no other inputs; a usual name
+    (main, paper, …) or that of the folder; the file that reaches most text; the shallowest; the first by name.
     """
     budget = Budget()
     ranks: dict[str, int] = {}
@@ -195,10 +197,10 @@ def main_file(tree: Tree, folder: str) -> str:
 
 
 def document(tree: Tree, folder: str, append_unreached: bool, bbl: bool) -> tuple[str, tuple[Problem, ...]]:
-    r"""The text of a whole document; a problem names the files that are not in it.
+    r"""Returns the text of a whole document; notes name the files that are not in it.
 
-    Where no file has a `\documentclass`, the files that the first does not reach can follow it, by name, each with what
-    it inputs.
+    If no file has a `\documentclass`, the files that the first does not reach can follow it by name, each with its
+    inputs.
     """
     main = main_file(tree, folder)
     budget = Budget()

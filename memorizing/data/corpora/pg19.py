@@ -1,9 +1,9 @@
-"""PG-19: a document is a book of Project Gutenberg, without the license that its files carry.
+"""PG-19: a document is a book of Project Gutenberg, without the license text in its file.
 
-    raw/2600-0.txt ... and raw/metadata.csv          `-0` is UTF-8, `-8` ISO-8859-1, and neither ASCII, usually, or
+    raw/2600-0.txt ... and raw/metadata.csv          usually `-0` is UTF-8, `-8` ISO-8859-1, and no suffix ASCII, or
     raw/train|validation|test/2600-0.txt ...         the same with the split in the layout
 
-`metadata.csv` is PG-19's own: id, title, year, url a line. Without it, titles are looked for in the files.
+`metadata.csv` is PG-19's own table: id, title, year, url. Without it, titles are taken from the files.
 """
 
 import csv
@@ -51,15 +51,15 @@ _LAST_LINE = re.compile(
     r"^[ \t]*(?:\*+[ \t]*)?End of (?:the |this )?Project Gutenberg(?:['’]s|\b)", re.IGNORECASE | re.MULTILINE
 )
 _TAIL = 30_000
-"""Characters from the end in which a last line without a marker is looked for: the license has about 19,000."""
+"""Characters from the end in which a last line without a marker is searched. The license has about 19,000."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pg19(Corpus):
-    """How books are read.
+    """Settings of books.
 
     Attributes:
-        strip_license: remove Project Gutenberg's header and tail, by their markers; books without are kept whole.
+        strip_license: whether to remove Project Gutenberg's header and tail. Books without markers stay whole.
     """
 
     strip_license: bool = True
@@ -67,7 +67,7 @@ class Pg19(Corpus):
     published: ClassVar = PublishedForm("pg19", {"text": "book_text", "id": "book_id", "title": "book_title"})
 
     def list(self, raw: Path) -> list[Item]:
-        """All books, by split and number. Of several files of a book the one in UTF-8 is taken."""
+        """Returns all books by split and number. If a book has several files, the one in UTF-8 is taken."""
         folders, strays = split_folders(raw, _has_books, auxiliary=(METADATA,))
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
         if not document_items(items):
@@ -106,7 +106,9 @@ class Pg19(Corpus):
 
 
 def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
-    """Text of a file in UTF-8 or ISO-8859-1, line ends as `\\n`, without a byte-order mark; None if it is no text."""
+    r"""Returns the text of a UTF-8 or ISO-8859-1 file with `\n` as line end and no byte-order mark; None for binary
+    files.
+    """
     raw = read_file(path)
     if (place := raw.find(b"\0")) >= 0:
         message = f"left out: a NUL byte at offset {place}, so it is not text; fix or replace the file"
@@ -116,7 +118,7 @@ def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
 
 
 def without_license(text: str) -> str:
-    """What lies between the markers; `text` itself where there are none."""
+    """Returns the text between the markers, or `text` itself if it has none."""
     half = len(text) // 2
     if (small_print := _SMALL_PRINT.search(text, half)) is not None:  # some old books have it at their end
         text = text[: small_print.start()]
