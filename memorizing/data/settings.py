@@ -57,13 +57,13 @@ class PrepareSettings:
         for name in ("validation", "test"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(
-                    f"Prepare.{name} = {getattr(self, name)} is not a share of the documents. Use 0 or more, and less "
-                    "than 1"
+                    f"Prepare.{name} = {getattr(self, name)} is not a share of the documents. Use a "
+                    "number from 0 to below 1"
                 )
         if self.validation + self.test >= 1:
             raise InputError(
-                f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave no documents to train "
-                "on. Their sum must be less than 1"
+                f"Prepare.validation = {self.validation} and Prepare.test = {self.test} leave nothing to train on. "
+                "Their sum must be less than 1"
             )
         if self.vocabulary == "pretrained" and not self.vocabulary_from:
             raise InputError(

@@ -203,7 +203,7 @@ def test_without_the_extra_it_says_what_to_install(raw, tmp_path, source, monkey
 
 def test_a_corpus_that_is_not_published_needs_its_raw_files(tmp_path):
     pytest.importorskip("memorizing.data.builders")
-    with pytest.raises(InputError, match=r"--raw is missing: name the folder that holds the files of github"):
+    with pytest.raises(InputError, match=r"--raw is missing\. Name the folder that holds the files of github"):
         run(None, tmp_path / "out", PrepareSettings(source="github"), github=Github())
 
 

@@ -379,7 +379,7 @@ def test_title_and_license_of_a_paper_come_from_its_files_else_id_and_nothing(tm
 )
 def test_a_paper_without_text_is_left_out_and_said(tmp_path, files):
     reading = read(write(tmp_path / "paper", files))
-    assert reading.document is None and "left out: no" in messages(reading)
+    assert reading.document is None and "left out: " in messages(reading)
 
 
 # Layouts
@@ -448,7 +448,10 @@ def test_the_bulk_form_is_read_in_place(tmp_path, monkeypatch):
     assert not any(readings[id].problems for id in documents)
     assert "1503/1503.00003.pdf | left out: a PDF" in messages(readings["1503.00003"])
     assert "damaged" in messages(readings["1503.00004"]) and "damaged" in messages(readings["1503.00005"])
-    for name, words in {"1503/README": "not named as papers are", "../outside.gz": "leads out of the archive"}.items():
+    for name, words in {
+        "1503/README": "the name of a paper ends in",
+        "../outside.gz": "leads out of the archive",
+    }.items():
         assert words in messages(readings[f"arXiv_src_1503_001.tar: {name}"])
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -552,7 +555,7 @@ def test_oddity_input_cycle():
     reading = read(oddity("input-cycle"))
     assert reading.document.text.count("This part includes the file that includes it.") == 1
     assert messages(reading).split("\n") == [
-        "input-cycle/part.tex:2 | \\input{main}: main.tex > part.tex > main.tex is a cycle; not put in",
+        "input-cycle/part.tex:2 | \\input{main}: main.tex > part.tex > main.tex is a cycle; not included",
         "input-cycle/main.tex:4 | \\input{no-such-file}: no such file",
     ]
 

@@ -10,7 +10,7 @@ import pytest
 
 from memorizing.data.corpora import table
 from memorizing.data.corpora.c4 import C4
-from memorizing.data.corpora.corpus import Corpus
+from memorizing.data.corpora.corpus import Corpus, document_items
 from memorizing.errors import InputError
 
 CORPORA: dict[str, Corpus] = {name: corpus() for name, corpus in table.CORPORA.items()} | {"c4": C4(minimum_bytes=0)}

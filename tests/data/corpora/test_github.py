@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memorizing.data.corpora.corpus import document_items
 from memorizing.data.corpora.github import Github, files_of
 from memorizing.errors import InputError
 from tests import shared_data
@@ -116,11 +117,11 @@ def test_a_document_can_be_taken_apart_and_reordered_whatever_its_lines(files, s
         ("long.ts", "let a = '" + "x" * 6000 + "'", "minified"),
         ("dense.ts", ("x" * 300 + "\n") * 10, "minified"),
         ("big.py", "a = 1\n" * 100_000, "larger than Github.max_file_bytes = 400,000"),
-        ("nul.py", b"a\0b", "with NUL bytes, so no text"),
+        ("nul.py", b"a\0b", "with NUL bytes, so not text"),
         ("latin.py", b"# \xff", "not UTF-8"),
         ("empty.py", " \n", "empty"),
-        ("broken.ipynb", "{", "named .ipynb, but no notebook"),
-        ("list.ipynb", "[]", "named .ipynb, but no notebook"),
+        ("broken.ipynb", "{", "named .ipynb, but not a notebook"),
+        ("list.ipynb", "[]", "named .ipynb, but not a notebook"),
     ],
 )
 def test_what_is_left_out_and_why(tmp_path, name, content, rule):

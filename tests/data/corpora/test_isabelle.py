@@ -141,7 +141,7 @@ def test_what_is_missing_is_named(tmp_path):
         "imports Nowhere, which is not here",
         "imports No_Session.X, which is not here",
         "imports ../x/Y, which is not here",
-        "no theory header: its imports are not known",
+        "it has no theory header, so its imports are unknown",
         "imports 1 theories of Isabelle that are not here: HOLCF",
     ]
     assert order(reading.document.text) == ["E/A.thy", "E/bare.thy"]

@@ -99,7 +99,7 @@ def test_titles_come_from_the_metadata_or_the_text(tmp_path):
     found = {reading.document.id: reading.document.title for reading in read(tmp_path) if reading.document}
     assert found == {"1": "A Book of Two Lines", "2": "A, B and C", "3": "3"}
     problems = [problem for reading in read(tmp_path) for problem in reading.problems]
-    assert problems == [("metadata.csv", "1 books that it lists have no file here: 9")]
+    assert problems == [("metadata.csv", "it lists 1 books that have no file here: 9")]
 
 
 def test_metadata_that_are_no_table_are_refused_by_line(tmp_path):
@@ -124,7 +124,7 @@ def test_splits_of_the_layout_and_metadata_above_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(b"", "no text in it"), (b"a\0b", "a NUL byte at offset 1"), (b" \r\n", "no")]
+    ("content", "words"), [(b"", "it has no text"), (b"a\0b", "a NUL byte at offset 1"), (b" \r\n", "no")]
 )
 def test_what_is_no_text_is_left_out_and_named(tmp_path, content, words):
     write(tmp_path, "1.txt", content)
