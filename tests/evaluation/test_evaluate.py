@@ -81,7 +81,7 @@ def test_the_figures_follow_from_the_losses_of_all_tokens(place, name):
 
 
 def test_memory_and_xl_cache_change_the_losses(place):
-    """All evaluations of the test split have different losses."""
+    """No two evaluations of the test split have the same loss."""
     losses = [figures(place, name)["loss_nats_per_token"] for name in NAMES if name.startswith("test")]
     assert len(set(losses)) == len(losses)
 

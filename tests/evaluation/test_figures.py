@@ -22,7 +22,7 @@ def test_95_percent_intervals_contain_the_true_ratio_in_95_percent_of_samples():
 
 
 def test_intervals_of_equal_documents():
-    """For documents of equal length, the interval is that of their mean: t = 4.303 for two degrees of freedom."""
+    """Documents of equal length have the interval of their mean: t = 4.303 for two degrees of freedom."""
     low, high = interval([10.0, 20.0, 30.0], [10, 10, 10])
     reach = 4.302653 * 1.0 / math.sqrt(3)
     assert (low, high) == (pytest.approx(2 - reach, rel=1e-5), pytest.approx(2 + reach, rel=1e-5))
@@ -30,7 +30,7 @@ def test_intervals_of_equal_documents():
 
 
 def test_gains_are_reported_by_position_and_in_total():
-    """In the first of three documents, tokens gain 0.5 up to token 128 and lose 0.2 from there; the others stay."""
+    """Tokens of the first of three documents gain 0.5 up to token 128 and lose 0.2 from there; the others stay."""
     change = np.where(np.arange(200) < 128, 0.5, -0.2)
     losses = {0: np.full(200, 2.0), 1: np.full(100, 1.0), 2: np.full(300, 3.0)}
     summary = Summary(Baseline(8, {number: each.astype(np.float32) for number, each in losses.items()}))

@@ -75,7 +75,7 @@ def test_greedy_writing_equals_reading_the_whole_text_for_each_token(length):
 
 
 def test_a_cleared_memory_writes_as_no_memory_until_it_fills_again():
-    """Only the last layer has a memory, so caches do not depend on it."""
+    """The last layer alone has a memory, so caches do not depend on it."""
     none, one = reader(dataclasses.replace(MEMORY, size=0)), reader()
     for each in (none, one):
         each.read(TEXT)

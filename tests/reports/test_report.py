@@ -46,7 +46,8 @@ def metrics(count: int) -> list[dict]:
     return [
         {"step": 8 * i, "loss": 2 + 6 / i, "accuracy": i / 100, "gradient_norm": 1 / i, "learning_rate": 1e-3,
          "tokens_per_second": 1000.0 + i, "model_flops_utilization": 0.1, "memory_fill": min(i / 5, 1),
-         "recall/layer_2": 0.9, "gates/layer_2/head_0": 0.3, "gates/layer_2/head_1": 0.3 + i / 100}
+         "recall/layer_2": 0.9, "gates/layer_2/head_0": 0.3, "gates/layer_2/head_1": 0.3 + i / 100,
+         "gate_value/layer_3/head_0": 0.5 + i / 100}
         for i in range(1, count + 1)
     ]  # fmt: skip
 
@@ -137,6 +138,7 @@ def test_the_page_of_a_run_shows_the_content_of_its_files(browser, run):
     for head in (0, 1):
         values = [line[f"gates/layer_2/head_{head}"] for line in lines]
         assert chart(browser, "gates-2-chart", f"data[{head}].y") == values
+    assert chart(browser, "gate_value-3-chart", "data[0].y") == [line["gate_value/layer_3/head_0"] for line in lines]
     shown = {(row[1], row[2]): row for row in rows(browser, "evaluations-table")}
     assert len(shown) == 6
     for memory, xl_cache in itertools.product(GAIN, (True, False)):

@@ -76,7 +76,7 @@
     if (!steps.length) return missing("training-charts", "No metrics yet: metrics.jsonl is empty.");
     showLoss();
     showCurve("training-charts", "learning-rate-chart", "learning_rate",
-      (values) => `Learning rate, at most ${values.reduce((a, b) => Math.max(a, b), 0).toPrecision(3)}`, "learning rate");
+      (values) => `Learning rate, maximum ${values.reduce((a, b) => Math.max(a, b), 0).toPrecision(3)}`, "learning rate");
     showCurve("training-charts", "gradient-norm-chart", "gradient_norm",
       (values) => `Gradient norm, median ${number(charts.median(values), 2)}`, "norm, before clipping", { rangemode: "tozero" });
     showCurve("training-charts", "accuracy-chart", "accuracy",
@@ -91,7 +91,7 @@
     const draw = charts.add(at("memory-charts"), `${source}-${layer}-chart`, () => ({
       title: `Gates of layer ${layer}: head ${names[highest].split("_").at(-1)} takes most from memory, ${number(last[highest], 2)}`,
       note: "Share that each head takes from memory. The rest comes from the local context."
-        + (source === "openness" ? " The gate depends on the token; this is the mean over tokens that found something." : ""),
+        + (source === "gate_value" ? " The gate depends on the token; this is the mean over tokens that found something." : ""),
       traces: names.map((name, i) => ({
         x: steps, y: training[name], name: `head ${name.split("_").at(-1)}`, mode: "lines", line: { ...charts.line(i), width: 2 },
         hovertemplate: `step %{x:,}: %{y:.3f}<extra>head ${name.split("_").at(-1)}</extra>`,
@@ -102,7 +102,7 @@
   }
 
   function showMemory() {
-    const gates = Object.keys(training).map((name) => name.match(/^(gates|openness)\/layer_(\d+)(\/head_\d+)?$/)).filter(Boolean);
+    const gates = Object.keys(training).map((name) => name.match(/^(gates|gate_value)\/layer_(\d+)(\/head_\d+)?$/)).filter(Boolean);
     for (const [name, , layer, head] of gates) {
       if (!head) {
         showCurve("memory-charts", `gates-${layer}-chart`, name,
@@ -145,7 +145,7 @@
       { title: "Bits per byte", number: true, value: figure("bits_per_byte"), text: (row) => number(row.figures.bits_per_byte, 4) },
       { title: "Gain, nats per token", number: true, value: (row) => row.figures.gain?.nats_per_token,
         text: (row) => number(row.figures.gain?.nats_per_token, 4, true), help: "over the smallest memory of the same evaluation" },
-      { title: "Gain's interval", number: true, value: (row) => row.figures.gain?.interval[0],
+      { title: "Interval of gain", number: true, value: (row) => row.figures.gain?.interval[0],
         text: (row) => (row.figures.gain ? interval(row.figures.gain.interval, 4, true) : "–") },
       { title: "Accuracy", number: true, value: figure("accuracy"), text: (row) => `${number(100 * row.figures.accuracy, 1)}%` },
       { title: "Recall", number: true, value: figure("recall"),
