@@ -1,0 +1,104 @@
+"""The pages that people read: links lead somewhere, and every command on them exists and has settings that load."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from memorizing.cli import make_parser
+from memorizing.config import load
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (".github", "configs", "launch", "memorizing", "tests")
+PAGES = [*ROOT.glob("*.md"), *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.md")))]
+SCRIPTS = {path.name for path in (ROOT / "launch").iterdir()}
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ +(.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def code_lines(page: Path) -> list[str]:
+    """Lines of the page's code blocks, indented or fenced, continued lines joined."""
+    fenced, lines = False, []
+    for line in page.read_text().splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            lines.append(line.strip())
+    return re.sub(r"\\\n *", " ", "\n".join(lines)).splitlines()
+
+
+def commands(page: Path, program: str) -> list[list[str]]:
+    """The words of each command on the page that starts with `program`, without comments and elisions."""
+    found = []
+    for line in code_lines(page):
+        line = re.sub(r"^(\w+=\S* +)+", "", line)  # variables of the environment
+        if not line.startswith(program + " "):
+            continue
+        line = re.sub(r"\[(-[^\]]*)\]", r"\1", line)  # optional arguments
+        words = shlex.split(re.split(r" && | \|\| | \| ", line)[0], comments=True)
+        found.append([word for word in words if word not in ("...", "--gin_file=...", "--gin_param=...")])
+    return found
+
+
+@each_page
+def test_links_lead_to_files_and_headings_of_the_project(page):
+    text = re.sub(r"`[^`\n]*`", "", page.read_text())
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), f"{page.relative_to(ROOT)}: {target}"
+        assert there.is_relative_to(ROOT), f"{page.relative_to(ROOT)}: {target} leads out of the project"
+        if anchor:
+            assert anchor in anchors(there), f"{page.relative_to(ROOT)}: {target}"
+
+
+@each_page
+def test_commands_have_the_arguments_and_settings_that_the_page_shows(page, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    parser = make_parser()
+    for words in commands(page, "memorizing"):
+        try:
+            options = parser.parse_args(words[1:])
+        except SystemExit as error:
+            if error.code:
+                pytest.fail(f"{page.relative_to(ROOT)}: {shlex.join(words)}")
+            continue
+        files = [
+            file for file in getattr(options, "gin_file", []) if (ROOT / file).exists() or file.startswith("configs/")
+        ]
+        bindings = getattr(options, "gin_param", [])
+        if files or bindings:
+            load(
+                [*(["configs/base.gin"] if not files else []), *files], [each for each in bindings if "..." not in each]
+            )
+
+
+@each_page
+def test_scripts_exist_and_tell_their_usage(page):
+    for words in commands(page, "bash"):
+        script = ROOT / words[1]
+        assert script.is_file(), f"{page.relative_to(ROOT)}: {shlex.join(words)}"
+        if script.parent.name == "launch" and "--help" in script.read_text():
+            told = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT)
+            for option in re.findall(r"--[a-z_]+", " ".join(words[2:]).split(" -- ")[0]):
+                assert told.returncode == 0 and (option in told.stdout or "memorizing" in told.stdout), words
+
+
+def test_pages_have_commands():
+    assert sum(len(commands(page, "memorizing")) for page in PAGES) > 20
+
+
+def test_the_front_page_is_short_and_has_the_words_that_people_search_for():
+    front = (ROOT / "README.md").read_text()
+    assert len(front.splitlines()) <= 150
+    for word in ("resume", "fine-tune", "inference", "learning rate", "batch size", "FSDP", "SLURM", "checkpoint"):
+        assert word in front, word
