@@ -25,7 +25,8 @@ from memorizing.benchmarks.vectors import plain_dtype, random_vectors, recall, s
 from memorizing.errors import InputError
 from memorizing.files import atomic_write
 from memorizing.memory.quantize import DTYPES
-from memorizing.memory.search import Search, make_search
+from memorizing.memory.search import Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 
 _SMALL, _LARGE, _NARROW = Shape(2, 2, 128, 1024, 64, 32), Shape(2, 4, 256, 8192, 128, 32), Shape(1, 2, 64, 4096, 32, 16)

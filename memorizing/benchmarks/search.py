@@ -32,8 +32,9 @@ from memorizing.benchmarks.timing import (
 from memorizing.benchmarks.vectors import Vectors, plain_dtype, recall, stored
 from memorizing.errors import InputError
 from memorizing.memory.quantize import DTYPES
-from memorizing.memory.search import Neighbors, make_search
+from memorizing.memory.search import Neighbors
 from memorizing.memory.search.contract import inner_products
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 
 SQUARE, SCORES, NAIVE = "square matmul", "score matmul", "einsum + top_k"

@@ -27,7 +27,7 @@ from memorizing.config import Experiment
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, append, valid
-from memorizing.memory.search import chosen, make_search
+from memorizing.memory.search_choice import chosen_search, make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
 from memorizing.model.settings import ModelSettings, split_sizes
@@ -126,7 +126,7 @@ def _our_row(step: "FullMemoryStep", timing: Timing, without_memory: Timing | No
     tokens = run.batch.size * run.batch.segment_length
     flops = training_flops_per_token(run.model, memory, run.batch.segment_length) * tokens
     row = _row(OURS, memory.size, timing, without_memory, tokens)
-    row |= {"search": chosen(memory, jax.default_backend()), "kind": None}
+    row |= {"search": chosen_search(memory, jax.default_backend()), "kind": None}
     row |= {"model_flops_utilization": flops / row["seconds"] / peak}
     row |= {"program_bytes": step.program_bytes, "device_peak_bytes": step.device_peak_bytes}
     return row | ({"kind": type(make_search(memory)).__name__, "recall": step.recall()} if memory.size else {})

@@ -27,7 +27,8 @@ from memorizing.evaluation.lookups import Listening
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
-from memorizing.memory.search import Neighbors, Search, make_search
+from memorizing.memory.search import Neighbors, Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.parameters import Parameters

@@ -34,7 +34,7 @@ from memorizing.evaluation.perplexity import (
 from memorizing.evaluation.splits import EvaluationSplit
 from memorizing.files import AnyPath, atomic_write
 from memorizing.memory.bank import Bank
-from memorizing.memory.search import chosen
+from memorizing.memory.search_choice import chosen_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
@@ -188,7 +188,7 @@ def _provenance(run: RestoredRun, case: EvaluationCase) -> dict:
         "name": case.name,
         "segment_length": run.trained.segment_length,
         "neighbors": memory.retrieved,
-        "search": chosen(memory, case.mesh.devices.flat[0].platform),
+        "search": chosen_search(memory, case.mesh.devices.flat[0].platform),
         "memory": dataclasses.asdict(memory),
         "dtype": run.trained.model.dtype,
         "checkpoint_step": run.step,

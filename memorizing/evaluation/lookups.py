@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.bank import tokens_ago
-from memorizing.memory.search import Neighbors, Search, make_search
+from memorizing.memory.search import Neighbors, Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.groups import by_query_head

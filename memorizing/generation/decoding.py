@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Float, Int
 
 from memorizing.memory.bank import Bank, ReadStats, add, masked
-from memorizing.memory.search import make_search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
 from memorizing.model.attention import Segment, close

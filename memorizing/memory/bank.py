@@ -22,7 +22,8 @@ from jax import lax
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.quantize import DTYPES, quantize
-from memorizing.memory.search import NO_INDEX, Index, Keys, Search, make_search
+from memorizing.memory.search import NO_INDEX, Index, Keys, Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.slot_table import SlotTable, cleared, emptied_slot_table, new_slot_table, refilled
 from memorizing.memory.slots import Stored, write_at, write_run

@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from memorizing.memory.bank import clear, masked
-from memorizing.memory.search import Search, make_search
+from memorizing.memory.search import Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention
 from memorizing.model.banks import Banks

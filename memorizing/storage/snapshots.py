@@ -26,7 +26,8 @@ from jaxtyping import Int
 from memorizing.errors import InputError
 from memorizing.files import atomic_write, writing
 from memorizing.memory.bank import Bank, as_ring, refill
-from memorizing.memory.search import NO_INDEX, make_search
+from memorizing.memory.search import NO_INDEX
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.learned_index import is_of_index

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write
-from memorizing.memory.search import chosen
+from memorizing.memory.search_choice import chosen_search
 from memorizing.memory.settings import MemorySettings
 
 HARDWARE_FILE = "hardware.json"
@@ -30,7 +30,7 @@ def hardware(mesh: Mesh, memory: MemorySettings) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "host_cpus": os.cpu_count(),
         "processor": _processor(),
-        "search": chosen(memory, device.platform) if memory.size else None,
+        "search": chosen_search(memory, device.platform) if memory.size else None,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "memorizing": metadata.version("memorizing"),

@@ -11,7 +11,7 @@ from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.evaluation.lookups import NOWHERE, Listening, read_document, segment_of
 from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.memory.bank import valid
-from memorizing.memory.search import make_search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings

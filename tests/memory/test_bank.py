@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, refill, reindexed, valid
-from memorizing.memory.search import NO_INDEX, Search, make_search
+from memorizing.memory.search import NO_INDEX, Search
 from memorizing.memory.search.ivf import IVF
 from memorizing.memory.search.lsh import LSH
 from memorizing.memory.search.proposed import Proposed
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 
 ROWS, HEADS, SIZE, SEGMENT = 3, 2, 4, 4

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from memorizing.errors import InputError
 from memorizing.memory.bank import PARTS, Bank, ReadStats, add, clear, empty_bank, masked, tokens_ago, valid
-from memorizing.memory.search import Search, make_search
+from memorizing.memory.search import Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from memorizing.memory.bank import append, clear, empty_bank
-from memorizing.memory.search import Search, make_search
+from memorizing.memory.search import Search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention
 from memorizing.model.carry import empty_cache

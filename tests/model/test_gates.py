@@ -11,7 +11,7 @@ import pytest
 from memorizing.errors import InputError
 from memorizing.generation.decoding import close_segment, extend, open_segment
 from memorizing.memory.bank import append, clear, empty_bank
-from memorizing.memory.search import make_search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
 from memorizing.model.gates import Read, Scores, compared, mixed, opened

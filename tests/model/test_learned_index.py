@@ -12,11 +12,12 @@ from scipy.special import log_softmax, softmax
 
 from memorizing.errors import InputError
 from memorizing.memory.bank import append, empty_bank, valid
-from memorizing.memory.search import Keys, make_search
+from memorizing.memory.search import Keys
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.contract import NO_INDEX
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.proposed import Proposed
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import l2_normalize
 from memorizing.model.carry import empty_carry

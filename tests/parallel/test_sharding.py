@@ -16,9 +16,10 @@ from memorizing.data.vocabulary import ByteVocabulary
 from memorizing.evaluation.figures import Summary
 from memorizing.evaluation.perplexity import EvaluationSettings, TrainedModel, score_documents
 from memorizing.memory.bank import Bank, append, clear, empty_bank, resize, valid
-from memorizing.memory.search import Keys, Search, make_search
+from memorizing.memory.search import Keys, Search
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.sharded import Sharded
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
 from memorizing.model.settings import ModelSettings, split_sizes

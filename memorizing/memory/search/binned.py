@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from memorizing.memory.search.contract import Keys, Neighbors, Search, counted, inner_products, pad
+from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSettings, counted, inner_products, pad
 
 LANES = 128
 """Bins come in multiples of this: the width of a TPU's vector registers, and of comfortable tiles on GPUs."""
@@ -88,3 +88,27 @@ def top_winners(winners: Neighbors, neighbors: int) -> Neighbors:
     # Winners stand in the order of their bins, not of their slots: sorted by both score and slot.
     scores, slots = lax.sort((-winners.scores_BHNK, winners.slots_BHNK), dimension=-1, num_keys=2)
     return Neighbors(-scores[..., :neighbors], slots[..., :neighbors])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BinnedSettings(SearchSettings):
+    """Settings of the binned search.
+
+    Attributes:
+        recall_target: expected share of the true neighbors found; it sets the number of bins. Lower is faster.
+        block_size: number of slots scored at a time.
+    """
+
+    recall_target: float = 0.95
+    block_size: int = 8192
+
+    def __post_init__(self):
+        self._check_recall_target(self.recall_target)
+        self._check_block_size(self.block_size)
+
+    def make(self, minimum_score, platform):
+        return Binned(minimum_score=minimum_score, recall_target=self.recall_target, block_size=self.block_size)
+
+    @classmethod
+    def auto_rank(cls, platform, slots, neighbors):
+        return 1 if platform == "gpu" else 0

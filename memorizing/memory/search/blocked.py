@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
-from memorizing.memory.search.contract import Keys, Neighbors, Search, counted, inner_products, pad
+from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSettings, counted, inner_products, pad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,3 +84,28 @@ def merge(first: Neighbors, second: Neighbors) -> Neighbors:
     slots = jnp.concatenate([first.slots_BHNK, second.slots_BHNK], axis=-1)
     scores_BHNK, places_BHNK = lax.top_k(scores, neighbors)
     return Neighbors(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockedSettings(SearchSettings):
+    """Settings of the blocked search.
+
+    Attributes:
+        block_size: number of slots scored at a time.
+    """
+
+    block_size: int = 8192
+    is_exact = True
+
+    def __post_init__(self):
+        self._check_block_size(self.block_size)
+
+    def make(self, minimum_score, platform):
+        return Blocked(minimum_score=minimum_score, block_size=self.block_size)
+
+    @classmethod
+    def auto_rank(cls, platform, slots, neighbors):
+        return 1 if platform == "cpu" else 0
+
+    def cheaper(self):
+        return f"a smaller Blocked.block_size ({self.block_size})"

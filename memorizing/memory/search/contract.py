@@ -8,13 +8,15 @@ Most searches keep nothing beside the keys: their index is empty, and `entries` 
 
 import dataclasses
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from memorizing.errors import InputError
 from memorizing.memory.quantize import dequantize
 
 
@@ -98,6 +100,91 @@ class Search:
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         """What to write for new keys, as arrays `[B, H, N, ...]` by name, and what has been learned with them."""
         return {}, learned
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """Settings of one search, and what the search states about itself. The table `SEARCHES` names the subclasses.
+
+    The fields of a subclass are the settings of a gin section of its name: `IvfSettings.lists` is `Ivf.lists`.
+
+    Attributes:
+        is_exact: whether the search finds all true neighbors.
+        selects: whether the search selects neighbors at all; False for dense attention over all slots.
+        keeps_index: whether the search stores data of its own next to the keys.
+        writes_scores: whether scores `[B, H, N, M]` go through device memory, whole or in blocks.
+        platforms: platforms on which the search is a choice worth timing (`cpu`, `gpu`, `tpu`).
+    """
+
+    is_exact: ClassVar[bool] = False
+    selects: ClassVar[bool] = True
+    keeps_index: ClassVar[bool] = False
+    writes_scores: ClassVar[bool] = True
+    platforms: ClassVar[tuple[str, ...]] = ("cpu", "gpu", "tpu")
+
+    @classmethod
+    def section(cls) -> str:
+        """Returns the name of the gin section."""
+        return cls.__name__.removesuffix("Settings")
+
+    def make(self, minimum_score: float | None, platform: str) -> Search:
+        """Returns the search.
+
+        Raises:
+            InputError: if the search needs something that the platform or this machine does not have.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def auto_rank(cls, platform: str, slots: int, neighbors: int) -> int:
+        """Returns how well the search suits a platform and size: `auto` takes the highest; 0 for never."""
+        return 0
+
+    def check_size(self, slots: int, retrieved: Mapping[str, int]) -> None:
+        """Checks the settings against the size of the memory and what is retrieved from it, by setting name.
+
+        Raises:
+            InputError: naming the setting, its value and values that work.
+        """
+
+    def cheaper(self) -> str | None:
+        """Returns the change of settings that makes the search hold less in device memory; None if there is none."""
+        return None
+
+    def _check_positive(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int) and value < 1:
+                raise InputError(f"{self.section()}.{field.name} = {value}: must be at least 1")
+
+    def _check_block_size(self, block_size: int) -> None:
+        if block_size < 1:
+            raise InputError(
+                f"{self.section()}.block_size = {block_size}: must be at least 1 slot. 8192 is a good start"
+            )
+
+    def _check_recall_target(self, recall_target: float) -> None:
+        if not 0 < recall_target <= 0.99:
+            raise InputError(
+                f"{self.section()}.recall_target = {recall_target}: must be above 0 and at most 0.99. Beyond that an "
+                "approximate search saves nothing: for all neighbors set Memory.search = 'blocked'"
+            )
+
+    def _check_candidates(self, candidates: int, slots: int, retrieved: Mapping[str, int], part: str) -> None:
+        """Checks a search that looks at `candidates` slots only; `part` names the setting that divides the slots."""
+        if candidates >= slots:  # then it looks at all slots
+            return
+        name, most = max(retrieved.items(), key=lambda item: item[1])
+        if candidates < min(most, slots):
+            raise InputError(
+                f"{self.section()}.candidates = {candidates} is less than Memory.{name} = {most}. A query finds at "
+                f"most the slots that it looks at: set {self.section()}.candidates = {most} or more, or lower Memory.{name}"
+            )
+        if getattr(self, part) > slots:
+            raise InputError(
+                f"{self.section()}.{part} = {getattr(self, part)} is more than Memory.size = {slots}. Set it to at "
+                f"most {slots} (the square root is a good start), or make the memory larger"
+            )
 
 
 def inner_products(

@@ -5,6 +5,7 @@ What it finds, when it is called, is all slots by their scores: for those who wa
 
 import dataclasses
 
+from memorizing.memory.search.contract import SearchSettings
 from memorizing.memory.search.exact import Exact
 
 
@@ -15,3 +16,15 @@ class Dense(Exact):
     @property
     def is_dense(self) -> bool:
         return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenseSettings(SearchSettings):
+    """Dense attention has no settings."""
+
+    is_exact = True
+    selects = False
+    platforms = ()
+
+    def make(self, minimum_score, platform):
+        return Dense(minimum_score=minimum_score)

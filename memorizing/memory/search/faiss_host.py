@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 
 from memorizing.errors import InputError
 from memorizing.memory.search.buckets import best_candidates
-from memorizing.memory.search.contract import Index, Keys, Neighbors, Search
+from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, SearchSettings
 
 
 def load_faiss() -> Any:
@@ -217,3 +217,35 @@ def stamps(keys_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N"]:
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)
     return lax.bitcast_convert_type((bits ^ (bits >> 16)).sum(-1, dtype=jnp.uint32), jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FaissSettings(SearchSettings):
+    """Settings of the Faiss index.
+
+    Attributes:
+        index: kind of index: a graph (`hnsw`) or inverted lists (`ivf`).
+        effort: least number of keys of the graph that a query visits (`efSearch`).
+        lists: number of inverted lists of each row and head.
+        probes: number of lists that a query looks into.
+    """
+
+    index: Literal["hnsw", "ivf"] = "hnsw"
+    effort: int = 128
+    lists: int = 128
+    probes: int = 32
+    keeps_index = True
+    platforms = ("cpu",)
+
+    def __post_init__(self):
+        self._check_positive()
+        if self.probes > self.lists:
+            raise InputError(
+                f"Faiss.probes = {self.probes} is more than Faiss.lists = {self.lists}. Set Faiss.probes to at most "
+                f"{self.lists}, or use more lists"
+            )
+
+    def make(self, minimum_score, platform):
+        return Faiss(
+            minimum_score=minimum_score, kind=self.index, effort=self.effort, lists=self.lists, probes=self.probes
+        )

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Float
 
+from memorizing.errors import InputError
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import Runs, best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
-from memorizing.memory.search.contract import Index, Keys, Neighbors, Search
+from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, SearchSettings
 
 FIRST_ROUNDS = 8
 """Rounds of k-means over the first segment, which finds no centroids."""
@@ -148,3 +149,33 @@ class IVF(Search):
 def unit(vectors: Float[jax.Array, "*any D"]) -> Float[jax.Array, "*any D"]:
     """The vectors at length 1; zeros stay zeros."""
     return vectors * lax.rsqrt(jnp.maximum((vectors**2).sum(-1, keepdims=True), 1e-30))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IvfSettings(SearchSettings):
+    """Settings of the inverted lists.
+
+    Attributes:
+        lists: number of lists (centroids) of each row and head.
+        probes: number of lists that a query looks into, those with the nearest centroids.
+        candidates: number of slots that a query looks at.
+    """
+
+    lists: int = 128
+    probes: int = 32
+    candidates: int = 2048
+    keeps_index = True
+
+    def __post_init__(self):
+        self._check_positive()
+        if self.probes > self.lists:
+            raise InputError(
+                f"Ivf.probes = {self.probes} is more than Ivf.lists = {self.lists}. Set Ivf.probes to at most "
+                f"{self.lists}, or use more lists"
+            )
+
+    def make(self, minimum_score, platform):
+        return IVF(minimum_score=minimum_score, lists=self.lists, probes=self.probes, candidates=self.candidates)
+
+    def check_size(self, slots, retrieved):
+        self._check_candidates(self.candidates, slots, retrieved, "lists")

@@ -19,9 +19,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float, Int
 
+from memorizing.errors import InputError
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.buckets import best_candidates, by_queries, fill, runs_of, sort_into_buckets, take
-from memorizing.memory.search.contract import Index, Keys, Neighbors, Search
+from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, SearchSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,3 +108,40 @@ class LSH(Search):
 
     def _weights(self) -> jax.Array:
         return 2 ** jnp.arange(self.bits, dtype=jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LshSettings(SearchSettings):
+    """Settings of locality-sensitive hashing.
+
+    Attributes:
+        tables: number of hash tables.
+        bits: number of bits of a hash, at most 30. A table has `2^bits` buckets.
+        probes: number of buckets that a query looks into in each table, those of the most similar hashes.
+        candidates: number of slots that a query looks at, over all tables.
+    """
+
+    tables: int = 4
+    bits: int = 10
+    probes: int = 32
+    candidates: int = 2048
+    keeps_index = True
+
+    def __post_init__(self):
+        self._check_positive()
+        if self.bits > 30:
+            raise InputError(f"Lsh.bits = {self.bits}: must be at most 30")
+        if self.probes > 2**self.bits:
+            raise InputError(
+                f"Lsh.probes = {self.probes} is more than the {2**self.bits} hashes of Lsh.bits = {self.bits}. Set "
+                f"Lsh.probes to at most {2**self.bits}, or use more bits"
+            )
+
+    def make(self, minimum_score, platform):
+        return LSH(
+            minimum_score=minimum_score, tables=self.tables, bits=self.bits, probes=self.probes,
+            candidates=self.candidates,
+        )  # fmt: skip
+
+    def check_size(self, slots, retrieved):
+        self._check_candidates(self.candidates, slots, retrieved, "probes")

@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from memorizing.memory.search.contract import Keys, Neighbors, Search, just_below
+from memorizing.errors import InputError
+from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSettings, just_below
 
 SOURCE = Path(__file__).with_name("native.cc")
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
@@ -100,3 +101,22 @@ def _compiled() -> Path:
         if making != library.parent:
             shutil.rmtree(making)
     return library
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NativeSettings(SearchSettings):
+    """The native search has no settings."""
+
+    is_exact = True
+    writes_scores = False
+    platforms = ("cpu",)
+
+    def make(self, minimum_score, platform):
+        problem = why_unavailable() if platform == "cpu" else f"runs on CPUs, not on a {platform.upper()}"
+        if problem:
+            raise InputError(f"Memory.search = 'native': {problem}. Or use 'blocked', which is exact as well")
+        return Native(minimum_score=minimum_score)
+
+    @classmethod
+    def auto_rank(cls, platform, slots, neighbors):
+        return 2 if platform == "cpu" and not why_unavailable() else 0

@@ -100,7 +100,7 @@ def test_keys_in_8_bits_are_gathered_at_their_scale():
 
 
 LOOK = """
-from memorizing.memory.search import chosen, make_search
+from memorizing.memory.search_choice import chosen_search, make_search
 from memorizing.memory.settings import MemorySettings as S
 """
 
@@ -111,19 +111,19 @@ def look(code: str, tmp_path, **environment) -> subprocess.CompletedProcess:
 
 
 def test_without_a_compiler_another_exact_search_takes_over_and_the_reason_is_told(tmp_path):
-    told = look("print(chosen(S(), 'cpu')); make_search(S(search='native'))", tmp_path, CXX="no-such-compiler")
+    told = look("print(chosen_search(S(), 'cpu')); make_search(S(search='native'))", tmp_path, CXX="no-such-compiler")
     assert told.stdout.strip() == "blocked"
     for part in ("Memory.search = 'native'", "no-such-compiler", "CXX", "'blocked'"):
         assert part in told.stderr
 
 
 def test_a_compiler_is_named_with_its_arguments_and_a_home_is_not_needed(tmp_path):
-    told = look("print(chosen(S(), 'cpu'))", tmp_path, CXX="env c++")
+    told = look("print(chosen_search(S(), 'cpu'))", tmp_path, CXX="env c++")
     assert told.stdout.strip() == "native", told.stderr
     (library,) = (tmp_path / "memorizing").iterdir()
     library.write_bytes(b"")  # as a full disk leaves it
-    assert look("print(chosen(S(), 'cpu'))", tmp_path, CXX="env c++").stdout.strip() == "native"
-    told = look("print(chosen(S(), 'cpu'))", tmp_path / "memorizing" / library.name)
+    assert look("print(chosen_search(S(), 'cpu'))", tmp_path, CXX="env c++").stdout.strip() == "native"
+    told = look("print(chosen_search(S(), 'cpu'))", tmp_path / "memorizing" / library.name)
     assert told.stdout.strip() == "native", told.stderr
 
 
@@ -134,8 +134,8 @@ def test_a_compiler_that_fails_is_named(tmp_path):
 
 def test_it_is_compiled_once(tmp_path):
     for _ in range(2):
-        assert look("print(chosen(S(), 'cpu'))", tmp_path).stdout.strip() == "native"
+        assert look("print(chosen_search(S(), 'cpu'))", tmp_path).stdout.strip() == "native"
     (library,) = (tmp_path / "memorizing").iterdir()
     written = library.stat().st_mtime_ns
-    look("print(chosen(S(), 'cpu'))", tmp_path)
+    look("print(chosen_search(S(), 'cpu'))", tmp_path)
     assert library.stat().st_mtime_ns == written

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from memorizing.memory.search import Keys, chosen, make_search
+from memorizing.memory.search import Keys
 from memorizing.memory.search.blocked import Blocked, group_size
 from memorizing.memory.search.exact import Exact
+from memorizing.memory.search_choice import chosen_search, make_search
 from memorizing.memory.settings import MemorySettings
 
 SEARCHES = {
@@ -93,6 +94,6 @@ def test_only_gpus_for_which_there_is_a_kernel_get_it(capability, search, monkey
     """None: no GPU is here, and a program is compiled for one elsewhere."""
     here = Mock(jax.Device, platform="gpu" if capability else "cpu", compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [here])
-    assert chosen(MemorySettings(size=65_536), "gpu") == search
-    assert chosen(MemorySettings(size=65_536, search="pallas"), "gpu") == "pallas"
-    assert chosen(MemorySettings(size=512), "gpu") == "exact"
+    assert chosen_search(MemorySettings(size=65_536), "gpu") == search
+    assert chosen_search(MemorySettings(size=65_536, search="pallas"), "gpu") == "pallas"
+    assert chosen_search(MemorySettings(size=512), "gpu") == "exact"
