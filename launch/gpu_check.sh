@@ -108,7 +108,7 @@ fi
 part bench_search 180 "${memorizing[@]}" bench search "--shapes=$shapes" --rounds=$rounds \
     ${searching[@]+"${searching[@]}"} "--json=$out/bench_search.json"
 $small || part bench_mosaic 120 "${memorizing[@]}" bench search "--shapes=$shapes" --rounds=$rounds --searches=pallas \
-    --gin_param "Memory.gpu_kernel = 'mosaic'" "--json=$out/bench_mosaic.json"
+    --gin_param "Pallas.gpu_kernel = 'mosaic'" "--json=$out/bench_mosaic.json"
 part bench_step 180 "${memorizing[@]}" bench step "${stepping[@]}" "--memory_size=$sizes" --rounds=$rounds \
     "--json=$out/bench_step.json"
 if [ -n "$data" ]; then

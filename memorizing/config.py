@@ -24,10 +24,22 @@ from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
+from memorizing.memory.search import SEARCHES
 from memorizing.training.settings import RunSettings
 
 RENAMED_SETTINGS = {
     "Memory.neighbours": "Memory.neighbors",
+    "Memory.block_size": "Blocked.block_size (Binned.block_size for Memory.search = 'binned')",
+    "Memory.recall_target": "Pallas.recall_target (or Binned.recall_target, Approximate.recall_target, by Memory.search)",
+    "Memory.gpu_kernel": "Pallas.gpu_kernel",
+    "Memory.candidates": "Ivf.candidates (Lsh.candidates for Memory.search = 'lsh')",
+    "Memory.lsh_tables": "Lsh.tables",
+    "Memory.lsh_bits": "Lsh.bits",
+    "Memory.lsh_probes": "Lsh.probes",
+    "Memory.ivf_lists": "Ivf.lists (Faiss.lists for Memory.search = 'faiss')",
+    "Memory.ivf_probes": "Ivf.probes (Faiss.probes for Memory.search = 'faiss')",
+    "Memory.faiss_index": "Faiss.index",
+    "Memory.faiss_effort": "Faiss.effort",
     "Batch.rows": "Batch.size",
     "Evaluation.rows": "Evaluation.batch_size",
     "Model.key_heads": "Model.kv_heads",
@@ -73,8 +85,16 @@ class Experiment(RunSettings):
         """The settings of each gin section, by its name."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         corpora = settings.pop("corpora")
-        return {name.capitalize(): values for name, values in (settings | corpora).items()}
+        sections = {name.capitalize(): values for name, values in (settings | corpora).items()}
+        return sections | {
+            kind.section(): self.memory.search_settings(name)
+            for name, kind in SEARCHES.items()
+            if kind.section() in SEARCH_SECTIONS
+        }
 
+
+SEARCH_SECTIONS = {kind.section(): kind for kind in SEARCHES.values() if dataclasses.fields(kind)}
+"""The searches that have settings, by gin section. Their settings become `Memory.search_options`."""
 
 SECTIONS: dict[str, Any] = {name: type(values) for name, values in Experiment().sections.items()}
 for _name, _class in SECTIONS.items():
@@ -105,6 +125,8 @@ def load(files: Sequence[str | AnyPath], bindings: Sequence[str]) -> tuple[Exper
     except (ValueError, TypeError) as error:
         raise ConfigError(_explain(str(error))) from error
     _refuse_unused_macros({name for text in texts for name in re.findall(r"%(\w+)", text)})
+    options = [_build(name, bound.pop(name)) for name in SEARCH_SECTIONS]
+    bound["Memory"] |= {"search_options": tuple(each for each in options if each != type(each)())}
     sections = {name.lower(): _build(name, values) for name, values in bound.items()}
     try:
         corpora = {name: sections.pop(name) for name in CORPORA}
@@ -231,7 +253,7 @@ def _resolved(experiment: Experiment) -> str:
     lines += [f"{name} = {value}" for name, value in _macros(text).items() if name in used]
     for name, values in experiment.sections.items():
         lines.append("")
-        for field in dataclasses.fields(values):
+        for field in filter(lambda field: field.repr, dataclasses.fields(values)):
             full = f"{name}.{field.name}"
             literal = repr(getattr(values, field.name))
             lines.append(f"{full} = {bound[full] if '%' in bound.get(full, '') else literal}")

@@ -44,10 +44,10 @@ REFUSED = {
     "more neighbors than slots": ("Memory.neighbors = 9000", ["9000", "Memory.size = 8192", "at most 8192"]),
     "no neighbors": ("Memory.neighbors = 0", ["Memory.neighbors = 0", "at least 1"]),
     "a negative memory": ("MEMORY_SIZE = -512", ["Memory.size = -512", "must be 0"]),
-    "no slots in a block": ("Memory.block_size = 0", ["Memory.block_size = 0", "at least 1"]),
+    "no slots in a block": ("Blocked.block_size = 0", ["Blocked.block_size = 0", "at least 1"]),
     "all neighbors of an approximate search": (
-        "Memory.recall_target = 1.0",
-        ["Memory.recall_target = 1.0", "'blocked'"],
+        "Pallas.recall_target = 1.0",
+        ["Pallas.recall_target = 1.0", "'blocked'"],
     ),
     "a stride that does not divide a segment": (
         "Memory.write_every = 3",
@@ -133,15 +133,18 @@ def test_what_cannot_be_is_refused_with_its_name_its_value_and_a_way_out(case):
         (["Memory.proposer = 'int8'", "Memory.key_dtype = 'float8'"], ["'int8'", "'float8'", "no smaller"]),
         (["BATCH_SIZE = 4", "Training.negative_rows = 4"], ["Training.negative_rows = 4", "has 3 others"]),
         (["Memory.search = 'dense'", "Memory.proposer = 'int8'"], ["Memory.proposer = 'int8'", "attends to all slots"]),
-        (["Memory.search = 'ivf'", "Memory.candidates = 31"], ["candidates = 31", "neighbors = 32", "look at 32"]),
         (
-            ["Memory.search = 'lsh'", "Memory.candidates = 99", "Memory.proposer = 'int8'"],
-            ["Memory.candidates = 99", "Memory.proposals = 128", "'lsh'"],
+            ["Memory.search = 'ivf'", "Ivf.candidates = 31"],
+            ["candidates = 31", "neighbors = 32", "Set Ivf.candidates = 32"],
         ),
-        (["Memory.search = 'ivf'", "Memory.ivf_lists = 9000"], ["ivf_lists = 9000", "Memory.size = 8192"]),
         (
-            ["Memory.search = 'lsh'", "Memory.lsh_bits = 14", "Memory.lsh_probes = 8193"],
-            ["Memory.lsh_probes = 8193", "Memory.size = 8192", "at most 8192"],
+            ["Memory.search = 'lsh'", "Lsh.candidates = 99", "Memory.proposer = 'int8'"],
+            ["Lsh.candidates = 99", "Memory.proposals = 128"],
+        ),
+        (["Memory.search = 'ivf'", "Ivf.lists = 9000"], ["Ivf.lists = 9000", "Memory.size = 8192"]),
+        (
+            ["Memory.search = 'lsh'", "Lsh.bits = 14", "Lsh.probes = 8193"],
+            ["Lsh.probes = 8193", "Memory.size = 8192", "at most 8192"],
         ),
     ],
 )
@@ -153,8 +156,8 @@ def test_settings_that_contradict_each_other_are_refused(bindings, words):
 
 
 def test_what_a_search_does_not_use_is_not_refused():
-    load([BASE], ["Memory.ivf_lists = 9000", "Memory.candidates = 1"])
-    load([BASE], ["Memory.search = 'ivf'", "Memory.candidates = 8192", "Memory.ivf_lists = 9000"])  # looks at all slots
+    load([BASE], ["Ivf.lists = 9000", "Ivf.candidates = 1"])
+    load([BASE], ["Memory.search = 'ivf'", "Ivf.candidates = 8192", "Ivf.lists = 9000"])  # looks at all slots
 
 
 def test_a_missing_gin_file_is_named():

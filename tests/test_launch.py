@@ -192,7 +192,7 @@ def test_dry_run_of_gpu_check():
         "collect",
     ]
     (search, mosaic), (step,) = ([words for words in commands if words[4:5] == [bench]] for bench in ("search", "step"))
-    assert {"--searches=pallas", "Memory.gpu_kernel = 'mosaic'"} <= set(mosaic)
+    assert {"--searches=pallas", "Pallas.gpu_kernel = 'mosaic'"} <= set(mosaic)
     assert "--shapes=M8192,M65536,M262144" in search and "--json=runs/gpu_check/bench_search.json" in search
     assert {"--gin_file=configs/base.gin", "--memory_size=0,8192,65536"} <= set(step)
 

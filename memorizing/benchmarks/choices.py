@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-import typing
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from memorizing.errors import InputError
 from memorizing.memory.quantize import DTYPES
+from memorizing.memory.search import SEARCHES
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 
@@ -102,15 +102,13 @@ def choose(
 
 
 def search_names() -> tuple[str, ...]:
-    """What `Memory.search` can be set to."""
-    return typing.get_args(typing.get_type_hints(MemorySettings)["search"])
+    """Returns the values of `Memory.search`."""
+    return ("auto", *SEARCHES)
 
 
 def default_searches(platform: str) -> list[str]:
-    """Those whose speed a platform is chosen for: no kernels on CPUs, which interpret them; and no `auto`, which is
-    one of the others."""
-    left_out = ("auto", "dense", "pallas") if platform == "cpu" else ("auto", "dense", "faiss")
-    return [name for name in search_names() if not name.startswith(left_out)]
+    """Returns the searches that name this platform (`cpu`, `gpu`, `tpu`) as one of theirs."""
+    return [name for name, kind in SEARCHES.items() if platform in kind.platforms]
 
 
 def run_sizes(model: ModelSettings, memory: MemorySettings, segment_length: int) -> dict[str, int]:

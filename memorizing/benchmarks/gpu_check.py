@@ -26,6 +26,7 @@ from memorizing.errors import InputError
 from memorizing.files import atomic_write
 from memorizing.memory.quantize import DTYPES
 from memorizing.memory.search import Search
+from memorizing.memory.search.pallas import PallasSettings
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 
@@ -52,7 +53,9 @@ def check_searches(json_file: Path | None) -> bool:
     platform = jax.devices()[0].platform
     named: dict[str, dict[str, Any]] = {name: {"search": name} for name in default_searches(platform)}
     if platform == "gpu":
-        named["pallas, mosaic"] = {"search": "pallas", "gpu_kernel": "mosaic"}
+        named["pallas, mosaic"] = {
+            "search": "pallas", "search_options": (PallasSettings(gpu_kernel="mosaic"),),
+        }  # fmt: skip
     for name, settings in named.items():
         for shape, dtype, share in CASES:
             changes: dict[str, Any] = settings | {"size": shape.M, "neighbors": shape.K}

@@ -60,7 +60,7 @@ def bench_search(
         BenchFailed: at the end, when a search failed for another reason than too little memory.
     """
     result = report.new_result("search", arguments)
-    result |= {"rounds": rounds, "settings": dataclasses.asdict(memory), "not_made": {}, "rows": []}
+    result |= {"rounds": rounds, "settings": memory.by_name(), "not_made": {}, "rows": []}
     names = choices.searches or default_searches(result["environment"]["platform"])
     for shape in choices.shapes:
         for dtype in choices.dtypes:

@@ -189,7 +189,7 @@ def _provenance(run: RestoredRun, case: EvaluationCase) -> dict:
         "segment_length": run.trained.segment_length,
         "neighbors": memory.retrieved,
         "search": chosen_search(memory, case.mesh.devices.flat[0].platform),
-        "memory": dataclasses.asdict(memory),
+        "memory": memory.by_name(),
         "dtype": run.trained.model.dtype,
         "checkpoint_step": run.step,
     }
@@ -213,8 +213,12 @@ def _check_replaceable(path: AnyPath, case: EvaluationCase, say: Callable[[str],
             f"{path} is an evaluation of other documents: it read {data}, and this one reads {split.tokens.folder}. "
             f"Use --data NAME={split.tokens.folder} or --name=NAME, or remove that file"
         )
-    settings = dataclasses.asdict(case.memory)
-    changed = [f"Memory.{name} = {value!r}" for name, value in memory.items() if settings.get(name, value) != value]
+    settings = case.memory.by_name()
+    changed = [
+        f"{'' if '.' in name else 'Memory.'}{name} = {value!r}"
+        for name, value in memory.items()
+        if settings.get(name, value) != value
+    ]
     if changed:
         say(f"replacing {path}, which was made with {', '.join(changed)} (--name=NAME would keep both)")
 

@@ -68,11 +68,11 @@ class MemorySettings:
     duplicate_score: float | None = None
     writes: Literal["segment", "beyond_cache", "never"] = "segment"
     clear_at_documents: bool = True
-    search_options: tuple[SearchSettings, ...] = ()
+    search_options: tuple[SearchSettings, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self):
         if self.size < 0:
-            raise InputError(f"Memory.size = {self.size}: must be a number of tokens, or 0 for no memory")
+            raise InputError(f"Memory.size = {self.size}: must be 0 for no memory, or a number of tokens")
         if self.neighbors < 1:
             raise InputError(f"Memory.neighbors = {self.neighbors}: must be at least 1. The paper uses 32")
         for name in ("proposals", "projection_size"):
@@ -85,6 +85,14 @@ class MemorySettings:
         """Returns the settings of the search of this name: those in `search_options`, or the defaults."""
         kind = SEARCHES[name]
         return next((settings for settings in self.search_options if type(settings) is kind), kind())
+
+    def by_name(self) -> dict[str, Any]:
+        """Returns the settings for JSON: those of this class by field, those in `search_options` by their gin names."""
+        settings = dataclasses.asdict(dataclasses.replace(self, search_options=()))
+        del settings["search_options"]
+        for options in self.search_options:
+            settings |= {f"{options.section()}.{name}": value for name, value in dataclasses.asdict(options).items()}
+        return settings
 
     @property
     def selects(self) -> bool:

@@ -181,7 +181,7 @@ def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
     memories = [it.with_memory_size(size).memory for size in sizes]
     return [
         {"segment_length": it.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache}
-        | {"dtype": it.model.dtype, "memory": json.loads(json.dumps(dataclasses.asdict(memory)))}
+        | {"dtype": it.model.dtype, "memory": json.loads(json.dumps(memory.by_name()))}
         for xl_cache in xl_caches(asked.xl_cache, it.model.xl_cache)
         for memory in memories
     ]

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from memorizing.files import AnyPath
-from memorizing.memory.search import searched_by
+from memorizing.memory.search_choice import describe_search
 from memorizing.model.parameters import Parameters, count_parameters
 from memorizing.parallel.hosts import is_first
 from memorizing.storage.checkpoints import save_failed
@@ -33,7 +33,7 @@ def describe(run: RunSettings, parameters: Parameters, mesh: Mesh, trainable: Tr
     layers = ", ".join(map(str, run.model.memory_layers))
     memory, device = "no memory", mesh.devices.flat[0]
     if run.memory.size:
-        search = searched_by(run.memory, device.platform)
+        search = describe_search(run.memory, device.platform)
         memory = f"a memory of {run.memory.size:,} tokens in layer {layers}, searched by {search}"
     share = ""
     if trainable is not None:

@@ -5,7 +5,7 @@ Each dataclass checks its own values. `RunSettings` checks the combinations that
 
 import dataclasses
 import itertools
-from typing import Literal, Self
+from typing import Literal
 
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
@@ -125,7 +125,7 @@ class RunSettings:
         """The memory's size at each step."""
         return memory_schedule(self.memory.size, self.training.memory_from_step, self.training.memory_growth)
 
-    def with_memory_size(self, size: int) -> Self:
+    def with_memory_size[T: RunSettings](self: T, size: int) -> T:
         """Returns the settings that read a trained model with another `Memory.size` (see `at_memory_size`).
 
         Each document then starts with an empty memory. A memory that grew in training has this size throughout.

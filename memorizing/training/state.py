@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from memorizing.memory.bank import Bank
-from memorizing.memory.search import make_search
+from memorizing.memory.search_choice import make_search
 from memorizing.model.carry import Carry, empty_carry
 from memorizing.model.transformer import abstract_model, create_model
 from memorizing.parallel.mesh import SplitSize, check_sizes, init_sharded, placed, shardings

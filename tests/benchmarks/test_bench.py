@@ -54,7 +54,7 @@ def test_searches_side_by_side(tmp_path, capsys):
     figures, printed = bench([*command, "--searches=exact,blocked", "--dtype=float32,int8"], tmp_path, capsys)
     assert figures["bench"] == "search" and figures["command"].startswith("memorizing bench search --shapes=")
     assert figures["environment"]["platform"] == "cpu" and "jax" in figures["environment"]["versions"]
-    assert figures["settings"]["block_size"] == 8192
+    assert figures["settings"]["neighbors"] == 32
     names = ["square matmul", "score matmul", "einsum + top_k", "exact", "blocked"]
     assert [row["search"] for row in figures["rows"]] == 2 * names
     for row in figures["rows"]:
@@ -96,7 +96,7 @@ def test_searches_of_the_platform_are_the_default(tmp_path, capsys):
         (["search", "--dtype=float16"], ["'float16' is no dtype", "bfloat16"]),
         (["search", "--rounds=0"], ["--rounds=0", "at least 1"]),
         (["search", "--workdir=nowhere"], ["--workdir=nowhere", "memorizing train"]),
-        (["search", "--gin_param", "Memory.block_sise = 3"], ["did you mean 'block_size'"]),
+        (["search", "--gin_param", "Blocked.block_sise = 3"], ["did you mean 'block_size'"]),
         (["step", "--memory_size=100"], ["Memory.size = 100", "use 256"]),
         (["step", "--memory_size=0,256,256"], ["--memory_size=0,256,256", "once"]),
         (["step", "--rounds=-1"], ["--rounds=-1"]),

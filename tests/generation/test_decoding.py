@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from memorizing.generation.decoding import close_segment, extend, open_segment
+from memorizing.memory.search.ivf import IvfSettings
+from memorizing.memory.search.lsh import LshSettings
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
 from memorizing.model.settings import ModelSettings
@@ -29,6 +31,7 @@ VARIANTS = {
     for xl in (False, True)
     for shift in (False, True)
 }
+OPTIONS = (IvfSettings(lists=2, probes=2, candidates=4 * N), LshSettings(candidates=4 * N))
 
 
 def memory_of(size: int, **settings) -> MemorySettings:
@@ -126,7 +129,7 @@ def test_a_part_of_a_segment_at_once_equals_the_whole_and_goes_on(name, count):
 def test_every_search_serves_single_queries(search, key_dtype):
     if search == "faiss":
         pytest.importorskip("faiss")
-    memory = memory_of(4 * N, search=search, key_dtype=key_dtype, ivf_lists=2, ivf_probes=2, candidates=4 * N)
+    memory = memory_of(4 * N, search=search, key_dtype=key_dtype, search_options=OPTIONS)
     model = VARIANTS["t5, XL cache"]
     expected, carries = read_whole(model, memory)
     run, _ = calls(model, memory)

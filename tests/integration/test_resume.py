@@ -253,7 +253,7 @@ def test_there_is_nothing_to_evaluate_without_a_run(tmp_path):
 
 
 INDEXED = [
-    "--gin_param=Memory.search = 'ivf'", "--gin_param=Memory.ivf_lists = 4", "--gin_param=Memory.ivf_probes = 2",
+    "--gin_param=Memory.search = 'ivf'", "--gin_param=Ivf.lists = 4", "--gin_param=Ivf.probes = 2",
     "--gin_param=Memory.key_dtype = 'int8'", "--gin_param=Memory.report_recall = True",
     "--gin_param=Training.memory_from_step = 0",
 ]  # fmt: skip

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from memorizing.memory.bank import Bank, ages, append, clear, empty_bank, refill, reindexed, valid
 from memorizing.memory.search import NO_INDEX, Search
-from memorizing.memory.search.ivf import IVF
-from memorizing.memory.search.lsh import LSH
+from memorizing.memory.search.ivf import IVF, IvfSettings
+from memorizing.memory.search.lsh import LSH, LshSettings
 from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
@@ -93,8 +93,11 @@ def test_refilled_rows_hold_what_was_prebuilt_and_others_what_they_held(kind):
     slots = 6 * SEGMENT
     memory = MemorySettings(
         size=slots, neighbors=1, dtype="float32", key_dtype="int8" if kind == "int8" else None,
-        search=kind if kind in ("lsh", "ivf") else "exact", candidates=slots - 4,
-        lsh_tables=2, lsh_bits=1, lsh_probes=2, ivf_lists=2, ivf_probes=2,
+        search=kind if kind in ("lsh", "ivf") else "exact",
+        search_options=(
+            LshSettings(tables=2, bits=1, probes=2, candidates=slots - 4),
+            IvfSettings(lists=2, probes=2, candidates=slots - 4),
+        ),
     )  # fmt: skip
     search = make_search(memory)
     bank, prebuilt = (empty_bank(rows, HEADS, SIZE, memory) for rows in (ROWS, 1))

@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 from memorizing.errors import InputError
 from memorizing.memory.bank import PARTS, Bank, ReadStats, add, clear, empty_bank, masked, tokens_ago, valid
 from memorizing.memory.search import Search
+from memorizing.memory.search.faiss_host import FaissSettings
+from memorizing.memory.search.ivf import IvfSettings
+from memorizing.memory.search.lsh import LshSettings
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens, write
@@ -207,8 +210,11 @@ def test_an_index_follows_what_is_replaced_at_any_address(search):
     """Each key that is held is its own nearest neighbor among all, once all lists and buckets are looked into."""
     if search == "faiss":
         pytest.importorskip("faiss")
-    memory = memory_of(8 * N, eviction="reservoir", search=search, candidates=8 * N - 1, lsh_tables=4, lsh_bits=1,
-                       lsh_probes=2, ivf_lists=2, ivf_probes=2)  # fmt: skip
+    memory = memory_of(8 * N, eviction="reservoir", search=search, search_options=(
+        LshSettings(tables=4, bits=1, probes=2, candidates=8 * N - 1),
+        IvfSettings(lists=2, probes=2, candidates=8 * N - 1),
+        FaissSettings(lists=2, probes=2),
+    ))  # fmt: skip
     bank, finder = empty_bank(ROWS, HEADS, D, memory), make_search(memory)
     run, rng = jax.jit(functools.partial(write, memory=memory, search=finder)), np.random.default_rng(0)
     for _ in range(14):

@@ -17,6 +17,8 @@ from memorizing.evaluation.figures import Summary
 from memorizing.evaluation.perplexity import EvaluationSettings, TrainedModel, score_documents
 from memorizing.memory.bank import Bank, append, clear, empty_bank, resize, valid
 from memorizing.memory.search import Keys, Search
+from memorizing.memory.search.binned import BinnedSettings
+from memorizing.memory.search.blocked import BlockedSettings
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search.sharded import Sharded
 from memorizing.memory.search_choice import make_search
@@ -52,7 +54,11 @@ def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
     queries, keys = (rng.integers(-2, 3, (8, 4, size, 4)).astype(np.float32) for size in (8, 64))
     valid_BM = rng.random((8, 64)) < 0.6
     mesh = mesh_of(MESHES[name])
-    inner = make_search(MemorySettings(size=64, search=search, block_size=5))
+    inner = make_search(
+        MemorySettings(
+            size=64, search=search, search_options=(BlockedSettings(block_size=5), BinnedSettings(block_size=5))
+        )
+    )
     for neighbors in (1, 3, 16):
         found = jax.shard_map(
             lambda queries, keys, valid, k=neighbors: Sharded(inner=inner)(queries, Keys(keys), valid, k),
@@ -242,7 +248,8 @@ def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
     """What travels of it are numbers of slots, one or two of a row; of keys and values only the segment's."""
     slots, mesh = 65_536, mesh_of(MESHES["all"])
     memory = MemorySettings(
-        size=slots, neighbors=4, block_size=512, dtype="float32", eviction="least_used", duplicate_score=0.9,
+        size=slots, neighbors=4, search_options=(BlockedSettings(block_size=512),), dtype="float32",
+        eviction="least_used", duplicate_score=0.9,
         writes="beyond_cache", sink=4,
     )  # fmt: skip
     make = StateFactory(RunSettings(MODEL, memory, BATCH, OPTIMIZER, TRAINING), mesh)
@@ -264,7 +271,10 @@ SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate"
 def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, changes):
     """In the whole train call: nothing that any collective gives to a device has an axis of a device's slots."""
     slots = 65_536
-    mesh, memory = mesh_of(settings), MemorySettings(size=slots, neighbors=4, block_size=512, dtype="float32")
+    mesh, memory = (
+        mesh_of(settings),
+        MemorySettings(size=slots, neighbors=4, search_options=(BlockedSettings(block_size=512),), dtype="float32"),
+    )
     model = dataclasses.replace(MODEL, **changes)
     make = StateFactory(RunSettings(model, memory, BATCH, OPTIMIZER, TRAINING), mesh)
     compiled = compile_call(make, make.abstract_state(1))

@@ -14,6 +14,8 @@ from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings, TrainedModel, score_documents
 from memorizing.generation.reader import Reader
 from memorizing.memory.bank import valid
+from memorizing.memory.search.ivf import IvfSettings
+from memorizing.memory.search.lsh import LshSettings
 from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.storage.snapshots import MANIFEST, prebuilt_banks
@@ -21,6 +23,7 @@ from memorizing.training.loss import score
 from tests.generation.test_reader import MEMORY, MODEL, TEXT, VOCABULARY, N, likeliest, parameters, reader
 
 LONG = TEXT * 4
+OPTIONS = (IvfSettings(lists=2, probes=2, candidates=MEMORY.size), LshSettings(candidates=MEMORY.size))
 
 
 def read(text: str = LONG, **settings) -> Reader:
@@ -53,7 +56,7 @@ def test_what_was_written_is_kept_too(tmp_path):
 def test_what_a_search_keeps_is_made_again(search, key_dtype, tmp_path):
     if search == "faiss":
         pytest.importorskip("faiss")
-    how = {"search": search, "key_dtype": key_dtype, "ivf_lists": 2, "ivf_probes": 2, "candidates": MEMORY.size}
+    how = {"search": search, "key_dtype": key_dtype, "search_options": OPTIONS}
     kept, loaded = read(**how), reader(dataclasses.replace(MEMORY, **how))
     kept.save(tmp_path / "memory")
     loaded.load(tmp_path / "memory")
@@ -234,7 +237,7 @@ def split(tmp_path_factory) -> TokenSplit:
 )
 def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, kept, split, tmp_path):
     """Whatever rows have read before, and wherever the cursor stands: as each alone with that memory."""
-    memory = dataclasses.replace(MEMORY, search=search, candidates=MEMORY.size, **kept)
+    memory = dataclasses.replace(MEMORY, search=search, search_options=OPTIONS, **kept)
     made = reader(memory)
     made.read(LONG + "to end elsewhere")
     made.save(tmp_path / "memory")

@@ -178,7 +178,8 @@ class SearchSettings:
         if candidates < min(most, slots):
             raise InputError(
                 f"{self.section()}.candidates = {candidates} is less than Memory.{name} = {most}. A query finds at "
-                f"most the slots that it looks at: set {self.section()}.candidates = {most} or more, or lower Memory.{name}"
+                f"most the slots that it looks at. Set {self.section()}.candidates = {most} or more, or lower "
+                f"Memory.{name}"
             )
         if getattr(self, part) > slots:
             raise InputError(

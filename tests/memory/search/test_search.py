@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from memorizing.memory.search import Keys
-from memorizing.memory.search.blocked import Blocked, group_size
+from memorizing.memory.search.blocked import Blocked, BlockedSettings, group_size
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.search_choice import chosen_search, make_search
 from memorizing.memory.settings import MemorySettings
@@ -73,7 +73,7 @@ def test_scores_are_float32_for_bfloat16_keys():
 def test_the_settings_choose_the_search():
     queries, keys, valid = (jnp.asarray(part) for part in inputs(256, 0.5, None, seed=2))
     for name in ("auto", "exact", "native", "blocked"):
-        search = make_search(MemorySettings(size=256, search=name, block_size=64))
+        search = make_search(MemorySettings(size=256, search=name, search_options=(BlockedSettings(block_size=64),)))
         np.testing.assert_array_equal(
             search(queries, Keys(keys), valid, 8).slots_BHNK, Exact()(queries, Keys(keys), valid, 8).slots_BHNK
         )
