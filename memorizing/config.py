@@ -30,7 +30,7 @@ from memorizing.training.settings import RunSettings
 RENAMED_SETTINGS = {
     "Memory.neighbours": "Memory.neighbors",
     "Memory.block_size": "Blocked.block_size (Binned.block_size for Memory.search = 'binned')",
-    "Memory.recall_target": "Pallas.recall_target (or Binned.recall_target, Approximate.recall_target, by Memory.search)",
+    "Memory.recall_target": "Pallas.recall_target, Binned.recall_target or Approximate.recall_target",
     "Memory.gpu_kernel": "Pallas.gpu_kernel",
     "Memory.candidates": "Ivf.candidates (Lsh.candidates for Memory.search = 'lsh')",
     "Memory.lsh_tables": "Lsh.tables",
