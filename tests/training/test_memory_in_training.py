@@ -30,7 +30,6 @@ from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.storage.init_from import begin_from
 from memorizing.training.memory_dropout import sizes
 from memorizing.training.memory_schedule import MemorySchedule
-from memorizing.training.settings import TrainingSettings
 from tests.tiny_run import SETTINGS, write_texts
 
 MODEL = dict(
@@ -173,9 +172,8 @@ def test_settings_that_a_new_run_cannot_use_are_refused_by_name(place, name, cap
 def test_parameters_that_do_not_fit_are_named(place, retrofitted, run, change, words):
     settings = ModelSettings(**{**MODEL, "memory_layers": (), **change})
     fresh = create_model(settings, MemorySettings(size=0), 0)[1]
-    training = TrainingSettings(init_from=str(place / run))
     with pytest.raises(InputError, match=words):
-        begin_from(training, settings, PreparedTokens(place / "data"), fresh, print)
+        begin_from(str(place / run), 0, "", settings, PreparedTokens(place / "data"), fresh, print)
 
 
 def test_another_vocabulary_is_refused(place, tmp_path, capsys):
