@@ -222,7 +222,7 @@ def test_a_run_keeps_to_its_data_once_it_has_a_checkpoint(tmp_path, monkeypatch)
     (tmp_path / "checkpoints" / "40").mkdir(parents=True)
     check_data(tmp_path, PreparedTokens("some"), train=True)
     check_data(tmp_path, PreparedTokens("other"), train=False)
-    with pytest.raises(InputError, match=r"other has another train split .* began with .*some"):
+    with pytest.raises(InputError, match=r"other has another train split .* started with .*some"):
         check_data(tmp_path, PreparedTokens("other"), train=True)
     monkeypatch.setattr(PreparedTokens, "digests", lambda self: {"vocabulary": "bytes", "train": "some"})
     with pytest.raises(InputError, match="has another vocabulary"):
