@@ -18,8 +18,9 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import split_sizes
 from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.runs import load_trained
-from memorizing.storage.init_from import source_of
-from memorizing.storage.snapshots import check_not_empty, prebuilt_banks
+from memorizing.storage.init_from import snapshot_owner
+from memorizing.storage.prebuilt import prebuilt_banks
+from memorizing.storage.snapshots import check_not_empty
 from memorizing.storage.workdir import open_vocabulary
 
 
@@ -53,7 +54,7 @@ def open_reader(
         MeshSettings(1, config.mesh.model), split_sizes(config.model, config.memory, segment, 1), devices=devices
     )
     parameters, step = evaluation.restore(workdir, config.model, mesh)
-    source = source_of(workdir, config.model, segment, tokens, parameters, step)
+    source = snapshot_owner(workdir, config.model, segment, tokens, parameters, step)
     return Reader(source, config.memory, parameters, tokens.vocabulary, config.folder, mesh, say)
 
 
@@ -116,7 +117,7 @@ def evaluate(
     name = request.name
     prebuilt: list[tuple[Bank, ...]] = [()] * len(memories)
     if request.snapshot:
-        source = source_of(workdir, config.model, segment, splits[0].tokens, parameters, step)
+        source = snapshot_owner(workdir, config.model, segment, splits[0].tokens, parameters, step)
         prebuilt = [
             prebuilt_banks(request.snapshot, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)

@@ -1,4 +1,4 @@
-"""The error for what a user gave and can mend; everything else that goes wrong is a bug and keeps its traceback."""
+"""The error for input that a user can correct. Any other error is a bug and keeps its traceback."""
 
 
 class InputError(ValueError):

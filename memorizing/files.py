@@ -1,7 +1,7 @@
-"""Writing a small file so that a kill leaves either the old one or the new one; holding a folder against others.
+"""Atomic writes of small files, and a lock for a folder.
 
-A run may also lie in Google Cloud Storage, which hosts without a common disk share. Objects appear there whole or not
-at all, but nothing can be appended to one, and renaming copies.
+A run may also be in Google Cloud Storage, which hosts without a common disk can share. Writing an object is atomic
+there, but nothing can be appended to one, and renaming one copies it.
 """
 
 import fcntl
@@ -17,17 +17,17 @@ from etils import epath
 from memorizing.errors import InputError
 
 LOCK = "lock"
-"""The file by which a folder is held."""
+"""Name of the lock file of a folder."""
 
 AnyPath = Path | epath.Path
-"""On a disk, or (`epath`) in an object store."""
+"""A path on a disk, or in an object store (`epath`)."""
 
 
 def run_folder(option: str, text: str) -> AnyPath:
-    """The folder of a run, as named on the command line: on a disk, or gs://BUCKET/RUN.
+    """Returns the folder of a run as named on the command line: a path on a disk, or gs://BUCKET/RUN.
 
     Raises:
-        InputError: naming `option`, when `text` is the address of something else, or the bucket cannot be reached.
+        InputError: if `text` is another kind of address, or the bucket cannot be reached; names `option`.
     """
     if not re.match(r"(gs|s3):|[A-Za-z][A-Za-z0-9+.-]*:/", text):
         return Path(text)
@@ -35,34 +35,34 @@ def run_folder(option: str, text: str) -> AnyPath:
     if address is None:
         raise InputError(
             f"{option}={text}: must be a folder, or gs://BUCKET/RUN in Google Cloud Storage. Checkpoints cannot be "
-            "written to other stores (s3://...): with those, name a shared folder, such as one on NFS, EFS or FSx; "
-            "and if the folder is really called so, ./ before it"
+            "written to other stores (s3://...). Name a shared folder instead, such as one on NFS, EFS or FSx. If the "
+            "folder really has this name, put ./ before it"
         )
     if importlib.util.find_spec("gcsfs") is None:
         raise InputError(
-            f"{option}={text}: needs the extra `gcs`, which is not installed: bash launch/setup.sh, or "
-            "pip install gcsfs google-cloud-storage"
+            f"{option}={text}: needs the extra `gcs`, which is not installed. Run bash launch/setup.sh, or pip install "
+            "gcsfs google-cloud-storage"
         )
-    # Read by etils: TensorFlow, where it is installed, would take seconds and its own credentials.
+    # etils reads this. TensorFlow, if installed, would take seconds to load and use its own credentials.
     os.environ["EPATH_USE_TF"] = "false"
     import fsspec.config
 
-    # What others write, be it other processes or TensorStore in this one, has to be seen at once.
+    # Files that other processes, or TensorStore in this one, write must be visible at once.
     fsspec.config.conf["gcs"] = {**fsspec.config.conf.get("gcs", {}), "use_listings_cache": False}
-    problem = "there is no such bucket, or these credentials do not see it"
+    problem = "the bucket does not exist, or these credentials cannot see it"
     try:
         if epath.Path(address[1]).exists():
             return epath.Path(text)
-    except Exception as error:  # of gcsfs, aiohttp, requests or google.auth
+    except Exception as error:  # from gcsfs, aiohttp, requests or google.auth
         problem = f"{type(error).__name__}: {error}"
     raise InputError(
-        f"{option}={text}: {address[1]} cannot be reached ({problem}): create the bucket, or give this machine access, "
+        f"{option}={text}: {address[1]} cannot be reached ({problem}). Create the bucket, or give this machine access, "
         "for instance with `gcloud auth application-default login`"
     )
 
 
 def atomic_write(path: AnyPath, content: str | bytes) -> None:
-    """Writes under another name beside `path`, then renames; makes the folder if need be. In a store, writes an object.
+    """Writes a file atomically (under another name, then renamed), and its folder if needed; in a store, an object.
 
     Raises:
         OSError: see `writing`.
@@ -80,38 +80,38 @@ def atomic_write(path: AnyPath, content: str | bytes) -> None:
 
 @contextmanager
 def writing(path: AnyPath) -> Iterator[None]:
-    """Where `path`, a file or a folder, is written to: of a full disk Python says neither which nor what to do.
+    """Adds `path` and what to do to an error of writing to it, such as that of a full disk.
 
     Raises:
-        OSError: naming it, and the way out.
+        OSError: names `path` and says what to do.
     """
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"{path} could not be written to ({error.strerror or error}): make room or mend the disk, and repeat the "
-            "command"
+            f"{path} could not be written to ({error.strerror or error}). Free space or repair the disk, and repeat "
+            "the command"
         ) from error
     except Exception as error:
         if isinstance(path, Path):
             raise
-        # Of gcsfs, aiohttp, requests or google.auth.
-        raise OSError(f"{path} could not be written ({type(error).__name__}: {error}); repeat the command") from error
+        # From gcsfs, aiohttp, requests or google.auth.
+        raise OSError(f"{path} could not be written ({type(error).__name__}: {error}). Repeat the command") from error
 
 
 @contextmanager
 def folder_lock(folder: Path, taken: str) -> Iterator[None]:
-    """Makes `folder`, and holds it until the end of the `with`, or of the process however it ends.
+    """Creates `folder` and locks it until the end of the `with`, or of the process, however it ends.
 
     Raises:
-        InputError: with the message `taken`, when another process holds it; or when it cannot be made.
+        InputError: with the message `taken` if another process holds the lock; or if the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK).open("w")
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be made or written to ({error.strerror}): name another folder, or mend that"
+            f"{folder} cannot be created or written to ({error.strerror}). Name another folder, or correct that"
         ) from error
     with lock:
         try:
@@ -119,11 +119,11 @@ def folder_lock(folder: Path, taken: str) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(taken) from None
         except OSError as error:
-            raise InputError(f"{folder} cannot be locked ({error.strerror}): name a folder on another disk") from error
+            raise InputError(f"{folder} cannot be locked ({error.strerror}). Name a folder on another disk") from error
         yield
 
 
 def copy_files(source: AnyPath, target: AnyPath) -> None:
-    """Copies the files of a folder that has no folders in it; small ones, be it from or to a bucket."""
+    """Copies small files from a folder without subfolders to another; either may be in a bucket."""
     for path in source.iterdir():
         (target / path.name).write_bytes(path.read_bytes())

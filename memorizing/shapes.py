@@ -1,10 +1,11 @@
-"""The key of shape letters, and the batch that every part of the program passes around.
+"""The shape letters, and the batch that all parts of the program share.
 
     B rows (documents read side by side)      N tokens of a segment        W XL cache length
     M memory slots    H heads    D head size  E embedding size             K retrieved neighbors
     S segments scanned in one call            V vocabulary                 L layers
-    P parts of the rows, on devices of their own
-    G query heads that share a key head: of queries `[B, H, G, N, D]`, and of all keys and values, `H` are the key heads
+    P parts of the rows, each on its own devices
+    G query heads that share a key head: queries are `[B, H, G, N, D]`, where `H` counts
+      key heads, as it does for all keys and values
 
 A tensor's name ends in its letters (`keys_BHMD`); einsum strings and annotations use the same ones.
 """
@@ -18,8 +19,8 @@ from jaxtyping import Bool, Int
 Array = jax.Array | np.ndarray
 
 BEGIN_TOKEN = 0
-"""What a document's first token is predicted from, by the vocabularies made here (T5's and seqio's id 0); those of
-pretrained models have their own (`Vocabulary.begin`)."""
+"""The input that predicts a document's first token, in vocabularies made here (id 0, as in T5 and seqio). Pretrained
+vocabularies have their own (`Vocabulary.begin`)."""
 
 
 class Batch(NamedTuple):

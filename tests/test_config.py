@@ -60,7 +60,7 @@ REFUSED = {
     ),
     "too old when written": (
         "Memory.writes = 'beyond_cache'\nMemory.maximum_age = 512",
-        ["Memory.maximum_age = 512", "none would count"],
+        ["Memory.maximum_age = 512", "all would be ignored"],
     ),
     "a reservoir of the newest": (
         "Memory.eviction = 'reservoir'\nMemory.maximum_age = 512",
@@ -84,7 +84,7 @@ REFUSED = {
         "Training.memory_growth = ((0, 512), (800, 1024))",
         ["ends with 1024 slots", "Memory.size = 8192"],
     ),
-    "a growth that shrinks": ("Training.memory_growth = ((0, 512), (800, 256))", ["of which both rise"]),
+    "a growth that shrinks": ("Training.memory_growth = ((0, 512), (800, 256))", ["that both rise"]),
     "a growth by uneven segments": (
         "Training.memory_growth = ((0, 100), (800, 8192))",
         ["memory_growth = ((0, 100), (800, 8192))", "100 is not a multiple of Batch.segment_length"],
@@ -94,7 +94,7 @@ REFUSED = {
         "Optimizer.learning_rate_multipliers = (16.0,)",
         ["pairs of a name and a number such as (('gates', 16.0),)"],
     ),
-    "a snapshot of no run": ("Training.prebuilt_memory = 'some'", ["begin with these, by Training.init_from"]),
+    "a snapshot of no run": ("Training.prebuilt_memory = 'some'", ["Start from these: set Training.init_from"]),
     "a share beyond all": ("Training.memory_dropout = 1.5", ["Training.memory_dropout = 1.5", "from 0 to 1"]),
     "a switch in the middle of a call": ("Training.memory_from_step = 3", ["memory_from_step = 3", "0 or 8"]),
     "no checkpoints": ("CHECKPOINT_EVERY = 0", ["Training.checkpoint_every = 0", "at least 1"]),
@@ -116,7 +116,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_is_refused_with_its_name_its_value_and_a_way_out(case):
+def test_an_impossible_setting_is_refused_with_its_name_its_value_and_a_way_out(case):
     binding, words = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
         load([BASE], [binding])
@@ -155,7 +155,7 @@ def test_settings_that_contradict_each_other_are_refused(bindings, words):
         assert word in str(caught.value)
 
 
-def test_what_a_search_does_not_use_is_not_refused():
+def test_settings_that_a_search_does_not_use_are_not_refused():
     load([BASE], ["Ivf.lists = 9000", "Ivf.candidates = 1"])
     load([BASE], ["Memory.search = 'ivf'", "Ivf.candidates = 8192", "Ivf.lists = 9000"])  # looks at all slots
 
@@ -225,7 +225,7 @@ def test_a_run_keeps_to_its_data_once_it_has_a_checkpoint(tmp_path, monkeypatch)
     (tmp_path / "checkpoints" / "40").mkdir(parents=True)
     check_data(tmp_path, PreparedTokens("some"), train=True)
     check_data(tmp_path, PreparedTokens("other"), train=False)
-    with pytest.raises(InputError, match=r"other has another train split .* began with .*some"):
+    with pytest.raises(InputError, match=r"other has another train split .* started with .*some"):
         check_data(tmp_path, PreparedTokens("other"), train=True)
     monkeypatch.setattr(PreparedTokens, "digests", lambda self: {"vocabulary": "bytes", "train": "some"})
     with pytest.raises(InputError, match="has another vocabulary"):

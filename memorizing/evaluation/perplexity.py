@@ -31,7 +31,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, apply_model
 from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, init_sharded, local_rows, shardings
 from memorizing.shapes import Batch
-from memorizing.storage.snapshots import begin_documents
+from memorizing.storage.prebuilt import begin_documents
 from memorizing.training.loss import Predictions, score
 
 

@@ -31,10 +31,10 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, apply_model
 from memorizing.parallel.mesh import constrain_tree, everywhere, init_sharded, shardings
 from memorizing.shapes import Batch
+from memorizing.storage.snapshot_owner import SnapshotOwner
 from memorizing.storage.snapshots import (
     ReadText,
     Snapshot,
-    Source,
     check_again,
     check_not_empty,
     is_older,
@@ -110,7 +110,7 @@ class Reader:
 
     def __init__(
         self,
-        source: Source,
+        source: SnapshotOwner,
         memory: MemorySettings,
         parameters: Parameters,
         vocabulary: Vocabulary,

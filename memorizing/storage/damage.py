@@ -1,4 +1,4 @@
-"""Why a checkpoint could not be read: because it is damaged, or because of the disk, the network or this machine."""
+"""Reasons why a checkpoint could not be read: it is damaged; or the disk, the network or this machine failed."""
 
 import errno
 import re
@@ -7,7 +7,7 @@ import jax
 
 
 def reason(error: BaseException) -> str:
-    """One line on what went wrong first; what TensorStore and orbax tell beside it is a page of JSON."""
+    """Returns one line about the first cause of an error, without the page of JSON that TensorStore and orbax add."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -19,13 +19,14 @@ _NO_DAMAGE = re.compile(
     rf"|os_error_code='(?!(?:{errno.ENOENT}|{errno.ENOTDIR}|{errno.EISDIR})')"
     "|tree structures do not match|is not compatible with the stored shape"
 )
-"""In messages: of TensorStore, on networks, rights, disks and memory; of orbax, on a state that is not that saved."""
+"""Messages that mean no damage: TensorStore's about networks, permissions, disks and memory; orbax's about another
+state."""
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether a checkpoint that could not be read is damaged, rather than the way to it or the machine that reads.
+    """Returns whether the error means that a checkpoint is damaged, not that the disk, network or machine failed.
 
-    What a damaged file makes of a reader can be any exception, so that it is the others that are told apart.
+    A damaged file can make a reader raise any exception, so this recognizes the errors that mean something else.
     """
     if isinstance(error, OSError):
         return isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)

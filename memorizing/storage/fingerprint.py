@@ -1,13 +1,13 @@
-"""A number for the contents of each array, by which damage to what was saved is seen.
+"""Checksums ("fingerprints") that detect corrupted checkpoint arrays.
 
-Neither the compression of a checkpoint's files nor their format has a checksum over the data: a byte that a disk turned
-is read as another number, without a word. The fingerprint of an array with words `w_i` is
+Neither the compression of a checkpoint's files nor their format has a checksum over the data, so a byte that the disk
+changed is read as another number without an error. The fingerprint of an array with words `w_i` is
 
     sum over i of mix(w_i + i * GOLDEN)     modulo 2^32
 
-with murmur3's finalizer for `mix`, which maps words to words one to one: one changed word always changes the sum, more
-of them but for one time in 2^32. A sum of integers has no order, so an array has the same fingerprint however it is
-split over devices and processes, and each device reads only what it holds.
+with murmur3's finalizer as `mix`, a one-to-one map of words. One changed word always changes the sum; several change it
+with a probability of 1 - 2^-32. The order of a sum of integers does not matter, so an array has the same fingerprint
+however it is sharded, and each device reads only its own shard.
 """
 
 import math
@@ -22,7 +22,7 @@ GOLDEN = 0x9E3779B9
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """The fingerprint of each array, by its path in the tree. Every process of a run calls it alike."""
+    """Returns the fingerprint of each array by its path in the tree. Every process of a run must call it."""
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(tree)}
     return {name: int(number) for name, number in jax.device_get(_fingerprints(leaves)).items()}
 
@@ -43,7 +43,7 @@ def _fingerprint(x: jax.Array) -> jax.Array:
 
 
 def _words(x: jax.Array) -> jax.Array:
-    """The bits of each element; of at most 32."""
+    """Returns the bits of each element (at most 32) as an unsigned integer."""
     if x.dtype == jnp.bool:
         return x.astype(jnp.uint32)
     return lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)

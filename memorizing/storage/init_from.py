@@ -25,7 +25,8 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model
 from memorizing.parallel.hosts import is_first
 from memorizing.storage.checkpoints import Checkpoints
-from memorizing.storage.snapshots import Source, parameters_digest, snapshot_digest
+from memorizing.storage.snapshot_owner import SnapshotOwner, parameters_digest
+from memorizing.storage.snapshots import snapshot_digest
 from memorizing.storage.workdir import PRETRAINED, check_data
 
 FROM_FILE = "from.json"
@@ -122,17 +123,17 @@ def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
     atomic_write(workdir / FROM_FILE, json.dumps(beginning._asdict()) + "\n")
 
 
-def source_of(
+def snapshot_owner(
     workdir: AnyPath,
     model: ModelSettings,
     segment_length: int,
     tokens: PreparedTokens,
     parameters: Parameters,
     step: int,
-) -> Source:
+) -> SnapshotOwner:
     """What a run's checkpoint makes snapshots as, and may load them as."""
     trained_with = recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
-    return Source(
+    return SnapshotOwner(
         model, segment_length, tokens.digests()["vocabulary"], parameters_digest(parameters), step, trained_with
     )
 

@@ -1,4 +1,4 @@
-"""The state of a training run: what a checkpoint holds."""
+"""The state of a training run, which a checkpoint holds."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ class TrainState(NamedTuple):
     Attributes:
         parameters: parameters of the model.
         optimizer: optax's state.
-        step: segments that each row has read so far.
-        carry: XL caches and memories of the rows.
+        step: number of segments that each row has read.
+        carry: XL caches and memory banks of the rows.
     """
 
     parameters: Parameters

@@ -1,4 +1,4 @@
-"""What a run's folder says beside checkpoints and metrics: which data it reads, who is at work, what was dropped."""
+"""Small files of a run's folder: its data and vocabulary, the lock of a training, the last reset of its memory."""
 
 import json
 from collections.abc import Callable
@@ -14,40 +14,42 @@ from memorizing.storage.checkpoints import has_checkpoint
 
 
 def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
-    """Prepared tokens that the model can read.
+    """Returns prepared tokens that the model can read.
 
     Raises:
-        InputError: when they are missing, or have more different tokens than the model.
+        InputError: if they are missing, or their vocabulary is larger than the model's.
     """
     if not data:
-        raise InputError("Training.data = '': name a folder of prepared tokens, --gin_param \"DATA = 'FOLDER'\"")
+        raise InputError(
+            "Training.data = '' names no data. Name a folder of prepared tokens with --gin_param \"DATA = 'FOLDER'\""
+        )
     tokens = PreparedTokens(Path(data))
     if tokens.vocabulary_size > model.vocabulary_size:
         raise InputError(
             f"Model.vocabulary_size = {model.vocabulary_size}, but the vocabulary of {data} has "
-            f"{tokens.vocabulary_size} tokens: set it to at least that"
+            f"{tokens.vocabulary_size} tokens. Set it to at least that"
         )
     return tokens
 
 
 DATA_FILE = "data.json"
-"""In a workdir: digests of the vocabulary and of the train split that the run reads."""
+"""File with digests of the vocabulary and of the train split that the run reads."""
 VOCABULARY = "vocabulary"
-"""In a workdir: a folder with a copy of the run's vocabulary, so that the workdir alone can read and write text."""
+"""Folder with a copy of the run's vocabulary, so that the workdir alone can read and write text."""
 PRETRAINED = "pretrained"
-"""In a workdir: the small files of the pretrained model that the run began with, for `memorizing export`."""
+"""Folder with the small files of the pretrained model that the run started from, for `memorizing export`."""
 
 
 def held_run(workdir: AnyPath) -> AbstractContextManager[None]:
-    """Holds a run's folder, in the first process, for as long as it trains; a bucket cannot be held.
+    """Locks a run's folder, in the first process, while it trains. A bucket cannot be locked.
 
     Raises:
-        InputError: when another training holds it.
+        InputError: if another training holds the lock.
     """
     if not is_first() or not isinstance(workdir, Path):
         return nullcontext()
     return folder_lock(
-        workdir, f"--workdir={workdir}: another `memorizing train` is at work there; let it end, or end it"
+        workdir, f"--workdir={workdir}: another `memorizing train` is at work there. Wait for it, or stop it"
     )
 
 
@@ -59,28 +61,28 @@ def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
 
 
 def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
-    """Refuses tokens that are not those the run in `workdir` began with; to evaluate, only the vocabulary counts.
+    """Rejects tokens other than those with which the run in `workdir` started; to evaluate, only the vocabulary counts.
 
-    The folder may have moved: it is what is in it that has to be the same.
+    Their folder may have moved, since contents are compared.
 
     Raises:
-        InputError: naming both sides.
+        InputError: names the digests and folders of both.
     """
     path = workdir / DATA_FILE
     if not path.exists() or not has_checkpoint(workdir):
         return
-    began, now = json.loads(path.read_text()), tokens.digests()
+    saved, digests = json.loads(path.read_text()), tokens.digests()
     for name in ("vocabulary", "train") if train else ("vocabulary",):
-        if name in began and now.get(name) != began[name]:  # an imported run began with a vocabulary alone
+        if name in saved and digests.get(name) != saved[name]:  # an imported run has only a vocabulary
             raise InputError(
                 f"{tokens.folder} has another {'vocabulary' if name == 'vocabulary' else 'train split'} (digest "
-                f"{now.get(name, 'none')[:12]}) than the run in {workdir} began with ({began[name][:12]}, "
-                f"{began['folder']}): name those tokens with Training.data, or train in another --workdir"
+                f"{digests.get(name, 'none')[:12]}) than the run in {workdir} started with ({saved[name][:12]}, "
+                f"{saved['folder']}). Name those tokens with Training.data, or train in another --workdir"
             )
 
 
 def readable_tokens(workdir: AnyPath, data: str, model: ModelSettings) -> PreparedTokens:
-    """Prepared tokens that the run in `workdir` can read, be it that they are not those it is trained on.
+    """Returns prepared tokens that the run in `workdir` can read; they need not be those it was trained on.
 
     Raises:
         InputError: see `open_tokens` and `check_data`.
@@ -94,7 +96,7 @@ def open_vocabulary(workdir: AnyPath) -> PreparedTokens:
     """Returns the run's own copy of its vocabulary, as prepared tokens without documents.
 
     Raises:
-        InputError: if the workdir has no copy, or the copy is damaged or not the vocabulary that the run began with.
+        InputError: if the workdir has no copy, or the copy is damaged or not the vocabulary that the run started with.
     """
     folder = workdir / VOCABULARY
     if not (folder / MANIFEST).exists():
@@ -121,17 +123,17 @@ def open_document_tokens(workdir: AnyPath, data: str, model: ModelSettings, docu
 
 
 DROPPED_FILE = "dropped_memory.json"
-"""In a workdir: the step at which `reset_memory` was asked for."""
+"""File with the step at which `--reset_memory` dropped the memory."""
 
 
 def is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], None]) -> bool:
-    """Whether the memory saved at the `newest` step is to be dropped: not again when launchers repeat the command."""
+    """Returns whether to drop the memory saved at the `newest` step; False if a launcher repeats the command."""
     path, dropped = workdir / DROPPED_FILE, -1
     if is_first() and path.exists():
         dropped = json.loads(path.read_text())["step"]
     dropped = broadcast_from_first(dropped)
     if 0 <= dropped < (newest or 0):
-        say(f"--reset_memory: the memory was dropped at step {dropped} already; to drop it again, remove {path}")
+        say(f"--reset_memory: the memory was already dropped at step {dropped}. To drop it again, remove {path}")
         return False
     if is_first() and newest is not None:
         atomic_write(path, json.dumps({"step": newest}) + "\n")

@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how much the hardware could do: model FLOPs utilization (MFU)."""
+"""FLOPs of a training step and peak FLOP/s of devices, for model FLOPs utilization (MFU)."""
 
 import time
 
@@ -11,9 +11,9 @@ from memorizing.parallel.topology import chip_of
 
 
 def training_flops_per_token(model: ModelSettings, memory: MemorySettings, segment_length: int) -> float:
-    """Multiplications and additions of matrix products, forward and backward (twice the forward).
+    """Returns the FLOPs of matrix products per token, forward and backward (twice the forward).
 
-    The search of the memory is counted once, since it has no backward pass; so are scores that a mask then hides.
+    The search of the memory counts once, since it has no backward pass. Scores that a mask hides count too.
     """
     products = _layers_forward(model, memory, segment_length) + model.vocabulary_size * model.embedding_size
     search = len(model.memory_layers) * memory.size * model.heads * model.head_size * (memory.search != "dense")
@@ -21,10 +21,10 @@ def training_flops_per_token(model: ModelSettings, memory: MemorySettings, segme
 
 
 def executed_flops_per_token(model: ModelSettings, memory: MemorySettings, segment_length: int) -> float:
-    """The same, and what `Model.remat` computes a second time.
+    """Returns the same with what `Model.remat` computes a second time.
 
-    That is the forward pass of the layers but for the last product of each, which the backward pass does not need. The
-    logits are not part of a layer, and what the search found is kept.
+    It recomputes the forward pass of the layers without the last product of each, which the backward pass does not
+    need. The logits are not part of a layer, and the search's result is kept.
     """
     again = 0
     if model.remat:
@@ -34,7 +34,7 @@ def executed_flops_per_token(model: ModelSettings, memory: MemorySettings, segme
 
 
 def _layers_forward(model: ModelSettings, memory: MemorySettings, segment_length: int) -> int:
-    """Multiplications of a token in all layers, without the search."""
+    """Returns the multiplications per token in all layers, without the search."""
     attention_size, key_size = model.heads * model.head_size, model.kv_head_count * model.head_size
     matrices = 3 if model.feed_forward == "swiglu" else 2
     per_layer = 2 * model.embedding_size * (attention_size + key_size)
@@ -47,7 +47,7 @@ def _layers_forward(model: ModelSettings, memory: MemorySettings, segment_length
 
 
 def device_peak_flops(device: jax.Device) -> float:
-    """FLOP/s of a device: by its data sheet, or by a matrix product where none is listed (CPUs: in float32)."""
+    """Returns the peak FLOP/s of a device by its data sheet, or measured by a matrix product (CPUs: float32)."""
     if chip := chip_of(device):
         return chip.flops
     # Large enough to fill an accelerator, and in the dtype that data sheets give; a CPU is slow in bfloat16.

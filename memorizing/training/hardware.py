@@ -1,4 +1,4 @@
-"""On what a run is trained, and when: `WORKDIR/hardware.json`, an entry for each time that training starts."""
+"""The hardware of a run: `WORKDIR/hardware.json` has one entry for each time that training started."""
 
 import datetime
 import json
@@ -20,7 +20,7 @@ HARDWARE_FILE = "hardware.json"
 
 
 def hardware(mesh: Mesh, memory: MemorySettings) -> dict[str, Any]:
-    """The devices of a mesh, this host, and what searches the memory."""
+    """Returns the devices of a mesh, this host, versions, and the search of the memory."""
     device = mesh.devices.flat[0]
     return {
         "platform": device.platform,
@@ -38,24 +38,24 @@ def hardware(mesh: Mesh, memory: MemorySettings) -> dict[str, Any]:
 
 
 class Sessions:
-    """The entries of a run's `HARDWARE_FILE`: those of earlier starts, and one for this."""
+    """The entries of a run's `HARDWARE_FILE`: those of earlier starts, and one for this start."""
 
-    def __init__(self, workdir: AnyPath, first_step: int, on: dict[str, Any]):
+    def __init__(self, workdir: AnyPath, first_step: int, hardware: dict[str, Any]):
         self._path = workdir / HARDWARE_FILE
         try:
             earlier = json.loads(self._path.read_text()) if self._path.exists() else []
         except ValueError as error:
-            raise InputError(f"{self._path} is damaged ({error}): remove it, nothing but reports reads it") from error
-        self._own = {"from_step": first_step, "to_step": first_step, "started": _now(), "until": _now(), **on}
-        self._all = [*earlier, self._own]
+            raise InputError(f"{self._path} is damaged ({error}). Remove it; only reports read it") from error
+        self._session = {"from_step": first_step, "to_step": first_step, "started": _now(), "until": _now(), **hardware}
+        self._all = [*earlier, self._session]
 
     def save(self, step: int) -> None:
-        """Notes that training has got to `step`.
+        """Records that training has reached `step`.
 
         Raises:
-            OSError: when the file cannot be written.
+            OSError: if the file cannot be written.
         """
-        self._own |= {"to_step": step, "until": _now()}
+        self._session |= {"to_step": step, "until": _now()}
         atomic_write(self._path, json.dumps(self._all, indent=1) + "\n")
 
 
@@ -64,7 +64,7 @@ def _now() -> str:
 
 
 def _processor() -> str:
-    """The name that the host's processor gives itself; its architecture where it does not say."""
+    """Returns the name of the host's processor, or its architecture if it has none."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

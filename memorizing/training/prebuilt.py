@@ -12,7 +12,9 @@ from memorizing.errors import InputError
 from memorizing.files import AnyPath
 from memorizing.memory.bank import Bank
 from memorizing.storage.init_from import recorded_beginning
-from memorizing.storage.snapshots import Source, prebuilt_banks, snapshot_digest
+from memorizing.storage.prebuilt import prebuilt_banks
+from memorizing.storage.snapshot_owner import SnapshotOwner
+from memorizing.storage.snapshots import snapshot_digest
 from memorizing.training.settings import RunSettings
 
 
@@ -36,7 +38,7 @@ def prebuilt_loader(
             "Name that one, or train in another --workdir"
         )
     vocabulary = tokens.digests()["vocabulary"]
-    source = Source(run.model, run.batch.segment_length, vocabulary, beginning.parameters, beginning.step)
+    source = SnapshotOwner(run.model, run.batch.segment_length, vocabulary, beginning.parameters, beginning.step)
 
     @functools.cache
     def load(slots: int) -> tuple[Bank, ...]:

@@ -1,6 +1,6 @@
-"""Being told to end: saving first, and an exit status by which launchers know to repeat the command.
+"""Signals that end a run: it saves first, and exits with a status that makes launchers repeat the command.
 
-This module loads nothing heavy, so that a signal is heeded from the first moment on.
+This module imports nothing heavy, so that signals are handled from the first moment.
 """
 
 import signal
@@ -8,28 +8,28 @@ from types import FrameType
 from typing import Any
 
 RUN_ME_AGAIN = 75
-"""The exit status of a run that was told to end and lost nothing: EX_TEMPFAIL of sysexits.h. Launchers repeat it."""
+"""Exit status of a run that a signal ended without loss: EX_TEMPFAIL of sysexits.h. Launchers repeat the command."""
 
 
 class Interrupted(RuntimeError):
-    """A signal asked the run to end. What it had computed was saved first, at `step`; None if that was nothing.
+    """A signal ended the run. Its state was saved first, at `step`; None if nothing was computed.
 
-    `what` tells in other words what is kept, where that is no run.
+    `what` says in other words what was saved, for commands that are not a run.
     """
 
     def __init__(self, number: signal.Signals, step: int | None = None, what: str = ""):
         done = what or ("nothing was computed yet" if step is None else f"saved at step {step}")
-        super().__init__(f"{number.name}: {done}; the same command goes on from there")
+        super().__init__(f"{number.name}: {done}. The same command resumes from there")
         self.exit_status = RUN_ME_AGAIN if number == signal.SIGTERM else 128 + number
 
 
 def end_at_sigterm() -> None:
-    """From here on SIGTERM raises `Interrupted`, where nothing has to be saved."""
+    """Makes SIGTERM raise `Interrupted`, for code that has nothing to save."""
     signal.signal(signal.SIGTERM, _end)
 
 
 def die_at_sigterm() -> None:
-    """From here on SIGTERM ends the process at once, as where nobody minds it; also where JAX noted it instead."""
+    """Makes SIGTERM end the process at once, as by default; also where JAX had caught it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -38,11 +38,11 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 class Signals:
-    """Notes SIGTERM and SIGINT instead of dying of them, so that the run can save first; a second SIGINT kills.
+    """Records SIGTERM and SIGINT instead of dying, so that the run can save first. A second SIGINT kills it.
 
     Attributes:
-        received: the first of them.
-        has_computed: until that is set, to end is to lose nothing, so SIGTERM ends the run where it is.
+        received: the first signal; None for none.
+        has_computed: whether there is something to save. Until it is set, SIGTERM ends the run at once.
     """
 
     def __init__(self, numbers: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)):

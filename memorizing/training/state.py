@@ -15,8 +15,8 @@ from memorizing.model.transformer import abstract_model, create_model
 from memorizing.parallel.mesh import SplitSize, check_sizes, init_sharded, placed, shardings
 from memorizing.parallel.topology import training_options
 from memorizing.shapes import Batch
+from memorizing.storage.prebuilt import begin_documents
 from memorizing.storage.saved_banks import indexed, resized
-from memorizing.storage.snapshots import begin_documents
 from memorizing.storage.train_state import TrainState
 from memorizing.training.memory_dropout import limit_memory
 from memorizing.training.optimizer import learning_rate_multipliers, make_optimizer, trainable_mask

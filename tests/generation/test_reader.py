@@ -18,7 +18,7 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, make_mesh, shardings
 from memorizing.shapes import BEGIN_TOKEN, Batch
-from memorizing.storage.snapshots import Source, parameters_digest
+from memorizing.storage.snapshot_owner import SnapshotOwner, parameters_digest
 
 N = 8
 MODEL = ModelSettings(
@@ -45,7 +45,7 @@ def parameters():
 def reader(memory: MemorySettings = MEMORY, model: ModelSettings = MODEL, devices: int = 1) -> Reader:
     mesh = make_mesh(MeshSettings(1, devices), jax.devices()[:devices])
     own = jax.device_put(parameters(), shardings(mesh, parameters(), PARAMETER_RULES))
-    source = Source(model, N, "bytes", parameters_digest(own), 7)
+    source = SnapshotOwner(model, N, "bytes", parameters_digest(own), 7)
     return Reader(source, memory, own, VOCABULARY, FolderSettings(), mesh)
 
 

@@ -64,7 +64,7 @@ def test_generate_continues_documents_and_snapshots(folder, capfd, monkeypatch):
     assert "other parameters" in message
     for arguments, words in (
         (["memorize", "--workdir=one", "--out=new"], "--document is missing"),
-        (["memorize", "--workdir=one", "--document=texts", "--out=texts"], "--out=texts is there already"),
+        (["memorize", "--workdir=one", "--document=texts", "--out=texts"], "--out=texts exists already"),
         (["generate", "--workdir=one", "--document=nowhere"], "--document=nowhere: no such file"),
         (["generate", "--workdir=one", "--memory=texts"], "texts holds no memory snapshot"),
         (["generate", "--workdir=one", "--memory_size=33"], "Memory.size = 33"),

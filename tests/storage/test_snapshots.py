@@ -18,7 +18,8 @@ from memorizing.memory.search.ivf import IvfSettings
 from memorizing.memory.search.lsh import LshSettings
 from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
-from memorizing.storage.snapshots import MANIFEST, prebuilt_banks
+from memorizing.storage.prebuilt import prebuilt_banks
+from memorizing.storage.snapshots import MANIFEST
 from memorizing.training.loss import score
 from tests.generation.test_reader import MEMORY, MODEL, TEXT, VOCABULARY, N, likeliest, parameters, reader
 
@@ -206,7 +207,7 @@ def test_damage_is_seen(tmp_path):
     manifest = tmp_path / "memory" / MANIFEST
     text = manifest.read_text()
     manifest.write_text(text.replace('"fingerprints": {', '"fingerprints": {"x": 1,'))
-    with pytest.raises(InputError, match="is not what was written"):
+    with pytest.raises(InputError, match="is damaged: its fingerprints differ"):
         reader().load(tmp_path / "memory")
     manifest.write_text(text.replace('"made_by"', '"made"'))
     with pytest.raises(InputError, match=r"is damaged .*made_by"):
@@ -218,7 +219,7 @@ def test_damage_is_seen(tmp_path):
     for path in (tmp_path / "memory" / "arrays").rglob("*"):
         if path.is_file() and path.stat().st_size > 1000:
             path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(InputError, match=r"cannot be read|is not what was written"):
+    with pytest.raises(InputError, match=r"cannot be read|fingerprints differ"):
         reader().load(tmp_path / "memory")
 
 
@@ -271,5 +272,5 @@ def test_a_memory_without_anything_in_it_is_refused(tmp_path):
     kept = read("short")
     kept.save(tmp_path / "memory")
     mesh = make_mesh(MeshSettings(1), jax.devices()[:1])
-    with pytest.raises(InputError, match="nothing of it is in a memory of 32 tokens"):
+    with pytest.raises(InputError, match="has no tokens for a memory of 32 tokens"):
         prebuilt_banks(tmp_path / "memory", kept._source, MEMORY, mesh)

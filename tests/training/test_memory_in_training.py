@@ -30,7 +30,6 @@ from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.storage.init_from import begin_from
 from memorizing.training.memory_dropout import sizes
 from memorizing.training.memory_schedule import MemorySchedule
-from memorizing.training.settings import TrainingSettings
 from tests.tiny_run import SETTINGS, write_texts
 
 MODEL = dict(
@@ -139,11 +138,11 @@ REFUSED = {
     ),
     "a snapshot across documents": (
         ("Training.prebuilt_memory = 'some'", "Memory.clear_at_documents = False"),
-        "laid out unlike any snapshot",
+        "another layout than any snapshot",
     ),
     "an index of too many features": (
         ("Model.index_size = 7", "Memory.proposer = 'learned'"),
-        "Model.index_size = 7 would never be used",
+        "Model.index_size = 7 features would never be used",
     ),
     "no such step": (("Training.init_step = 3",), "has checkpoints of steps 4, 8"),
     "a snapshot of nothing": (("Training.prebuilt_memory = 'nowhere'",), "nowhere holds no memory snapshot"),
@@ -151,7 +150,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_begun_with_is_refused_by_its_name(place, name, capsys):
+def test_settings_that_a_new_run_cannot_use_are_refused_by_name(place, name, capsys):
     bindings, words = REFUSED[name]
     train(place, "refused", f"Training.init_from = '{place / 'without'}'", *bindings, status=2)
     assert words in capsys.readouterr().err
@@ -173,9 +172,8 @@ def test_what_cannot_be_begun_with_is_refused_by_its_name(place, name, capsys):
 def test_parameters_that_do_not_fit_are_named(place, retrofitted, run, change, words):
     settings = ModelSettings(**{**MODEL, "memory_layers": (), **change})
     fresh = create_model(settings, MemorySettings(size=0), 0)[1]
-    training = TrainingSettings(init_from=str(place / run))
     with pytest.raises(InputError, match=words):
-        begin_from(training, settings, PreparedTokens(place / "data"), fresh, print)
+        begin_from(str(place / run), 0, "", settings, PreparedTokens(place / "data"), fresh, print)
 
 
 def test_another_vocabulary_is_refused(place, tmp_path, capsys):
@@ -264,10 +262,10 @@ def test_a_run_that_only_reads_is_evaluated_with_the_snapshot_that_it_was_traine
         reader.load(snapshot)
         reader.save(tmp_path / "mixed")
     assert main(["evaluate", run]) == 2
-    assert f"nothing is there to be looked up: name it with --memory={snapshot}" in capsys.readouterr().err
+    assert f"so no query finds anything. Name it with --memory={snapshot}, or set" in capsys.readouterr().err
     for command, *more in (["inspect"], ["memorize", f"--out={tmp_path / 'out'}"], ["generate", "--tokens=2"]):
         assert main([command, run, text, *more]) == 2
-        assert "Memory.writes = 'never', so nothing that is read gets into the memory" in capsys.readouterr().err
+        assert "Memory.writes = 'never' without a snapshot: the memory is empty" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(["evaluate", run, "--memory_size=0,64", f"--memory={snapshot}"]) == 0
     figures = json.loads((frozen_run / "evaluations" / "test-memory-64-from-snapshot.json").read_text())
@@ -291,7 +289,7 @@ def test_what_would_come_to_nothing_is_refused_before_training(place, retrofitte
     train(place, "empty", "Memory.writes = 'never'", status=2)
     assert "the memory would stay empty. Name a snapshot" in capsys.readouterr().err
     train(place, "nothing", "MEMORY_SIZE = 0", "Optimizer.trainable = ('gates',)", status=2)
-    assert "so nothing would be trained; set Memory.size" in capsys.readouterr().err
+    assert "so nothing would be trained. Set Memory.size" in capsys.readouterr().err
     assert not (place / "empty").exists() and not (place / "nothing").exists()
 
 
@@ -307,7 +305,7 @@ def test_a_snapshot_of_a_model_fits_it_with_an_index_too(place, snapshot, retrof
 def test_a_memory_that_is_given_once_and_never_written_does_not_grow(place, beginning, capsys):
     given = ("Memory.writes = 'never'", "Memory.clear_at_documents = False")
     train(place, "once", GROWS, *beginning[:3], *given, steps=12, status=2)
-    assert "it would stay as small as it began: set Training.memory_growth = ()" in capsys.readouterr().err
+    assert "it would keep its first size. Set Training.memory_growth = ()" in capsys.readouterr().err
 
 
 def test_an_index_is_learned_for_a_model_that_has_none(place, retrofitted):
