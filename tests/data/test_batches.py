@@ -38,7 +38,7 @@ def split(tmp_path_factory) -> TokenSplit:
     segment_length=st.integers(1, 16),
     seed=st.integers(0, 3),
 )
-def test_every_segment_of_every_document_is_read_once_an_epoch_and_in_order(lengths, rows, segment_length, seed):
+def test_each_epoch_reads_every_segment_once_in_order(lengths, rows, segment_length, seed):
     schedule = Schedule(np.array(lengths), rows, segment_length, seed)
     segments = [-(-length // segment_length) for length in lengths]
     taken = []  # (step, row, document) whenever a row starts one
@@ -59,7 +59,7 @@ def test_every_segment_of_every_document_is_read_once_an_epoch_and_in_order(leng
             assert sorted(epoch) == readable
 
 
-def test_targets_of_an_epoch_are_the_documents_whole(split):
+def test_targets_of_an_epoch_are_the_whole_documents(split):
     """Independently of the schedule: put together what each row read, document by document."""
     settings_ = BatchSettings(size=3, segment_length=8, segments_per_call=2, seed=1)
     read = [[] for _ in range(3)]
@@ -86,7 +86,7 @@ def test_targets_of_an_epoch_are_the_documents_whole(split):
 
 
 @pytest.mark.parametrize("first_step", [4, 6, 38])
-def test_any_step_can_be_asked_for(split, first_step):
+def test_any_step_can_be_computed_directly(split, first_step):
     settings_ = BatchSettings(size=2, segment_length=8, segments_per_call=2, seed=5)
     in_order = list(itertools.islice(batches(split, settings_, 0), 25))[first_step // 2 :]
     for expected, found in zip(in_order, batches(split, settings_, first_step), strict=False):
@@ -102,7 +102,7 @@ def test_the_schedule_answers_out_of_order(split):
         assert at_random.at(int(step)) == expected[step]
 
 
-def test_what_is_read_does_not_depend_on_segments_per_call(split):
+def test_batches_do_not_depend_on_segments_per_call(split):
     def flat(segments_per_call: int) -> list[np.ndarray]:
         settings_ = BatchSettings(size=2, segment_length=8, segments_per_call=segments_per_call)
         calls = itertools.islice(batches(split, settings_, 0), 12 // segments_per_call)
@@ -112,24 +112,24 @@ def test_what_is_read_does_not_depend_on_segments_per_call(split):
         np.testing.assert_array_equal(one, other)
 
 
-def test_seeds_and_epochs_order_documents_differently():
+def test_order_differs_between_seeds_and_epochs():
     lengths = np.full(50, 4)
     orders = [[Schedule(lengths, 1, 4, seed).at(step)[0][0] for step in range(100)] for seed in (0, 1)]
     assert sorted(orders[0][:50]) == sorted(orders[0][50:]) == sorted(orders[1][:50]) == list(range(50))
     assert len({tuple(orders[0][:50]), tuple(orders[0][50:]), tuple(orders[1][:50])}) == 3
 
 
-def test_rows_that_read_nothing_are_masked(split):
+def test_rows_without_a_document_are_masked(split):
     batch = read_batch(split, [None, (1, 0)], 8)
     assert not batch.mask_BN[0].any() and batch.mask_BN[1].all() and batch.starts_document_B.tolist() == [True, True]
 
 
-def test_only_empty_documents_are_refused():
+def test_a_split_of_empty_documents_is_refused():
     with pytest.raises(InputError, match="every document is empty"):
         Schedule(np.zeros(3, np.int64), 1, 8, 0)
 
 
-def test_reading_ahead_passes_items_and_then_the_error():
+def test_prefetcher_yields_items_and_then_raises_the_error():
     def items():
         yield from range(5)
         raise OSError("the disk is gone")
@@ -142,7 +142,7 @@ def test_reading_ahead_passes_items_and_then_the_error():
     ahead.close()
 
 
-def test_reading_ahead_ends_with_its_items_and_on_request():
+def test_prefetcher_ends_with_its_items_and_on_close():
     assert list(Prefetcher(iter("abc"))) == ["a", "b", "c"]
     before = threading.active_count()
     ahead = Prefetcher(itertools.count())

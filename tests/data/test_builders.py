@@ -54,7 +54,7 @@ def documents(builder) -> dict[str, list[dict]]:
     }
 
 
-def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw, tmp_path):
+def test_a_dataset_holds_whole_documents_in_order_and_loads_by_name(raw, tmp_path):
     builder = build(raw, tmp_path / "data", part_bytes=200)
     found = documents(builder)
     assert set(found) == {"train", "validation", "test"} and builder.info.splits["train"].num_shards > 2
@@ -86,12 +86,12 @@ def test_a_dataset_holds_whole_documents_in_order_and_can_be_loaded_by_name(raw,
     [None, BeamSettings(options=("--direct_running_mode=multi_processing", "--direct_num_workers=2"))],
     ids=["no-beam", "two-processes"],
 )
-def test_nothing_depends_on_the_runner_or_the_number_of_workers(raw, tmp_path, beam):
+def test_results_do_not_depend_on_the_runner_or_workers(raw, tmp_path, beam):
     one, other = build(raw, tmp_path / "one"), build(raw, tmp_path / "other", beam=beam)
     assert documents(one) == documents(other) and builders.problems(one) == builders.problems(other)
 
 
-def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, tmp_path, monkeypatch):
+def test_a_resumed_build_does_not_read_items_again(raw, tmp_path, monkeypatch):
     raw = raw / "pages"  # without the books, each of which would be noted
     (raw / "train").mkdir(parents=True)
     (raw / "test").mkdir()
@@ -115,7 +115,7 @@ def test_a_broken_item_stops_the_work_and_what_was_read_is_not_read_again(raw, t
     assert [len(split) for split in documents(builder).values()] == [3, 1] or len(documents(builder)["train"]) == 3
 
 
-def test_a_dataset_of_other_settings_or_files_is_not_taken_for_this_one(raw, tmp_path):
+def test_a_dataset_of_other_settings_or_files_is_refused(raw, tmp_path):
     build(raw, tmp_path / "data")
     build(raw, tmp_path / "data")  # the same again is found
     with pytest.raises(InputError, match=r"was made with settings Pg19\(strip_license=True\).*, not with .*False"):
@@ -140,7 +140,7 @@ def changed(raw, data_dir, name, **fields):
         build(raw, data_dir, name, **fields)
 
 
-def test_changes_of_metadata_and_behind_links_are_seen(raw, tmp_path):
+def test_changes_of_metadata_and_link_targets_are_detected(raw, tmp_path):
     (tmp_path / "elsewhere.txt").write_text("a book that lies elsewhere\n")
     (raw / "77.txt").symlink_to(tmp_path / "elsewhere.txt")
     (raw / "78.txt").symlink_to(raw / "nowhere")
@@ -162,7 +162,7 @@ def test_changes_of_metadata_and_behind_links_are_seen(raw, tmp_path):
     changed(tmp_path / "papers", tmp_path / "papers_data", "arxiv", **how)
 
 
-def test_raw_files_may_be_named_from_elsewhere(raw, tmp_path, monkeypatch):
+def test_raw_files_are_recognized_by_relative_paths_and_links(raw, tmp_path, monkeypatch):
     build(raw, tmp_path / "data")
     monkeypatch.setattr(Pg19, "read", None)
     monkeypatch.chdir(tmp_path)
@@ -176,14 +176,14 @@ def test_raw_files_may_be_named_from_elsewhere(raw, tmp_path, monkeypatch):
         build(other, tmp_path / "data")
 
 
-def test_a_dataset_that_is_there_loads_without_its_raw_files_and_one_that_is_not_says_what_to_do(raw, tmp_path):
+def test_an_existing_dataset_loads_without_raw_files_and_a_missing_one_is_refused(raw, tmp_path):
     build(raw, tmp_path / "data", corpus=Pg19(strip_license=False))
     assert len(list(tfds.load("pg19_documents", split="train+validation+test", data_dir=tmp_path / "data"))) == 20
     with pytest.raises(InputError, match="does not exist, and manual_dir does not name raw files"):
         tfds.load("pg19_documents", data_dir=tmp_path / "none")
 
 
-def test_a_damaged_dataset_loses_no_document_unsaid(raw, tmp_path):
+def test_a_damaged_dataset_is_refused(raw, tmp_path):
     builder = build(raw, tmp_path / "data", validation=0.0, test=0.0)
     (shard_range,) = builders.shard_ranges(builder)["train"]
     assert len(list(builders.read(builder, shard_range))) == 20
@@ -196,7 +196,7 @@ def test_a_damaged_dataset_loses_no_document_unsaid(raw, tmp_path):
             list(builders.read(builder, shard_range))
 
 
-def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
+def test_names_that_are_not_utf_8_get_question_marks(tmp_path):
     folder = tmp_path / "raw" / "o__r"
     folder.mkdir(parents=True)
     (folder / os.fsdecode(b"na\xefve.py")).write_text("a = 1\n")
@@ -207,7 +207,7 @@ def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
     assert r"na\udcefve.rs" in builders.problems(builder)[0].message
 
 
-def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
+def test_extra_orders_of_a_repository_are_only_in_train(tmp_path):
     for number in range(12):
         for name in ("a.py", "b.py", "c/d.py", "c/e.py", "c/f.py", "g.py", "h.py", "i.py"):
             path = tmp_path / "raw" / f"o__r{number}" / name
@@ -220,7 +220,7 @@ def test_further_orders_of_a_repository_are_for_training_only(tmp_path):
     assert len({id.partition("#")[0] for ids in found.values() for id in ids}) == 12
 
 
-def test_a_published_dataset_that_cannot_be_fetched_says_so(tmp_path, monkeypatch):
+def test_a_published_dataset_that_cannot_be_fetched_is_refused(tmp_path, monkeypatch):
     def unreachable(self, **kwargs):
         raise OSError("no route to host")
 
@@ -229,7 +229,7 @@ def test_a_published_dataset_that_cannot_be_fetched_says_so(tmp_path, monkeypatc
         Published("pg19", str(tmp_path)).list(None)
 
 
-def test_a_published_dataset_is_read_by_its_own_loader(tmp_path):
+def test_a_published_dataset_is_read_with_the_loader_of_tfds(tmp_path):
     """Files as TFDS's pg19 has them, made with its own features; only the download is missing."""
     published = tfds.builder("pg19", data_dir=tmp_path)
     folder = Path(published.data_dir)
@@ -274,7 +274,7 @@ class Job:
 
 
 @pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])
-def test_parts_are_done_once(tmp_path, beam):
+def test_jobs_run_once(tmp_path, beam):
     jobs = [Job(tmp_path, number) for number in range(5)]
     with pytest.raises(InputError, match="job 2 is broken"):
         run_jobs(jobs, "testing", beam and Beam.from_settings(beam))
@@ -285,7 +285,7 @@ def test_parts_are_done_once(tmp_path, beam):
     assert logging.root.manager.disable == logging.NOTSET
 
 
-def test_options_that_are_none_are_refused():
+def test_unknown_beam_options_are_refused():
     with pytest.raises(InputError, match=r"Beam\.options has workers 8\. Write each option as '--name=value'"):
         Beam.from_settings(BeamSettings(options=("workers 8",)))
     with pytest.raises(InputError, match=r"Beam\.runner = 'NoSuchRunner': Unexpected pipeline runner"):
@@ -302,7 +302,7 @@ def test_options_that_are_none_are_refused():
 
 
 @pytest.mark.parametrize("beam", [None, BeamSettings()], ids=["no-beam", "beam"])
-def test_a_file_that_cannot_be_read_is_named(raw, tmp_path, beam, monkeypatch):
+def test_an_unreadable_file_is_named(raw, tmp_path, beam, monkeypatch):
     def forbidden(self):
         raise PermissionError(13, "Permission denied", str(self))
 

@@ -57,7 +57,7 @@ def test_each_entry_is_a_document_with_its_files_joined(folder):
     assert skipped(documents) == [("c", "left out: 0 bytes, fewer than Folder.minimum_bytes = 1")]
 
 
-def test_what_is_not_read_is_counted(folder):
+def test_files_that_are_not_read_are_counted(folder):
     (folder / "linked").symlink_to(folder / "a")
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test", "c")))
     reasons = [problem.message.removeprefix("left out: ") for problem in documents.problems]
@@ -65,7 +65,7 @@ def test_what_is_not_read_is_counted(folder):
     assert documents.ids() == ["a/inner/y.py", "a/z.py", "b.py"]
 
 
-def test_a_pipe_is_not_waited_for(folder):
+def test_pipes_are_left_out_without_blocking(folder):
     os.mkfifo(folder / "pipe.py")
     documents = FolderDocuments(folder, FolderSettings(suffixes=(".py",), exclude=("test",)))
     assert "pipe.py" not in documents.ids()
@@ -89,7 +89,7 @@ def test_a_file_in_another_encoding_is_refused_or_skipped(tmp_path):
     assert read(FolderDocuments(tmp_path, FolderSettings(encoding="latin-1")))["latin.txt"] == "naïve"
 
 
-def test_a_file_that_is_no_text_does_not_cost_the_rest_of_its_entry(tmp_path):
+def test_a_binary_file_leaves_the_rest_of_its_entry(tmp_path):
     for name, content in (("a/1.txt", b"one"), ("a/2.txt", b"\xff"), ("b/3.txt", b"\xff")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -98,12 +98,12 @@ def test_a_file_that_is_no_text_does_not_cost_the_rest_of_its_entry(tmp_path):
     assert [problem.place for problem in skipped(documents)] == ["a/2.txt", "b/3.txt"]
 
 
-def test_line_ends_and_nul_bytes_stay(tmp_path):
+def test_line_ends_and_nul_bytes_are_unchanged(tmp_path):
     (tmp_path / "odd.txt").write_bytes(b"a\r\nb\x00c")
     assert read(FolderDocuments(tmp_path, FolderSettings())) == {"odd.txt": "a\r\nb\0c"}
 
 
-def test_links_in_a_circle_do_not_hang(tmp_path):
+def test_circular_links_do_not_hang(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "text.txt").write_text("text")
     (tmp_path / "a" / "up").symlink_to(tmp_path)
@@ -134,14 +134,14 @@ def assigned(ids, validation, test, seed):
 
 @settings(deadline=None)
 @given(names, shares, shares, st.integers(0, 5))
-def test_every_document_is_in_one_split_and_no_wanted_split_is_empty(ids, validation, test, seed):
+def test_every_document_is_in_one_split_and_no_split_is_empty(ids, validation, test, seed):
     splits = assigned(ids, validation, test, seed)
     assert set(splits) == set(ids)
     wanted = {split for split, share in zip(SPLITS, (1, validation, test), strict=True) if share}
     assert set(splits.values()) == wanted
 
 
-def test_documents_stay_where_they_are_when_others_come():
+def test_documents_keep_their_split_when_others_are_added():
     ids = [f"document-{number}" for number in range(1000)]
     few, many = assigned(ids[:500], 0.1, 0.1, 0), assigned(ids, 0.1, 0.1, 0)
     assert all(many[id] == few[id] for id in few)
@@ -157,7 +157,7 @@ def test_too_few_documents_for_the_splits_are_refused():
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), st.integers(0, 9)), min_size=12, max_size=60))
-def test_the_same_text_is_never_in_two_splits_and_is_reported(documents):
+def test_equal_texts_share_a_split_and_are_noted(documents):
     known = [SplitKey(f"{id}-{number}", digest) for number, (id, digest) in enumerate(documents)]
     if len({document.digest for document in known}) < 3:
         return
@@ -170,7 +170,7 @@ def test_the_same_text_is_never_in_two_splits_and_is_reported(documents):
     assert {next(known for known in known if known.id == place).digest for place, _ in copies} == repeated
 
 
-def test_given_splits_are_kept_but_for_a_text_that_is_in_two():
+def test_given_splits_are_used_except_for_repeated_texts():
     known = [
         SplitKey("a", 1, "train"),
         SplitKey("b", 2, "test"),
@@ -184,7 +184,7 @@ def test_given_splits_are_kept_but_for_a_text_that_is_in_two():
         assign_splits([*known, SplitKey("e", 4)], 0.1, 0.1, 0)
 
 
-def test_names_that_are_no_utf_8_are_written_with_question_marks(tmp_path):
+def test_names_that_are_not_utf_8_get_question_marks(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / os.fsdecode(b"\xff.txt")).write_text("text")
     assert read(FolderDocuments(tmp_path, FolderSettings("entry"))) == {"a": "### a/?.txt\ntext\n\n"}

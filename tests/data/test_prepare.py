@@ -61,7 +61,7 @@ def stopped(raw, tmp_path, monkeypatch):
     return tmp_path / "out"
 
 
-def test_it_goes_on_where_it_stopped(raw, stopped, tmp_path, monkeypatch):
+def test_resumes_where_it_stopped(raw, stopped, tmp_path, monkeypatch):
     run(raw, tmp_path / "undisturbed")
     encode, calls = SentencePieceVocabulary.encode, []
     monkeypatch.setattr(SentencePieceVocabulary, "encode", lambda self, text: calls.append(1) or encode(self, text))
@@ -71,7 +71,7 @@ def test_it_goes_on_where_it_stopped(raw, stopped, tmp_path, monkeypatch):
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_other_settings_or_documents_are_not_mixed_with_what_was_begun_and_cost_it_nothing(raw, stopped, tmp_path):
+def test_other_settings_or_documents_leave_unfinished_work_unchanged(raw, stopped, tmp_path):
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.unfinished").rglob("*.npz")}
 
     def fails(raw, settings=SETTINGS, **sections):
@@ -99,7 +99,7 @@ def corpus(**fields):
     return dataclasses.replace(SETTINGS, **{"source": "pg19", "vocabulary": "bytes", **fields})
 
 
-def test_a_remedy_can_be_followed_and_documents_that_were_read_are_not_read_again(raw, tmp_path, monkeypatch):
+def test_documents_are_not_read_again_after_an_error_is_fixed(raw, tmp_path, monkeypatch):
     """A typo costs nothing: not of the folder, the vocabulary or the minimum."""
     out = tmp_path / "out"
     with pytest.raises(InputError, match="nowhere"):
@@ -113,14 +113,14 @@ def test_a_remedy_can_be_followed_and_documents_that_were_read_are_not_read_agai
     assert run(raw, out, corpus(minimum_tokens=5))["splits"]["train"]["documents"] > 5
 
 
-def test_a_vocabulary_that_is_not_there_is_noticed_before_anything_is_read(raw, tmp_path, monkeypatch):
+def test_a_missing_vocabulary_is_refused_before_reading(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(Pg19, "list", None)
     with pytest.raises(InputError, match=r"Prepare\.vocabulary_from = '/nope'"):
         run(raw, tmp_path / "out", corpus(vocabulary_from="/nope"))
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_more_documents_can_be_given_when_there_were_too_few(tmp_path):
+def test_adding_documents_fixes_too_few_documents(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "1.txt").write_text("one book")
     with pytest.raises(InputError, match=r"Give more documents, or set Prepare\.validation"):
@@ -136,7 +136,7 @@ def test_more_documents_can_be_given_when_there_were_too_few(tmp_path):
 
 
 @pytest.mark.parametrize("settings", [SETTINGS, corpus()], ids=["folder", "pg19"])
-def test_tokens_of_other_raw_files_are_not_taken_for_those_of_these(raw, tmp_path, settings, monkeypatch):
+def test_a_finished_folder_of_other_raw_files_is_refused(raw, tmp_path, settings, monkeypatch):
     manifest = run(raw, tmp_path / "out", settings)
     monkeypatch.chdir(tmp_path)
     assert run(Path("raw"), tmp_path / "out", settings) == manifest  # the same folder, otherwise named
@@ -152,7 +152,7 @@ def test_tokens_of_other_raw_files_are_not_taken_for_those_of_these(raw, tmp_pat
         run(raw, tmp_path / "out", settings)
 
 
-def test_a_folder_of_somebody_else_is_not_removed(raw, tmp_path):
+def test_a_foreign_folder_is_not_removed(raw, tmp_path):
     (tmp_path / "out.unfinished").mkdir()
     (tmp_path / "out.unfinished" / "thesis.txt").write_text("two years")
     with pytest.raises(InputError, match=r"out\.unfinished holds thesis\.txt, .*Move the folder away"):
@@ -166,7 +166,7 @@ def test_a_folder_of_somebody_else_is_not_removed(raw, tmp_path):
     assert (tmp_path / "out.unfinished" / "thesis.txt").exists()
 
 
-def test_a_name_that_is_no_utf_8_breaks_nothing(raw, tmp_path):
+def test_names_that_are_not_utf_8_are_accepted(raw, tmp_path):
     (raw / os.fsdecode(b"na\xefve.txt")).write_text("line 1 of a book\n")
     (raw / os.fsdecode(b"empty\xef.txt")).write_text("")
     manifest = run(raw, tmp_path / "out")
@@ -175,13 +175,13 @@ def test_a_name_that_is_no_utf_8_breaks_nothing(raw, tmp_path):
     assert "na?ve.txt" in [name for split in manifest["splits"] for name in prepared.split(split).names()]
 
 
-def test_nothing_stays_behind_when_nothing_was_done(tmp_path):
+def test_an_early_error_leaves_no_folder(tmp_path):
     with pytest.raises(InputError, match="nowhere does not exist"):
         run(tmp_path / "nowhere", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_at_once_are_refused(raw, tmp_path):
+def test_a_second_process_is_refused(raw, tmp_path):
     with (
         folder_lock(tmp_path / "out.unfinished", "taken"),
         pytest.raises(InputError, match=r"another `memorizing prepare` is writing it now"),
@@ -190,7 +190,7 @@ def test_two_at_once_are_refused(raw, tmp_path):
 
 
 @pytest.mark.parametrize("source", ["pg19", "task"])
-def test_without_the_extra_it_says_what_to_install(raw, tmp_path, source, monkeypatch):
+def test_a_missing_extra_is_named(raw, tmp_path, source, monkeypatch):
     def missing(name, *_):
         raise ModuleNotFoundError("No module", name="tensorflow_datasets")
 
@@ -201,14 +201,14 @@ def test_without_the_extra_it_says_what_to_install(raw, tmp_path, source, monkey
     assert importlib.import_module is missing
 
 
-def test_a_corpus_that_is_not_published_needs_its_raw_files(tmp_path):
+def test_an_unpublished_corpus_needs_raw_files(tmp_path):
     pytest.importorskip("memorizing.data.builders")
     with pytest.raises(InputError, match=r"--raw is missing\. Name the folder that holds the files of github"):
         run(None, tmp_path / "out", PrepareSettings(source="github"), github=Github())
 
 
 @pytest.mark.parametrize("source", ["github", "pg19"])
-def test_documents_in_a_data_dir_need_no_raw_files(tmp_path, source, monkeypatch):
+def test_documents_in_data_dir_need_no_raw_files(tmp_path, source, monkeypatch):
     builders = pytest.importorskip("memorizing.data.builders")
     monkeypatch.setattr(builders.tfds, "builder", None)  # so nothing is fetched
     raw, sections = tmp_path / "raw", {"github": Github(), "pg19": Pg19()}
@@ -232,7 +232,7 @@ def test_documents_in_a_data_dir_need_no_raw_files(tmp_path, source, monkeypatch
         prepared("another", None, seed=1)
 
 
-def test_a_folder_that_cannot_be_made_is_named(raw, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_named(raw, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(InputError, match=r"file/out\.unfinished cannot be made or written to \(Not a directory\)"):
         run(raw, tmp_path / "file" / "out")
@@ -241,7 +241,7 @@ def test_a_folder_that_cannot_be_made_is_named(raw, tmp_path):
         run(raw, tmp_path / "out")
 
 
-def test_errors_of_the_file_system_are_no_bugs(raw, tmp_path, monkeypatch):
+def test_file_system_errors_become_input_errors(raw, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "there")
 
@@ -250,7 +250,7 @@ def test_errors_of_the_file_system_are_no_bugs(raw, tmp_path, monkeypatch):
         run(raw, tmp_path / "out")
 
 
-def test_reasons_are_told_without_what_differs_from_one_to_the_next():
+def test_reasons_leave_out_numbers_and_names():
     for message, reason in (
         ("left out: 1,234 tokens, fewer than Prepare.minimum_tokens = 4,096", "N tokens, fewer than"),
         ("left out 3 files in other languages: a.rs, b.rs", "N files in other languages"),

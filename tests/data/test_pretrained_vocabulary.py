@@ -34,14 +34,14 @@ def like_llama2(adds_space: bool) -> Tokenizer:
 
 @given(st.text())
 @settings(max_examples=200, deadline=None)
-def test_bytes_give_every_text_back(text):
+def test_byte_level_bpe_decodes_every_text_exactly(text):
     tokens = VOCABULARY.encode(text)
     assert VOCABULARY.decode(tokens) == text
     assert b"".join(VOCABULARY.pieces(tokens)) == text.encode()
     assert tokens.tolist() == BYTE_LEVEL.encode(text, add_special_tokens=False).ids or "<|" in text
 
 
-def test_ids_are_those_of_the_library_and_names_of_special_tokens_are_text():
+def test_ids_equal_the_library_and_special_names_are_text():
     assert VOCABULARY.encode(TEXT).tolist() == BYTE_LEVEL.encode(TEXT).ids
     assert VOCABULARY.size == 292 and VOCABULARY.begin == 290 and VOCABULARY.special == {290, 291}
     assert BYTE_LEVEL.encode("a<|end|>b").ids.count(291) == 1
@@ -51,14 +51,14 @@ def test_ids_are_those_of_the_library_and_names_of_special_tokens_are_text():
     assert VOCABULARY.loses() == []
 
 
-def test_characters_come_whole_when_written_token_by_token():
+def test_text_streams_yield_whole_characters():
     text = "aé日本\U0001f71b b"
     stream = TextStream(VOCABULARY, np.array([290]))
     pieces = [stream.push(int(token)) for token in VOCABULARY.encode(text)] + [stream.rest()]
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
 
 
-def test_pieces_with_a_token_for_each_byte():
+def test_byte_fallback_tokens_decode_exactly():
     vocabulary = PretrainedVocabulary(like_llama2(False).to_str().encode(), 1)
     for text in ("at a cat", "tab\n日", "  a"):
         assert vocabulary.decode(vocabulary.encode(text)) == text
@@ -68,13 +68,13 @@ def test_pieces_with_a_token_for_each_byte():
     assert adding.loses()[0] == "that no space stands before a text (it adds one)"
 
 
-def test_normalization_is_told():
+def test_normalization_is_reported():
     made = Tokenizer.from_str(BYTE_LEVEL.to_str())
     made.normalizer = normalizers.NFC()
     assert PretrainedVocabulary(made.to_str().encode(), 0).loses() == ["accents as characters of their own"]
 
 
-def test_a_sentencepiece_model_alone():
+def test_a_sentencepiece_model_without_tokenizer_json_works():
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([TEXT]), model_writer=model, vocab_size=300, model_type="bpe", byte_fallback=True,
@@ -98,7 +98,7 @@ def test_other_tokenizers_are_refused():
         PretrainedVocabulary(BYTE_LEVEL.to_str().encode(), 292)
 
 
-def test_alone_in_a_folder_with_its_begin_token(tmp_path):
+def test_a_folder_with_only_a_vocabulary_keeps_the_begin_token(tmp_path):
     write_vocabulary(tmp_path / "vocabulary", VOCABULARY)
     tokens = PreparedTokens(tmp_path / "vocabulary")
     assert (

@@ -23,7 +23,7 @@ def test_a_key_keeps_its_value_in_a_document_but_not_in_the_next():
     assert any(first[key] != second[key] for key in first.keys() & second.keys())
 
 
-def test_bursts_mention_their_keys_and_then_these_keep_silent():
+def test_keys_are_silent_after_their_burst():
     told = [key for key, _ in pairs("recall-3")]
     bursts = [told[first : first + 6] for first in range(0, len(told), 6)]
     for number, burst in enumerate(bursts):

@@ -103,7 +103,7 @@ def test_all_corpora_have_their_tasks():
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece"])
-def test_a_task_gives_the_tokens_that_prepare_writes(prepared, tmp_path, kind, monkeypatch):
+def test_tasks_give_the_tokens_that_prepare_writes(prepared, tmp_path, kind, monkeypatch):
     tasks.use(prepared / "data", prepared / "sentencepiece")
     task = seqio.get_mixture_or_task(f"pg19_{kind}")
     direct = PreparedTokens(prepared / kind)
@@ -121,7 +121,7 @@ def test_a_task_gives_the_tokens_that_prepare_writes(prepared, tmp_path, kind, m
     assert manifest["splits"] == direct.manifest["splits"] and manifest["vocabulary"] == direct.manifest["vocabulary"]
 
 
-def test_a_sentencepiece_task_without_a_vocabulary_says_so(monkeypatch, prepared):
+def test_a_sentencepiece_task_without_a_vocabulary_is_refused(monkeypatch, prepared):
     monkeypatch.setattr(tasks, "_given_vocabulary", [])
     monkeypatch.delenv("MEMORIZING_VOCABULARY", raising=False)
     vocabulary = seqio.get_mixture_or_task("c4_sentencepiece").output_features["targets"].vocabulary
@@ -135,7 +135,7 @@ def test_a_sentencepiece_task_without_a_vocabulary_says_so(monkeypatch, prepared
     assert vocabulary.vocab_size == 300 and (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
 
 
-def test_shuffled_repositories_come_in_another_order_each_time(tmp_path):
+def test_shuffled_repositories_change_order_every_time(tmp_path):
     for number in range(6):
         (tmp_path / "raw" / f"o__r{number}").mkdir(parents=True)
         for name in "abcdefgh":
@@ -169,7 +169,7 @@ def own_tasks(tmp_path, monkeypatch):
     sys.modules.pop("own_tasks", None)
 
 
-def test_a_task_or_mixture_of_ones_own_can_be_prepared(own_tasks, tmp_path):
+def test_users_tasks_and_mixtures_can_be_prepared(own_tasks, tmp_path):
     said = []
     for name in ("own_bytes", "own_mixture"):
         manifest = run(name, tmp_path / name, task_modules=own_tasks, report=said.append)
@@ -183,7 +183,7 @@ def test_a_task_or_mixture_of_ones_own_can_be_prepared(own_tasks, tmp_path):
     assert texts(tmp_path / "numbers", "train")[0] == "3 4 5"
 
 
-def test_every_document_of_a_mixture_is_there_once(own_tasks, tmp_path):
+def test_every_document_of_a_mixture_is_read_once(own_tasks, tmp_path):
     said = []
     manifest = run("own_uneven", tmp_path / "out", task_modules=own_tasks, report=said.append)
     assert manifest["splits"]["train"]["documents"] == manifest["splits"]["validation"]["documents"] == 47
@@ -194,7 +194,7 @@ def test_every_document_of_a_mixture_is_there_once(own_tasks, tmp_path):
     assert "  a mixture: every document of own_forty, own_seven once, at whatever rate they are mixed" in said
 
 
-def test_a_document_in_two_splits_of_a_task_is_kept_in_one_and_noted(own_tasks, tmp_path):
+def test_a_document_in_two_splits_of_a_task_is_put_in_one_and_noted(own_tasks, tmp_path):
     run("own_repeats", tmp_path / "out", task_modules=own_tasks)
     assert texts(tmp_path / "out", "train") == ["5", "6", "6", "6"]
     assert texts(tmp_path / "out", "validation") == ["7", "8 8"]
@@ -202,7 +202,7 @@ def test_a_document_in_two_splits_of_a_task_is_kept_in_one_and_noted(own_tasks, 
     assert "train-0-1: the same text as train-0-2, validation-0-1: all are kept, in train" in notes
 
 
-def test_what_a_task_has_wrong_is_named(own_tasks, tmp_path, monkeypatch):
+def test_faults_of_a_task_are_named(own_tasks, tmp_path, monkeypatch):
     (tmp_path / "raising_module.py").write_text("1 / 0")
     for task, words, fields in (
         (
@@ -227,7 +227,7 @@ def test_what_a_task_has_wrong_is_named(own_tasks, tmp_path, monkeypatch):
         run("c4_bytes", tmp_path / "out", tmp_path / "empty")
 
 
-def test_what_is_no_task_is_refused(own_tasks, tmp_path):
+def test_unknown_tasks_are_refused(own_tasks, tmp_path):
     with pytest.raises(InputError, match=r"Prepare\.task = 'pg19_byte' is not registered .*pg19_bytes"):
         run("pg19_byte", tmp_path / "out")
     with pytest.raises(InputError, match=r"Prepare\.task_modules names 'no_such_module'"):

@@ -68,7 +68,7 @@ def test_preparing_is_deterministic(raw, tmp_path):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes()
 
 
-def test_nothing_is_overwritten_and_the_same_command_again_does_nothing(raw, tmp_path):
+def test_repeating_the_command_changes_nothing_and_nothing_is_overwritten(raw, tmp_path):
     manifest = run(BYTES, raw, tmp_path / "out")
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     (tmp_path / "out.unfinished").mkdir()  # as a kill leaves it between renaming the result and tidying up
@@ -82,7 +82,7 @@ def test_nothing_is_overwritten_and_the_same_command_again_does_nothing(raw, tmp
         run(BYTES, raw, tmp_path / "other")
 
 
-def test_a_failure_leaves_nothing_that_looks_whole_and_does_not_disturb_the_next_try(raw, tmp_path):
+def test_a_failed_run_leaves_no_folder_and_the_next_run_succeeds(raw, tmp_path):
     (raw / "11.txt").write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"11\.txt is not utf-8"):
         run(BYTES, raw, tmp_path / "out")
@@ -92,14 +92,14 @@ def test_a_failure_leaves_nothing_that_looks_whole_and_does_not_disturb_the_next
     assert sum(counts["documents"] for counts in manifest["splits"].values()) == 11
 
 
-def test_what_is_left_out_is_noted_once_with_a_trained_vocabulary(raw, tmp_path):
+def test_left_out_documents_are_noted_once_with_a_trained_vocabulary(raw, tmp_path):
     (raw / "empty.txt").write_text("")
     assert run(PIECES, raw, tmp_path / "out")["left_out"] == [
         "empty.txt: left out: 0 bytes, fewer than Folder.minimum_bytes = 1"
     ]
 
 
-def test_what_is_no_prepared_folder_is_refused(raw, tmp_path):
+def test_folders_without_prepared_tokens_are_refused(raw, tmp_path):
     with pytest.raises(InputError, match=r"no manifest\.json.*memorizing prepare"):
         PreparedTokens(tmp_path)
     run(BYTES, raw, tmp_path / "out")
@@ -113,7 +113,7 @@ def test_what_is_no_prepared_folder_is_refused(raw, tmp_path):
         PreparedTokens(tmp_path / "out")
 
 
-def test_a_raw_folder_is_asked_for(tmp_path):
+def test_a_missing_raw_folder_is_refused(tmp_path):
     with pytest.raises(InputError, match="--raw is missing"):
         run(BYTES, None, tmp_path / "out")
 
@@ -137,7 +137,7 @@ def test_documents_below_the_minimum_are_left_out_and_listed(raw, tmp_path):
     assert sorted(PreparedTokens(tmp_path / "out").split("train").names()) == sorted(sizes.keys() - set(short))
 
 
-def test_all_that_is_left_out_is_counted_by_reason(raw, tmp_path, monkeypatch):
+def test_left_out_documents_are_counted_by_reason(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare_module, "LISTED", 3)
     (raw / "empty.txt").write_text("")
     (raw / "bad.txt").write_bytes(b"\xff")
@@ -161,7 +161,7 @@ def test_the_histogram_counts_documents_by_length(raw, tmp_path):
     assert counts["lengths"] == {str(least): count for least, count in expected.items() if count}
 
 
-def test_the_same_text_twice_stays_in_one_split_and_is_noted(raw, tmp_path):
+def test_a_repeated_text_stays_in_one_split_and_is_noted(raw, tmp_path):
     for number in range(4):
         (raw / f"copy-{number}.txt").write_bytes((raw / f"{number}.txt").read_bytes())
     run(BYTES, raw, tmp_path / "out")
@@ -205,7 +205,7 @@ def test_a_vocabulary_can_be_shared(raw, tmp_path):
     ],
     ids=["defaults", "no-special-ids"],
 )  # fmt: skip
-def test_a_vocabulary_that_would_lose_text_is_refused(raw, tmp_path, options, lost):
+def test_a_vocabulary_that_loses_text_is_refused(raw, tmp_path, options, lost):
     model = io.BytesIO()
     lines = ["".join(chr(97 + (n * k) % 26) for k in range(20)) + " and more text" for n in range(200)]
     sentencepiece.SentencePieceTrainer.train(
@@ -276,7 +276,7 @@ def damage(path, content=None):
         "no-counts",
     ],
 )
-def test_what_is_not_what_was_written_is_refused(raw, tmp_path, harm, words):
+def test_damaged_folders_are_refused(raw, tmp_path, harm, words):
     run(PIECES, raw, tmp_path / "out")
     harm(tmp_path / "out")
     with pytest.raises(InputError, match=words):
@@ -297,7 +297,7 @@ def test_another_vocabulary_or_tokens_of_another_folder_are_refused(raw, tmp_pat
             PreparedTokens(mixed).split("train")
 
 
-def test_large_splits_are_not_read_whole_but_damage_is_still_found(raw, tmp_path, monkeypatch):
+def test_damage_in_large_splits_is_found_when_it_is_read(raw, tmp_path, monkeypatch):
     run(BYTES, raw, tmp_path / "out")
     damage(tmp_path / "out" / "train" / "tokens" / "c" / "0")
     monkeypatch.setattr(tokens_module, "CHECKED_WHOLE", 10)

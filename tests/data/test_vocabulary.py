@@ -37,7 +37,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 
 @settings(deadline=None, max_examples=150)
 @given(st.one_of(texts, st.text("def x(): \n\t\r\f\v  é\u2028\u0085▁", max_size=60)))
-def test_decoding_gives_back_the_text(text):
+def test_decoding_returns_the_encoded_text(text):
     for vocabulary in kinds():
         tokens = vocabulary.encode(text)
         assert vocabulary.decode(tokens) == text, vocabulary.kind
@@ -75,13 +75,13 @@ def test_words_joined_piece_by_piece_are_the_text():
     assert vocabulary.pieces(vocabulary.encode("two one two")) == [b"two", b" one", b" two"]
 
 
-def test_words():
+def test_words_have_ids_and_decode():
     vocabulary = WordVocabulary(["k0", "k1", "v0"])
     assert vocabulary.encode("k1 v0 k1").tolist() == [4, 5, 4]
     assert vocabulary.decode(vocabulary.encode("k1 v0 k1")) == "k1 v0 k1"
 
 
-def test_vocabularies_are_read_as_they_were_saved(tmp_path):
+def test_saved_vocabularies_load_unchanged(tmp_path):
     for vocabulary in [*kinds(), WordVocabulary(["a", "b"])]:
         save_vocabulary(vocabulary, tmp_path)
         again = load_vocabulary(vocabulary.kind, tmp_path)
@@ -97,7 +97,7 @@ def test_one_long_line_is_enough_to_train_on():
     assert vocabulary.decode(vocabulary.encode(line)) == line and len(vocabulary.encode(line)) < 0.8 * len(line)
 
 
-def test_a_text_that_the_vocabulary_has_no_tokens_for_is_refused_by_name():
+def test_text_without_tokens_in_the_vocabulary_is_refused():
     for vocabulary in (WordVocabulary(["k1", "v1"]), IdVocabulary(9)):
         with pytest.raises(InputError, match=r"notes.txt cannot be encoded.*no token for.*other"):
             encoded_text(vocabulary, "other", "notes.txt")

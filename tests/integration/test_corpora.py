@@ -21,7 +21,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("corpus", COUNTS)
-def test_a_corpus_comes_back_exactly(corpus, tmp_path):
+def test_a_corpus_decodes_exactly(corpus, tmp_path):
     raw = unpacked_whole(corpus, tmp_path)
     settings = SECTIONS[corpus.capitalize()]()
     texts = {

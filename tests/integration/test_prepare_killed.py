@@ -30,7 +30,7 @@ def start(raw: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def test_a_killed_preparation_goes_on_and_ends_the_same(tmp_path):
+def test_a_killed_preparation_resumes_and_gives_the_same_result(tmp_path):
     raw, rng = tmp_path / "raw", random.Random()
     raw.mkdir()
     for number in range(40):

@@ -70,7 +70,7 @@ def whole(body: str, before: str = "") -> str:
         ("% all of it", ""),
     ],
 )
-def test_comments_by_hand(raw, stripped):
+def test_comments_are_removed(raw, stripped):
     assert strip_comments(raw) == stripped
 
 
@@ -96,7 +96,7 @@ LATEX = st.lists(st.sampled_from(FRAGMENTS), max_size=25).map("".join)
 @given(LATEX)
 @example("\\verb\\begin{comment}\n\\end{comment}\\foo\\%")
 @example("  \\begin{comment}\\end{comment} \\begin{comment}\\end{comment}\n%\n")
-def test_stripping_twice_is_stripping_once(raw):
+def test_stripping_comments_twice_changes_nothing(raw):
     once = strip_comments(raw)
     assert strip_comments(once) == once
 
@@ -112,25 +112,25 @@ def without_comments(raw: str) -> str:
 
 
 @given(st.lists(st.sampled_from(["%", "\\", "\\%", "\n", " ", "a", "\n%"]), max_size=25).map("".join))
-def test_without_verbatim_a_comment_is_a_matter_of_its_line(raw):
+def test_comments_outside_verbatim_follow_the_rule_for_lines(raw):
     assert strip_comments(raw).rstrip("\n") == without_comments(raw).rstrip("\n")
 
 
 @given(st.sampled_from([*VERBATIM, "lstlisting*", "own"]), LATEX, st.sampled_from(["", "a\n", "a ", "\\\\ "]))
-def test_what_is_inside_verbatim_is_untouched(environment, inside, before):
+def test_verbatim_text_is_unchanged(environment, inside, before):
     inside = inside.replace(f"\\end{{{environment}}}", "")
     kept = f"\\begin{{{environment}}}{inside}\\end{{{environment}}}"
     assert strip_comments(f"{before}{kept} % gone\n", frozenset({"own"})) == f"{before}{kept} \n"
 
 
 @given(LATEX)
-def test_commands_say_the_line_they_are_on(raw):
+def test_commands_have_their_line_number(raw):
     lines = raw.split("\n")
     for span in scan(raw):
         assert not span.kind or lines[span.line - 1].count(re.match(r"\\[a-z]+", span.text)[0])
 
 
-def test_environments_that_the_document_defines_as_verbatim_are_untouched(tmp_path):
+def test_environments_defined_as_verbatim_are_unchanged(tmp_path):
     body = "\\begin{code}\n%d\n\\end{code}\n"
     assert "%d" not in text(write(tmp_path, {"a.tex": whole(body)}))
     assert "%d" in text(write(tmp_path, {"a.tex": whole(body, "\\lstnewenvironment{code}{}{}\n")}))
@@ -174,7 +174,7 @@ def test_every_form_of_input_is_expanded_in_place(tmp_path, command, part, folde
 @pytest.mark.parametrize(
     "text_of", ["\\inputencoding{part}", "\\verb|\\input{part}|", "%\\input{part}\n", "\\\\input{part}"]
 )
-def test_what_only_looks_like_an_input_is_none(tmp_path, text_of):
+def test_text_that_looks_like_an_input_is_not_expanded(tmp_path, text_of):
     reading = read(write(tmp_path, {"main.tex": whole(f"A{text_of}B"), "part.tex": "INSIDE"}))
     assert "INSIDE" not in reading.document.text and "not reached from main.tex" in messages(reading)
 
@@ -199,7 +199,7 @@ def test_names_are_looked_up_as_latex_does(tmp_path):
     assert text(tmp_path).split("\n")[2] == "WRONGB C D E "
 
 
-def test_a_subfile_loses_its_preamble_and_wrapper(tmp_path):
+def test_subfiles_lose_their_preamble_and_wrapper(tmp_path):
     sub = "\\documentclass[main]{subfiles}\n\\input{macros}\n\\begin{document}\nINSIDE\n\\end{document}\nAFTER\n"
     reading = read(write(tmp_path, {"main.tex": whole("\\subfile{sub}"), "sub.tex": sub, "macros.tex": "MACROS"}))
     assert reading.document.text == whole("INSIDE")
@@ -207,7 +207,7 @@ def test_a_subfile_loses_its_preamble_and_wrapper(tmp_path):
     assert "macros.tex" in messages(reading)
 
 
-def test_inputs_that_cannot_be_followed_stay_and_name_file_and_line(tmp_path):
+def test_inputs_without_a_file_stay_and_are_noted(tmp_path):
     stay = ["\\input{none}", "\\input{\\jobname-x}", "\\input{style.sty}", "\\input{../outside}", "\\input{main.bbl}"]
     paper = write(tmp_path / "paper", {"main.tex": "% a comment\n" + whole("\\input{part}"), "style.sty": "S"})
     write(paper, {"part.tex": "\n".join(["Part", *stay]), "../outside.tex": "SECRET", "main.bbl": "B"})
@@ -216,7 +216,7 @@ def test_inputs_that_cannot_be_followed_stay_and_name_file_and_line(tmp_path):
     assert [problem.place for problem in reading.problems] == [f"paper/part.tex:{line}" for line in range(2, 7)]
 
 
-def test_cycles_are_reported_and_end(tmp_path):
+def test_cycles_are_noted_and_end(tmp_path):
     files = {"main.tex": whole("\\input{a}\\input{main}"), "a.tex": "A\\input{b}", "b.tex": "B\\input{a}\\input{b}"}
     reading = read(write(tmp_path, files))
     assert "AB\\input{a}\\input{b}\\input{main}" in reading.document.text
@@ -224,7 +224,7 @@ def test_cycles_are_reported_and_end(tmp_path):
         assert f"\\input{{{place}}}: {cycle} is a cycle" in messages(reading)
 
 
-def test_a_document_that_unfolds_without_end_is_bounded(tmp_path, monkeypatch):
+def test_expansion_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(latex_inputs, "MAX_INPUTS", 500)
     files = {f"f{index}.tex": f"\\input{{f{index + 1}}}\\input{{f{index + 1}}}x" for index in range(40)}
     reading = read(write(tmp_path, {"main.tex": whole("\\input{f0}"), **files, "f40.tex": "x" * 10}))
@@ -243,7 +243,7 @@ def test_a_document_that_unfolds_without_end_is_bounded(tmp_path, monkeypatch):
         ("\\import%\n{./}%\n{part}", "\\import{./}{part}"),
     ],
 )
-def test_a_line_can_end_within_a_command_and_a_comment_with_it(tmp_path, command, stays):
+def test_commands_may_span_lines_and_comments(tmp_path, command, stays):
     main = whole(f"A {command} B")
     assert "A INSIDE" in text(write(tmp_path / "1", {"main.tex": main, "part.tex": "INSIDE"}))
     reading = read(write(tmp_path / "2", {"main.tex": main}))
@@ -255,14 +255,14 @@ def test_a_line_can_end_within_a_command_and_a_comment_with_it(tmp_path, command
 @pytest.mark.parametrize(
     "parts", [("\\input{", " "), ("\\input", " ", "{"), ("\\input{", "\n"), ("", "\\input{ "), ("", "\\input%")]
 )
-def test_a_command_without_an_end_takes_no_longer(parts):
+def test_unclosed_commands_take_linear_time(parts):
     raw = parts[0] + parts[1] * 100_000 + "".join(parts[2:])
     start = time.perf_counter()
     strip_comments(raw)
     assert time.perf_counter() - start < 5
 
 
-def test_all_files_together_have_one_budget_of_inputs(tmp_path, monkeypatch):
+def test_all_files_share_one_budget_of_inputs(tmp_path, monkeypatch):
     monkeypatch.setattr(latex_inputs, "MAX_INPUTS", 500)
     files = {f"f{index}.tex": f"\\input{{f{index + 1}}}\\input{{f{index + 1}}}x" for index in range(40)}
     calls = []
@@ -301,7 +301,7 @@ def test_the_main_file_is_found(tmp_path, main, files):
     assert latex_inputs.main_file(tree, "this") == main
 
 
-def test_files_that_are_not_reached_are_named_or_where_there_is_no_class_appended(tmp_path):
+def test_unreached_files_are_noted_or_appended_without_a_class(tmp_path):
     parts = {"root.tex": "ROOT\n\\input{a}", "a.tex": "AAA\n", "z.tex": "Z\n", "w/y.tex": "Y", "x.tex": "X\\input{w/y}"}
     reading = read(write(tmp_path, parts))
     assert reading.document.text == "ROOT\nAAA\n\nXY\n\nZ\n"
@@ -326,7 +326,7 @@ def test_the_text_ends_with_the_document(tmp_path):
 # What else is known of a paper
 
 
-def test_encodings_line_ends_and_files_that_are_no_text(tmp_path):
+def test_encodings_line_ends_and_binary_files(tmp_path):
     files = {
         "main.tex": b"\xef\xbb\xbf" + whole("na\u00efve\n\\input{old}\n\\input{bin}").encode().replace(b"\n", b"\r\n"),
         "old.tex": "caf\u00e9\rnew".encode("latin-1"),
@@ -341,7 +341,7 @@ def test_encodings_line_ends_and_files_that_are_no_text(tmp_path):
     assert "p/bin.tex | left out: holds NUL bytes" in messages(reading)
 
 
-def test_styles_and_bibliographies_are_not_text_save_a_bbl_that_is_asked_for(tmp_path):
+def test_styles_and_bibliographies_are_not_text_except_a_requested_bbl(tmp_path):
     body = "See.\n\\bibliography{refs}\n"
     paper = write(tmp_path, {"main.tex": whole(body), "main.bbl": "BBL\n", "refs.bib": "BIB", "a.sty": "STY"})
     assert "\\bibliography{refs}" in text(paper) and not read(paper).problems
@@ -366,7 +366,7 @@ def test_titles(raw, expected):
     assert title(raw) == expected
 
 
-def test_title_and_license_of_a_paper_come_from_its_files_else_id_and_nothing(tmp_path):
+def test_title_and_license_come_from_the_files_of_the_paper(tmp_path):
     named = {"main.tex": whole("\\title{T}"), "LICENSE.md": "\n## The license\n\nmore", "sub/COPYING": "another"}
     document = read(write(tmp_path / "a", named)).document
     assert (document.id, document.title, document.license) == ("a", "T", "The license")
@@ -377,7 +377,7 @@ def test_title_and_license_of_a_paper_come_from_its_files_else_id_and_nothing(tm
 @pytest.mark.parametrize(
     "files", [{"notes.txt": "x"}, {"main.tex": "% withdrawn\n"}, {"main.tex": b"\0"}, {".a.tex": PAPER}]
 )
-def test_a_paper_without_text_is_left_out_and_said(tmp_path, files):
+def test_a_paper_without_text_is_left_out_with_a_note(tmp_path, files):
     reading = read(write(tmp_path / "paper", files))
     assert reading.document is None and "left out: " in messages(reading)
 
@@ -397,7 +397,7 @@ def test_splits_come_from_folders_and_ids_are_unique(tmp_path):
         Arxiv().list(splits)
 
 
-def test_where_there_are_no_papers_the_error_says_what_was_looked_for(tmp_path):
+def test_a_folder_without_papers_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "none", write(tmp_path / "c", {"a/b.txt": "x"})):
         with pytest.raises(InputError, match=re.escape(f"--raw={folder} has no folders with .tex files")):
             Arxiv().list(folder)
@@ -456,7 +456,7 @@ def test_the_bulk_form_is_read_in_place(tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_packed_papers_that_are_no_latex_are_left_out_and_named(tmp_path):
+def test_packed_papers_that_are_not_latex_are_left_out_with_a_note(tmp_path):
     forms = {
         "1": (b"%!PS-Adobe-2.0\n(\\050 \\pageno) show", "PostScript, without LaTeX source"),
         "2": (b"<!DOCTYPE html>\n<p>\\alpha", "HTML, without LaTeX source"),
@@ -472,7 +472,7 @@ def test_packed_papers_that_are_no_latex_are_left_out_and_named(tmp_path):
         assert not reason or [problem.message for problem in reading.problems] == [f"left out: {reason}"]
 
 
-def test_a_bulk_tar_that_is_cut_off_is_an_error(tmp_path):
+def test_a_truncated_bulk_tar_is_refused(tmp_path):
     raw = bulk(tmp_path, {f"1503/1503.0000{i}.gz": gzip.compress(PAPER.encode()) for i in range(3)})
     path = raw / "arXiv_src_1503_001.tar"
     path.write_bytes(path.read_bytes()[:1024])
@@ -497,7 +497,7 @@ def described(tmp_path) -> tuple[Path, str]:
     return raw, str(metadata)
 
 
-def test_metadata_give_titles_and_licenses(described):
+def test_metadata_gives_titles_and_licenses(described):
     raw, metadata = described
     corpus = Arxiv(metadata=metadata)
     readings = {item.id: next(corpus.read(item)) for item in corpus.list(raw)}
@@ -520,7 +520,7 @@ def test_metadata_give_titles_and_licenses(described):
         (("q-bio",), set()),
     ],
 )
-def test_a_category_filter_takes_what_it_says_and_reports_what_it_cannot_know(described, categories, papers):
+def test_a_category_filter_notes_papers_without_metadata(described, categories, papers):
     raw, metadata = described
     corpus = Arxiv(metadata=metadata, categories=categories)
     readings = {item.id: next(corpus.read(item)) for item in corpus.list(raw)}
@@ -529,7 +529,7 @@ def test_a_category_filter_takes_what_it_says_and_reports_what_it_cannot_know(de
     assert "not in metadata.json, so its categories are unknown: left out" in messages(readings["1503.99999"])
 
 
-def test_metadata_that_cannot_be_used_are_an_error(described, tmp_path):
+def test_unusable_metadata_is_refused(described, tmp_path):
     raw, _ = described
     with pytest.raises(InputError, match=r"Arxiv\.categories = \('math\.',\) needs Arxiv\.metadata"):
         Arxiv(categories=("math.",))
@@ -551,7 +551,7 @@ def oddity(name: str) -> Path:
     return FOLDER / "oddities" / name
 
 
-def test_oddity_input_cycle():
+def test_a_cycle_of_inputs_is_noted():
     reading = read(oddity("input-cycle"))
     assert reading.document.text.count("This part includes the file that includes it.") == 1
     assert messages(reading).split("\n") == [
@@ -560,7 +560,7 @@ def test_oddity_input_cycle():
     ]
 
 
-def test_oddity_links_that_loop_in_a_folder_and_in_a_tar(tmp_path):
+def test_circular_links_in_a_folder_and_in_a_tar_are_left_out(tmp_path):
     with tarfile.open(oddity("symlink-loop.tar")) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     write(tmp_path / "unpacked", {"main.tex": whole("\\input{leak}")})
@@ -576,7 +576,7 @@ def test_oddity_links_that_loop_in_a_folder_and_in_a_tar(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["symlink-loop.tar", "path-traversal.tar", "truncated.tar.xz"])
-def test_oddities_as_papers_of_a_bulk_tar_write_nothing_and_are_reported(tmp_path, monkeypatch, name):
+def test_malformed_papers_of_a_bulk_tar_write_no_files_and_are_noted(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     content = oddity(name).read_bytes()
     packed = {"1503/1503.00001.gz": gzip.compress(content), "1503/1503.00002.gz": gzip.compress(PAPER.encode())}
@@ -626,7 +626,7 @@ def independent_counts(folder: Path, main: str, left_out: set[str]) -> tuple[int
     ("split", "papers", "put_in", "listed"),
     [("train", 43, 745, 101), ("validation", 5, 26, 0), ("test", 5, 41, 1)],
 )
-def test_real_papers_are_whole(tmp_path_factory, split, papers, put_in, listed):
+def test_real_papers_are_complete(tmp_path_factory, split, papers, put_in, listed):
     """Counted by other means: every input with a file is put in, every other is listed, no line is lost."""
     raw = unpacked("arxiv", split, tmp_path_factory.mktemp("raw")).parent
     items = Arxiv().list(raw)
@@ -652,7 +652,7 @@ def only_root(folder: Path) -> str:
     return root
 
 
-def test_real_papers_are_of_one_kind_whether_in_a_folder_or_in_a_tar(tmp_path):
+def test_real_papers_read_the_same_from_a_folder_and_a_tar(tmp_path):
     """What the bulk form gives of a paper is what its folder gives."""
     raw = unpacked("arxiv", "validation", tmp_path)
     folder = raw / "flt-blueprint"

@@ -27,7 +27,7 @@ def read(raw, **fields):
     return [reading for item in corpus.list(raw) for reading in corpus.read(item)]
 
 
-def test_pages_come_whole_with_their_address_as_name(tmp_path):
+def test_pages_are_whole_and_named_by_their_address(tmp_path):
     text = "naïve \u2028 \U0001f600 text\n" * 200
     write(tmp_path / "c4-train.00000-of-00001.json.gz", [page(text), page(text + "b", None), {"text": text + "c"}])
     found = [reading.document for reading in read(tmp_path)]
@@ -46,7 +46,7 @@ def test_splits_come_from_the_name_or_the_folder(tmp_path):
     assert [item.split for item in C4().list(tmp_path / "b")] == ["test"] * 3
 
 
-def test_short_pages_are_left_out_and_named(tmp_path):
+def test_short_pages_are_left_out_with_a_note(tmp_path):
     write(tmp_path / "a.json", [page("x" * 99, "short"), page("é" * 50, "enough"), page("y" * 100, "also")])
     found = read(tmp_path, minimum_bytes=100)
     assert [reading.document.id for reading in found if reading.document] == ["enough", "also"]
@@ -69,7 +69,7 @@ def test_short_pages_are_left_out_and_named(tmp_path):
         (b'{"text": "\\ud800 half"}', "half of a surrogate pair at character 0"),
     ],
 )
-def test_a_bad_line_costs_no_other_and_is_named(tmp_path, line, words):
+def test_a_bad_line_is_noted_and_the_others_are_read(tmp_path, line, words):
     write(tmp_path / "a.json.gz", [page("first" * 1000), line, page("last" * 2000)])
     first, bad, last = read(tmp_path)
     assert first.document.text == "first" * 1000 and last.document.text == "last" * 2000
@@ -78,7 +78,7 @@ def test_a_bad_line_costs_no_other_and_is_named(tmp_path, line, words):
     assert problem.place == "a.json.gz, line 2"
 
 
-def test_an_empty_shard_is_refused_if_packed_and_named_if_not(tmp_path):
+def test_an_empty_shard_is_refused_if_compressed_and_noted_otherwise(tmp_path):
     write(tmp_path / "c4.0.JSON.GZ", [page("x")])
     (tmp_path / "c4.1.json").touch()
     (tmp_path / "c4.2.json.gz").write_bytes(gzip.compress(b""))
@@ -94,7 +94,7 @@ def test_a_folder_without_shards_is_refused(tmp_path):
         C4().list(tmp_path)
 
 
-def test_oddities(tmp_path):
+def test_malformed_inputs(tmp_path):
     shutil.copy(shared_data.oddity("bad-lines.json.gz"), tmp_path)
     found = read(tmp_path, minimum_bytes=0)
     assert [reading.document is not None for reading in found] == [True] + [False] * 7 + [True]

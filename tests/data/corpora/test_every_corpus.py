@@ -47,7 +47,7 @@ def notes(corpus: Corpus, raw: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("split", ["", "test/"])
 @pytest.mark.parametrize("name", CORPORA)
-def test_whatever_is_no_document_is_noted(tmp_path, name, split):
+def test_everything_that_is_not_a_document_is_noted(tmp_path, name, split):
     file, content = FILES[name]
     write(tmp_path, {f"{split}{stranger}": content for stranger in STRANGERS[name]} | {split + file: content})
     found = notes(CORPORA[name], tmp_path)
@@ -58,7 +58,7 @@ def test_whatever_is_no_document_is_noted(tmp_path, name, split):
     assert not [message for message in found.values() if message.startswith("left out")]
 
 
-def test_linked_repositories_and_links_to_nothing_are_noted(tmp_path):
+def test_linked_repositories_and_dangling_links_are_noted(tmp_path):
     write(tmp_path, {"raw/o__r/a.py": "a\n", "elsewhere/a.py": "a\n", "books/1.txt": "A book.\n"})
     (tmp_path / "raw" / "p__q").symlink_to(tmp_path / "elsewhere")
     assert "a link" in notes(CORPORA["github"], tmp_path / "raw")["p__q"]
@@ -67,7 +67,7 @@ def test_linked_repositories_and_links_to_nothing_are_noted(tmp_path):
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_documents_beside_splits_are_refused_and_other_things_noted(tmp_path, name):
+def test_documents_next_to_splits_are_refused_and_other_files_noted(tmp_path, name):
     file, content = FILES[name]
     raw = write(tmp_path, {f"test/{file}": content, "NOTICE": "x", "train.tar.xz": "x", ".git/" + file: content})
     assert {"NOTICE", "train.tar.xz", ".git"} <= notes(CORPORA[name], raw).keys()
@@ -78,14 +78,14 @@ def test_documents_beside_splits_are_refused_and_other_things_noted(tmp_path, na
 
 
 @pytest.mark.parametrize("name", ["pg19", "c4"])
-def test_a_folder_of_documents_that_is_named_unlike_a_split_is_refused(tmp_path, name):
+def test_a_folder_of_documents_without_the_name_of_a_split_is_refused(tmp_path, name):
     file, content = FILES[name]
     write(tmp_path, {f"{folder}/{file}": content for folder in ("train", "valid")})
     with pytest.raises(InputError, match=r"next to them valid\. .* rename folders that are not splits"):
         CORPORA[name].list(tmp_path)
 
 
-def test_a_repository_that_is_called_as_a_split_takes_no_others_place(tmp_path):
+def test_a_repository_with_the_name_of_a_split_is_refused(tmp_path):
     write(tmp_path, {f"{name}/pkg/a.py": "a\n" for name in ("A__x", "B__y", "C__z", "test")})
     with pytest.raises(InputError, match=r"next to them A__x, B__y, C__z\. With splits, every document must be in one"):
         CORPORA["github"].list(tmp_path)
@@ -111,7 +111,7 @@ def forbid(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_a_file_that_cannot_be_read_is_refused_by_name(forbidding, name):
+def test_an_unreadable_file_is_refused_by_name(forbidding, name):
     file, content = FILES[name]
     write(forbidding, {file: content})
     forbid(forbidding / file)
@@ -121,7 +121,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(forbidding, name):
 
 
 @pytest.mark.parametrize("name", CORPORA)
-def test_a_folder_that_cannot_be_read_is_refused_by_name(forbidding, name):
+def test_an_unreadable_folder_is_refused_by_name(forbidding, name):
     file, content = FILES[name]
     write(forbidding, {f"train/{file}": content})
     in_train = (forbidding / "train" / file).parent
@@ -134,14 +134,14 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(forbidding, name):
     assert str(error.value).startswith(f"{folder} ")
 
 
-def test_an_archive_that_cannot_be_read_is_refused_by_name(forbidding):
+def test_an_unreadable_archive_is_refused_by_name(forbidding):
     write(forbidding, {"o__r.zip": "x"})
     forbid(forbidding / "o__r.zip")
     with pytest.raises(InputError, match=r"o__r\.zip cannot be read"):
         notes(CORPORA["github"], forbidding)
 
 
-def test_notes_are_told_from_documents(tmp_path):
+def test_document_items_leaves_out_notes(tmp_path):
     write(tmp_path, {"1.txt": "A book.\n", "1-8.txt": "A book.\n", "metadata.csv": "2,B,1900,u\n"})
     items = CORPORA["pg19"].list(tmp_path)
     assert [item.id for item in document_items(items)] == ["1"]

@@ -99,7 +99,7 @@ FORMS = {
 }
 
 
-def test_all_forms_of_imports_resolve_and_come_first(tmp_path):
+def test_all_forms_of_imports_resolve_and_precede_their_use(tmp_path):
     reading = read(write(tmp_path, FORMS))["E"]
     found = order(reading.document.text)
     assert found == [f"E/{name}.thy" for name in ("First", "Near", "sub/Inner", "deep/er/Far", "Last", "Unlisted")]
@@ -109,7 +109,7 @@ def test_all_forms_of_imports_resolve_and_come_first(tmp_path):
         assert f"(* {name} *)\n{FORMS['thys/' + name].rstrip()}\n\n" in reading.document.text
 
 
-def test_theories_of_imported_entries_can_come_first(tmp_path):
+def test_imported_entries_can_come_first(tmp_path):
     reading = read(write(tmp_path, FORMS), imported_entries=True)["E"]
     found = order(reading.document.text)
     assert found[:2] == ["F/Other.thy", "F/Lemmas.thy"] and all(name.startswith("E/") for name in found[2:])
@@ -118,7 +118,7 @@ def test_theories_of_imported_entries_can_come_first(tmp_path):
     assert len(edges) == 11 and all(found.index(imported) < found.index(by) for by, imported in edges)
 
 
-def test_the_archive_can_be_named_directly_and_order_follows_the_root(tmp_path):
+def test_raw_can_be_the_archive_and_order_follows_the_root(tmp_path):
     files = {
         "E/ROOT": "session E = HOL + theories C A",
         "E/A.thy": theory("A"),
@@ -129,7 +129,7 @@ def test_the_archive_can_be_named_directly_and_order_follows_the_root(tmp_path):
     assert order(reading.document.text) == ["E/C.thy", "E/A.thy", "E/B.thy"]
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_imports_are_noted(tmp_path):
     files = {
         "thys/E/ROOT": "session E = HOL + theories A Gone",
         "thys/E/A.thy": theory("A", "Nowhere", "No_Session.X", '"../x/Y"', "HOLCF"),
@@ -147,7 +147,7 @@ def test_what_is_missing_is_named(tmp_path):
     assert order(reading.document.text) == ["E/A.thy", "E/bare.thy"]
 
 
-def test_cycles_are_named_and_lose_nothing(tmp_path):
+def test_cycles_are_noted_and_lose_no_theory(tmp_path):
     files = {
         f"thys/E/{name}.thy": theory(name, other) for name, other in (("A", "B"), ("B", "C"), ("C", "A"), ("D", "D"))
     }
@@ -179,7 +179,7 @@ def test_a_long_chain_of_imports_is_followed(tmp_path):
     assert order(reading.document.text) == [f"E/T{n}.thy" for n in reversed(range(3000))]
 
 
-def test_text_is_kept_to_the_last_character(tmp_path):
+def test_text_is_complete_to_the_last_character(tmp_path):
     texts = [theory("A") + " \t\n\n", theory("B", "A").rstrip()]
     raw = write(tmp_path, {"thys/E/A.thy": texts[0], "thys/E/B.thy": texts[1]})
     assert read(raw)["E"].document.text == f"(* E/A.thy *)\n{texts[0]}\n(* E/B.thy *)\n{texts[1]}\n\n"
@@ -251,7 +251,7 @@ def test_two_distributions_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["import-cycle", "missing-import"])
-def test_oddities(name):
+def test_malformed_inputs(name):
     reading = read(shared_data.oddity(name).parent)[name]
     messages = [problem.message for problem in reading.problems]
     if name == "import-cycle":

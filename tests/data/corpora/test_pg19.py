@@ -1,4 +1,4 @@
-"""PG-19: the licence goes in all its wordings, encodings and line ends are handled, and a book is never lost unsaid."""
+"""PG-19: the license goes in all its wordings, encodings and line ends are handled, and a book is never lost unsaid."""
 
 import hashlib
 import pickle
@@ -57,13 +57,13 @@ MARKERS = {
 
 
 @pytest.mark.parametrize("wording", MARKERS)
-def test_header_and_tail_go_in_all_their_wordings(wording):
+def test_header_and_tail_are_removed_in_all_wordings(wording):
     start, end = MARKERS[wording]
     body = BODY * 40  # long enough for the halves that markers are looked for in
-    assert without_license(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicence ...\n").strip() == body
+    assert without_license(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicense ...\n").strip() == body
 
 
-def test_a_book_without_markers_is_kept_whole():
+def test_a_book_without_markers_is_unchanged():
     text = "The end of the project was near. START OF THIS PROJECT\n" + BODY
     assert without_license(text) == text
 
@@ -79,7 +79,7 @@ def test_encodings_marks_and_line_ends(tmp_path):
     assert not found[0].problems and not found[2].problems
 
 
-def test_the_utf_8_file_of_a_book_is_taken_and_the_others_are_named(tmp_path):
+def test_the_utf_8_file_of_a_book_is_read_and_the_others_noted(tmp_path):
     for name in ("7-8.txt", "7.txt", "7-0.txt", "10-0.txt"):
         write(tmp_path, name, name)
     found = read(tmp_path)
@@ -102,7 +102,7 @@ def test_titles_come_from_the_metadata_or_the_text(tmp_path):
     assert problems == [("metadata.csv", "it lists 1 books that have no file here: 9")]
 
 
-def test_metadata_that_are_no_table_are_refused_by_line(tmp_path):
+def test_malformed_metadata_is_refused_by_line(tmp_path):
     write(tmp_path, "1.txt", BODY)
     write(tmp_path, "metadata.csv", '1,One,1900,u\n2,"Two,1900,u\n' + "3,Three,1900,u\n" * 10_000)
     with pytest.raises(InputError, match=r"metadata\.csv is not a table .* from line 2 on \(.*\)\. Close the quotes"):
@@ -126,7 +126,7 @@ def test_splits_of_the_layout_and_metadata_above_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"), [(b"", "it has no text"), (b"a\0b", "a NUL byte at offset 1"), (b" \r\n", "no")]
 )
-def test_what_is_no_text_is_left_out_and_named(tmp_path, content, words):
+def test_binary_and_empty_files_are_left_out_with_a_note(tmp_path, content, words):
     write(tmp_path, "1.txt", content)
     (reading,) = read(tmp_path)
     assert reading.document is None and words in reading.problems[0].message and reading.problems[0].place == "1.txt"
@@ -167,7 +167,7 @@ def test_the_shared_corpus(tmp_path):
         ("nul-bytes.txt", r"left out: a NUL byte at offset \d+"),
     ],
 )
-def test_oddities(tmp_path, name, outcome):
+def test_malformed_inputs(tmp_path, name, outcome):
     shutil.copy(shared_data.oddity(name), tmp_path)
     (reading,) = read(tmp_path)
     if outcome == "read":
