@@ -47,15 +47,13 @@ def open_reader(
     """
     workdir = run_folder("--workdir", str(workdir))
     config = load_trained(workdir, gin_files, gin_params)
-    config = config.with_memory_size(config.memory.size if memory_size is None else memory_size)
+    run = config.with_memory_size(config.memory.size if memory_size is None else memory_size)
     tokens = open_vocabulary(workdir)
-    segment, devices = config.batch.segment_length, jax.local_devices()[: config.mesh.model]
-    mesh = open_mesh(
-        MeshSettings(1, config.mesh.model), split_sizes(config.model, config.memory, segment, 1), devices=devices
-    )
-    parameters, step = evaluation.restore(workdir, config.model, mesh)
-    source = snapshot_owner(workdir, config.model, segment, tokens, parameters, step)
-    return Reader(source, config.memory, parameters, tokens.vocabulary, config.folder, mesh, say)
+    segment, devices = run.batch.segment_length, jax.local_devices()[: run.mesh.model]
+    mesh = open_mesh(MeshSettings(1, run.mesh.model), split_sizes(run.model, run.memory, segment, 1), devices=devices)
+    parameters, step = evaluation.restore(workdir, run.model, mesh)
+    source = snapshot_owner(workdir, run.model, segment, tokens, parameters, step)
+    return Reader(source, run.memory, parameters, tokens.vocabulary, config.folder, mesh, say)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +115,7 @@ def evaluate(
     name = request.name
     prebuilt: list[tuple[Bank, ...]] = [()] * len(memories)
     if request.snapshot:
-        source = snapshot_owner(workdir, config.model, segment, splits[0].tokens, parameters, step)
+        source = snapshot_owner(workdir, run.model, segment, splits[0].tokens, parameters, step)
         prebuilt = [
             prebuilt_banks(request.snapshot, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)

@@ -23,7 +23,6 @@ from memorizing.benchmarks.report import mebibytes, number
 from memorizing.benchmarks.timing import Timing, bytes_in_use, in_turn, peak_bytes, program_bytes, stopwatch
 from memorizing.benchmarks.trained import memory_lookups
 from memorizing.benchmarks.vectors import Vectors, recall
-from memorizing.config import Experiment
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
 from memorizing.memory.bank import Bank, append, valid
@@ -36,6 +35,7 @@ from memorizing.parallel.mesh import MeshSettings, assemble, open_mesh, sharding
 from memorizing.planning.plan import compile_call
 from memorizing.shapes import Batch
 from memorizing.training.flops import device_peak_flops, training_flops_per_token
+from memorizing.training.settings import RunSettings
 from memorizing.training.state import StateFactory
 
 SMALL_MODEL = (
@@ -60,7 +60,7 @@ OURS = "memorizing"
 
 
 def bench_step(
-    run: Experiment,
+    run: RunSettings,
     sizes: Sequence[int],
     rounds: int,
     arguments: Sequence[str],
@@ -164,7 +164,7 @@ class FullMemoryStep:
         device_peak_bytes: peak bytes by the device's count; None if an earlier program of this process needed more.
     """
 
-    def __init__(self, run: Experiment):
+    def __init__(self, run: RunSettings):
         # The memory is full from the first step on.
         training = dataclasses.replace(run.training, memory_from_step=0, memory_growth=())
         self.run, model, memory, batch = run, run.model, run.memory, run.batch

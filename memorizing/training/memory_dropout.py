@@ -36,7 +36,7 @@ def unlimited(carry: Carry) -> Carry:
 
 
 def sizes(rng: jax.Array, rows: int, slots: int, share: float) -> Int[jax.Array, "B"]:
-    """Returns the number of newest tokens that each row may read: all `slots`, or a random number in a share of rows."""
+    """Returns the number of newest tokens that each row may read: all `slots`, or a random number in some rows."""
     which, how_many = jax.random.uniform(rng, (2, rows))
     drawn_B = jnp.floor((slots + 1.0) ** how_many).astype(jnp.int32) - 1
     return jnp.where(which < share, jnp.clip(drawn_B, 0, slots), slots)

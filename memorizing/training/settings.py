@@ -125,7 +125,7 @@ class RunSettings:
         """The memory's size at each step."""
         return memory_schedule(self.memory.size, self.training.memory_from_step, self.training.memory_growth)
 
-    def with_memory_size[T: RunSettings](self: T, size: int) -> T:
+    def with_memory_size(self, size: int) -> "RunSettings":
         """Returns the settings that read a trained model with another `Memory.size` (see `at_memory_size`).
 
         Each document then starts with an empty memory. A memory that grew in training has this size throughout.
