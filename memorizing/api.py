@@ -115,7 +115,7 @@ def evaluate(
     name = request.name
     prebuilt: list[tuple[Bank, ...]] = [()] * len(memories)
     if request.snapshot:
-        source = snapshot_owner(workdir, run.model, segment, splits[0].tokens, parameters, step)
+        source = snapshot_owner(workdir, config.model, segment, splits[0].tokens, parameters, step)
         prebuilt = [
             prebuilt_banks(request.snapshot, source, memory, mesh) if memory.size or len(memories) == 1 else ()
             for memory, mesh in zip(memories, meshes, strict=True)

@@ -19,13 +19,13 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from memorizing.config import Experiment
 from memorizing.errors import InputError
+from memorizing.training.settings import RunSettings
 
 ADVICE = "In a clone of the repository, `bash tests/benchmarks/setup_peer.sh` prints the command of the PyTorch port"
 
 
-def shared_settings(run: Experiment, memory_sizes: Sequence[int], rounds: int) -> dict[str, Any]:
+def shared_settings(run: RunSettings, memory_sizes: Sequence[int], rounds: int) -> dict[str, Any]:
     """Returns what the other implementation needs to build the same model."""
     return {
         "vocabulary_size": run.model.vocabulary_size,
