@@ -202,7 +202,7 @@ class FullMemoryStep:
         graph, _ = abstract_model(dataclasses.replace(self.run.model, remat=False, dropout=0.0), self.run.memory)
         segment = jax.tree.map(lambda leaf: leaf[0], self._chunk)
         carry, shares = self._state.carry, []
-        lookups = memory_lookups(graph, self._state.parameters, segment, carry, make_search(self.run.memory))
+        lookups = memory_lookups(graph, self._state.parameters, segment, carry)
         banks = dict(zip(self.run.model.bank_layers, carry.banks, strict=True))
         for (queries_BHND, found), owner in zip(lookups, self.run.model.read_from.values(), strict=True):
             bank = banks[owner]

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
 
 from memorizing.benchmarks.choices import Shape, searched_sizes
 from memorizing.benchmarks.vectors import Vectors, plain_dtype
@@ -23,37 +22,32 @@ from memorizing.data.batches import read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
-from memorizing.evaluation.lookups import Listening
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
-from memorizing.memory.search import Neighbors, Search
-from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import Carry, empty_carry
+from memorizing.model.groups import by_key_head
+from memorizing.model.intermediates import Collect, Lookups
 from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings, split_sizes
-from memorizing.model.transformer import abstract_model, apply_model
+from memorizing.model.transformer import abstract_model, apply_and_collect, apply_model
 from memorizing.parallel.mesh import MeshSettings, open_mesh
 from memorizing.shapes import Batch
 from memorizing.storage.workdir import readable_tokens
 
 
-def memory_lookups(
-    graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry, search: Search
-) -> tuple[tuple[Float[jax.Array, "B H N D"], Neighbors], ...]:
-    """What each memory layer asks its memory for, and finds, lowest first, by key heads (see model/groups.py).
-
-    The graph is that of a model without `remat`.
-    """
+def memory_lookups(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, carry: Carry) -> tuple[Lookups, ...]:
+    """Returns what each memory layer asks its memory for and finds, lowest first, by key head (see model/groups.py)."""
 
     @jax.jit
-    def ask(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[tuple[jax.Array, Neighbors], ...]:
-        listening = Listening(inner=search, heard=[])
-        apply_model(graph, parameters, batch, carry, search=listening)
-        return tuple(listening.heard)
+    def collect(parameters: Parameters, batch: Batch, carry: Carry) -> tuple[Lookups, ...]:
+        intermediates = apply_and_collect(graph, parameters, batch, carry, Collect(lookups=True))[2]
+        found = tuple(layer.lookups for layer in intermediates.values() if layer.lookups is not None)
+        group = found[0].queries_BHND.shape[1] // carry.banks[0].keys_BHMD.shape[1] if found else 1
+        return jax.tree.map(lambda part: by_key_head(part, group), found)
 
-    return ask(parameters, batch, carry)
+    return collect(parameters, batch, carry)
 
 
 def trained_vectors(
@@ -94,7 +88,6 @@ def trained_vectors(
     dtype = plain_dtype(dtype)
     changes: dict[str, Any] = {"dtype": dtype, "key_dtype": None, "search": "blocked", "minimum_score": None}
     memory = dataclasses.replace(memory, size=shape.M, neighbors=shape.K, **changes)
-    search = make_search(memory)
     graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
 
     @functools.partial(jax.jit, donate_argnums=1)
@@ -107,7 +100,7 @@ def trained_vectors(
     carry = empty_carry(model, memory, shape.B, segment_length)
     for segment in range(segments):
         carry = read(parameters, carry, batch_of(segment))
-    queries, _ = memory_lookups(graph, parameters, batch_of(segments), carry, search)[0]
+    queries, _ = memory_lookups(graph, parameters, batch_of(segments), carry)[0]
     bank = carry.banks[model.bank_layers.index(model.read_from[model.memory_layers[0]])]
     return Vectors(queries.astype(dtype), bank.keys.plain().astype(dtype), valid(bank), origin)
 

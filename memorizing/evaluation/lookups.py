@@ -18,39 +18,18 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from memorizing.memory.bank import tokens_ago
-from memorizing.memory.search import Neighbors, Search
-from memorizing.memory.search_choice import make_search
+from memorizing.memory.search import Neighbors
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import Carry, empty_carry
-from memorizing.model.groups import by_query_head
+from memorizing.model.intermediates import Collect
 from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, apply_and_tell
+from memorizing.model.transformer import abstract_model, apply_and_collect
 from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 
 NOWHERE = -2
 """The place of a neighbor that was not found; that of the begin token is -1."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Listening(Search):
-    """`inner`, keeping what it is asked and what it finds: in each memory layer, lowest first, as a model is traced."""
-
-    inner: Search
-    heard: list[tuple[jax.Array, Neighbors]]
-
-    @property
-    def is_dense(self) -> bool:
-        return self.inner.is_dense
-
-    def __call__(self, queries_BHND, keys, valid_BM, neighbors: int):
-        found = self.inner(queries_BHND, keys, valid_BM, neighbors)
-        self.heard.append((queries_BHND, found))
-        return found
-
-    def entries(self, keys_BHND, learned):
-        return self.inner.entries(keys_BHND, learned)
 
 
 class SegmentLookups(NamedTuple):
@@ -107,21 +86,24 @@ type Call = Callable[[Parameters, Carry, Batch], tuple[Carry, Predictions, Any]]
 
 @functools.cache
 def reader(model: ModelSettings, memory: MemorySettings) -> Call:
-    """The compiled call that reads a segment of one row, and tells what each memory layer found, and how long ago."""
+    """Returns the compiled function that reads a segment of one row.
+
+    For each memory layer it returns the neighbors found, their ages in tokens, and the gate's values.
+    """
     graph, _ = abstract_model(dataclasses.replace(model, remat=False, dropout=0.0), memory)
-    search = make_search(memory) if memory.size else None
 
     @functools.partial(jax.jit, donate_argnums=1)
     def read(parameters: Parameters, carry: Carry, batch: Batch) -> tuple[Carry, Predictions, Any]:
-        listening = Listening(inner=search, heard=[]) if search is not None else None
         owners = model.bank_layers if carry.banks else ()
-        ago = {owner: tokens_ago(bank, memory.write_every) for owner, bank in zip(owners, carry.banks, strict=True)}
-        logits_BNV, carry, opened = apply_and_tell(graph, parameters, batch, carry, search=listening)
+        ages = {owner: tokens_ago(bank, memory.write_every) for owner, bank in zip(owners, carry.banks, strict=True)}
+        logits_BNV, carry, intermediates = apply_and_collect(
+            graph, parameters, batch, carry, Collect(gates=True, lookups=True)
+        )
         found = []
-        for (layer, owner), (_, heard) in zip(model.read_from.items(), listening.heard if listening else ()):  # noqa: B905
-            neighbors = Neighbors(*(by_query_head(part, model.group) for part in heard))
-            ago_BHNK = jnp.take(ago[owner][0], neighbors.slots_BHNK, mode="clip")
-            found.append((neighbors, ago_BHNK, opened[layer]))
+        for layer, (gate_BHN, lookups) in intermediates.items():
+            assert lookups is not None
+            age_BHNK = jnp.take(ages[model.read_from[layer]][0], lookups.neighbors.slots_BHNK, mode="clip")
+            found.append((lookups.neighbors, age_BHNK, gate_BHN))
         return carry, score(logits_BNV, batch), found
 
     return read

@@ -2,10 +2,11 @@
 
     local   = attention(q, [cache; k], [cache; v]) with position bias
     remote  = attention(q, retrieved keys, retrieved values)          # memory_attention.py
-    out     = g * remote + (1 - g) * local                            # gates.py
+    out     = g * remote + (1 - g) * local                            # gates/
 
-Each token attends to itself and the `W` tokens before it (to all of the cache, where the memory holds just what is no
-longer in it: `Memory.writes = 'beyond_cache'`); without a cache, to its segment so far. N = W = 3:
+Each token attends to itself and the `W` tokens before it; without a cache, to its segment so far. With
+`Memory.writes = 'beyond_cache'` it attends to all of the cache, since the memory holds only what has left the cache.
+N = W = 3:
 
               cache      segment
     query 0   x x x      x . .
@@ -25,47 +26,73 @@ from memorizing.memory.bank import Bank, ReadStats
 from memorizing.memory.search import Search
 from memorizing.memory.settings import MemorySettings
 from memorizing.memory.writing import Tokens
-from memorizing.model.carry import Cache
-from memorizing.model.gates import COMPARING, Read, Scores, compared, mixed, opened
-from memorizing.model.groups import products, weighted_sums
+from memorizing.model.attention_output import AttentionOutput, ScoreSummary
+from memorizing.model.carry import Cache, LayerSegment
+from memorizing.model.gates import GATES, gate_value, mix
+from memorizing.model.groups import inner_products, weighted_sums
+from memorizing.model.intermediates import Collect, LayerIntermediates, Lookups
 from memorizing.model.layers import RMSNorm, normal_parameter
 from memorizing.model.learned_index import LearnedIndex, first_index
-from memorizing.model.memory_attention import attend_to_memory
-from memorizing.model.positions import Part, angles, distances, frequencies, rotate, rows_of
+from memorizing.model.memory_attention import ReadOptions, attend_to_memory
+from memorizing.model.positions import SegmentSlice, angles, distances, frequencies, rotate, slice_rows
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import constrain
 from memorizing.shapes import Array
 
 
-class Segment(NamedTuple):
-    """Keys and values of one layer for a segment's tokens; and its last key before the shift.
+class PartialInput(NamedTuple):
+    """A layer's keys and values of a partial segment, and the slice of tokens that is read next."""
 
-    While the segment is read part by part, what lies behind the part read last means nothing, and no token sees it.
+    segment: LayerSegment
+    slice: SegmentSlice
+
+
+class LayerInputs(NamedTuple):
+    """What a layer reads besides the stream.
+
+    Attributes:
+        bias_PHNJ: bias of local attention scores, for each part of the rows; None if positions need none.
+        cache: the layer's XL cache.
+        cached_B: whether the row's cache may be read.
+        bank: the external memory that the layer reads; None for none.
+        mask_BN: the real tokens of the segment, for a learned index to learn from; None if nothing is learned.
+        partial: what was read of the segment before, in token-by-token decoding; None for a whole segment.
+        search: finds the neighbors in the bank.
+        memory: settings of the memory.
+        negative_rows: see `attend_to_memory`.
+        collect: intermediate values to return.
     """
 
-    keys_BHND: Float[jax.Array, "B H N D"]
-    values_BHND: Float[jax.Array, "B H N D"]
-    last_key_BHD: Float[jax.Array, "B H D"]
+    bias_PHNJ: Float[jax.Array, "P H N J"] | None
+    cache: Cache
+    cached_B: Bool[jax.Array, "B"]
+    bank: Bank | None
+    search: Search
+    memory: MemorySettings
+    mask_BN: Bool[Array, "B N"] | None = None
+    partial: PartialInput | None = None
+    negative_rows: int = 0
+    collect: Collect = Collect()
 
 
 class LayerMemoryUpdate(NamedTuple):
-    """What a memory layer has to say of a segment: what is to be written, once all have read; and of its own reading.
+    """What a memory layer hands to its memory after it has read a segment.
 
     Attributes:
-        segment: its keys and values.
-        cached: those of the segment before, which leave the XL cache with this one.
-        noticed: what the bank that was read keeps account of.
-        gate_BHN: how far its gate was open; 0 where nothing was found.
+        segment: keys and values of the segment, to be written once all layers have read the bank.
+        cached: keys and values of the previous segment, which leave the XL cache now.
+        read_stats: statistics of the layer's read.
+        intermediates: values that the caller asked for.
     """
 
-    segment: Segment
+    segment: LayerSegment
     cached: Tokens
     read_stats: ReadStats
-    gate_BHN: Float[jax.Array, "B H N"]
+    intermediates: LayerIntermediates
 
 
 class Attention(nnx.Module):
-    """One layer's attention, local and (in memory layers) remote. Writes into no bank: others may read it too."""
+    """One layer's attention: local, and in memory layers also remote."""
 
     def __init__(self, settings: ModelSettings, has_memory: bool, rngs: nnx.Rngs):
         embedding, heads, size = settings.embedding_size, settings.heads, settings.head_size
@@ -87,15 +114,15 @@ class Attention(nnx.Module):
         if self.norms_heads:
             self.query_norm, self.key_norm = (RMSNorm(size, settings.norm_epsilon) for _ in range(2))
         self.has_memory, self.shifts_keys = has_memory, has_memory and settings.key_shift
-        self.normalizes, self.gate_kind = has_memory and settings.normalize_memory_layers, settings.gate
+        self.normalizes = has_memory and settings.normalize_memory_layers
         self.has_index = has_memory and settings.index_size > 0
         if has_memory:
             if self.has_index:
                 first = first_index(kv_heads, size, settings.index_size)
                 self.index_query_HDP, self.index_key_HDP = (nnx.Param(part) for part in first)
             if settings.key_shift:
-                # Half of the heads start out seeing each key's predecessor and asking as keys are made, so that before
-                # anything is learned they find what followed a token the last time. All may learn otherwise.
+                # Half of the heads start with keys that include their predecessor, and queries made like keys: even
+                # untrained, they find what followed a token the last time. Training may change both.
                 shifted_H = jnp.arange(kv_heads) % 2
                 self.shift_HD = nnx.Param(jnp.tile(shifted_H.astype(jnp.float32)[:, None], size))
                 self.query_EHD[...] = jnp.where(
@@ -106,60 +133,50 @@ class Attention(nnx.Module):
             if self.normalizes:
                 scale = size**0.5 if settings.query_scale is None else settings.query_scale
                 self.scale_H = nnx.Param(jnp.full(heads, scale, jnp.float32))
-            if settings.gate in ("head", "token"):
-                self.gate_H = nnx.Param(jnp.full(heads, settings.gate_bias, jnp.float32))
-            if settings.gate == "token":  # starts as `head`
-                self.gate_HD = nnx.Param(jnp.zeros((heads, size), jnp.float32))
-            if settings.gate == "layer":
-                self.gate = nnx.Param(jnp.asarray(settings.gate_bias, jnp.float32))
+            self.gate = GATES[settings.gate](heads, size, settings.gate_bias)
 
     def __call__(
-        self,
-        x_BNE: Float[jax.Array, "B N E"],
-        bias_PHNJ: Float[jax.Array, "P H N J"] | None,
-        cache: Cache,
-        cached_B: Bool[jax.Array, "B"],
-        bank: Bank | None,
-        search: Search,
-        memory: MemorySettings,
-        negative_rows: int = 0,
-        mask_BN: Bool[Array, "B N"] | None = None,
-    ) -> tuple[Float[jax.Array, "B N E"], Cache, LayerMemoryUpdate | None]:
-        """Reads a whole segment; also gives the cache behind it, and what is for the memory, where there is a bank."""
-        before_BHD = jnp.where(cached_B[:, None, None], cache.last_key_BHD.astype(x_BNE.dtype), 0)
-        query, segment = self._project(x_BNE, before_BHD)
-        out, remembered = self._attend(
-            query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, None, negative_rows, mask_BN
-        )
-        return out, close(remembered.segment if remembered else segment, cache), remembered
+        self, x_BNE: Float[jax.Array, "B N E"], inputs: LayerInputs
+    ) -> tuple[Float[jax.Array, "B N E"], LayerSegment, LayerMemoryUpdate | None]:
+        """Reads a segment, or the next slice of a partial one. Writes into no bank: other layers may read it too.
 
-    def extend(
-        self,
-        x_BNE: Float[jax.Array, "B N E"],
-        bias_PHNJ: Float[jax.Array, "P H N J"] | None,
-        cache: Cache,
-        cached_B: Bool[jax.Array, "B"],
-        bank: Bank | None,
-        segment: Segment,
-        part: Part,
-        search: Search,
-        memory: MemorySettings,
-    ) -> tuple[Float[jax.Array, "B N E"], Segment, ReadStats | None]:
-        """Reads a part of a segment, behind what was read of it before, and writes it into the `segment`.
-
-        Cache and bank are those before the segment, and stay so until it is full; what is noticed of the bank is told.
+        Returns:
+            The layer's addition to the stream; keys and values of the segment read so far; and what to write to the
+            memory, None without a bank.
         """
-        query, new = self._project(x_BNE, segment.last_key_BHD, part.count - 1)
-        keys_BHND, values_BHND = (
-            lax.dynamic_update_slice_in_dim(old, written, part.first, axis=2)
-            for old, written in zip(segment[:2], new[:2], strict=True)
+        query, segment = self._project_segment(x_BNE, inputs)
+        keys_BHJD, values_BHJD = (
+            jnp.concatenate([constrain(cached, "BH_D").astype(query.dtype), new], axis=2)
+            for cached, new in zip(inputs.cache[:2], segment[:2], strict=True)
         )
-        segment = Segment(keys_BHND, values_BHND, new.last_key_BHD)
-        out, remembered = self._attend(query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part)
-        return out, remembered.segment if remembered else segment, remembered.read_stats if remembered else None
+        local = self._attend_locally(query, keys_BHJD, values_BHJD, inputs)
+        out_BHND, update = local.out_BHND, None
+        if inputs.bank is not None:
+            out_BHND, update = self._attend_remotely(query, segment, local, inputs.bank, inputs)
+            segment = update.segment
+        out_BNE = jnp.einsum("BHND,HDE->BNE", out_BHND, self.out_HDE[...].astype(query.dtype))
+        if self.has_out_bias:
+            out_BNE = out_BNE + self.out_bias_E[...].astype(query.dtype)
+        return constrain(out_BNE, "BNE"), segment, update
+
+    def _project_segment(self, x_BNE, inputs: LayerInputs) -> tuple[Float[jax.Array, "B H N D"], LayerSegment]:
+        """Returns the queries, and keys and values of the segment so far."""
+        if inputs.partial is None:
+            last_key_BHD = inputs.cache.last_key_BHD.astype(x_BNE.dtype)
+            return self._project(x_BNE, jnp.where(inputs.cached_B[:, None, None], last_key_BHD, 0))
+        before, place = inputs.partial
+        query, new = self._project(x_BNE, before.last_key_BHD, place.count - 1)
+        keys_BHND, values_BHND = (
+            lax.dynamic_update_slice_in_dim(old, written, place.first, axis=2)
+            for old, written in zip(before[:2], new[:2], strict=True)
+        )
+        return query, LayerSegment(keys_BHND, values_BHND, new.last_key_BHD)
 
     def _project(self, x_BNE, before_BHD, last=-1):
-        """Queries, and keys and values as they are attended to; `before_BHD` is the key of the token before."""
+        """Projects to queries, and to keys and values ready for attention.
+
+        `before_BHD` is the key of the token before the first, `last` the place of the last real token.
+        """
         dtype = x_BNE.dtype
         query, key, value = (
             jnp.einsum("BNE,EHD->BHND", x_BNE, weight[...].astype(dtype))
@@ -186,96 +203,70 @@ class Attention(nnx.Module):
             key = l2_normalize(key)
         else:
             query = query * query.shape[-1] ** -0.5
-        return query, Segment(key, value, last_key_BHD)
+        return query, LayerSegment(key, value, last_key_BHD)
 
-    def _attend(
-        self, query, segment, bias_PHNJ, cache, cached_B, bank, search, memory, part=None, negative_rows=0, mask_BN=None
-    ):
-        """What the queries read, here and in memory; and what is to be remembered of the segment, once that is read."""
-        dtype, remembered = query.dtype, None
-        keys_BHJD, values_BHJD = (
-            jnp.concatenate([constrain(cached, "BH_D").astype(dtype), new], axis=2)
-            for cached, new in zip(cache[:2], segment[:2], strict=True)
+    def _attend_remotely(
+        self, query_BHND, segment: LayerSegment, local: AttentionOutput, bank: Bank, inputs: LayerInputs
+    ) -> tuple[Float[jax.Array, "B H N D"], LayerMemoryUpdate]:
+        """Mixes what the memory holds into the local output; also returns what to write to the memory."""
+        memory, collect = inputs.memory, inputs.collect
+        # The bank is read before this segment is written, so that nothing in the memory can leak the future.
+        read = attend_to_memory(
+            query_BHND,
+            bank,
+            inputs.search,
+            memory.retrieved,
+            index=LearnedIndex(self.index_query_HDP[...], self.index_key_HDP[...]) if self.has_index else None,
+            mask_BN=inputs.mask_BN,
+            options=ReadOptions(memory.write_every, inputs.negative_rows, collect.lookups),
         )
-        cached, sees_all = cache.keys_BHWD.shape[2], bank is not None and memory.writes == "beyond_cache"
-        visible_BNJ = local_mask(keys_BHJD.shape[2] - cached, cached, cached_B, part, sees_all)
-        local = self._local(query, keys_BHJD, values_BHJD, bias_PHNJ, cached, visible_BNJ, part)
-        out = local.out_BHND
-        if bank is not None:
-            # Queried before this segment is written, so that nothing in the memory can leak the future.
-            remote, found_BHN, read_stats = attend_to_memory(
-                query,
-                bank,
-                search,
-                memory.retrieved,
-                index=LearnedIndex(self.index_query_HDP[...], self.index_key_HDP[...]) if self.has_index else None,
-                mask_BN=mask_BN,
-                write_every=memory.write_every,
-                negative_rows=negative_rows,
-            )
-            if self.gate_kind not in COMPARING:
-                remote = remote._replace(scores=None)
-            # Written only when all is read: else the compiler, free to write first, would copy the memory to be safe.
-            (remote, found_BHN), key, value = lax.optimization_barrier(
-                ((remote, found_BHN), segment.keys_BHND, segment.values_BHND)
-            )
-            gate_BHN = opened(self._logit(query, local, remote), found_BHN)
-            segment = segment._replace(keys_BHND=key, values_BHND=value)
-            remembered = LayerMemoryUpdate(segment, Tokens(*cache[:2]), read_stats, gate_BHN)
-            out = mixed(gate_BHN, remote.out_BHND, out)
-        out = jnp.einsum("BHND,HDE->BNE", out, self.out_HDE[...].astype(dtype))
-        if self.has_out_bias:
-            out = out + self.out_bias_E[...].astype(dtype)
-        return constrain(out, "BNE"), remembered
+        remote = read.output if self.gate.compares_scores else read.output._replace(scores=None)
+        # The compiler could write the segment first, and would then copy the memory: the barrier forbids that.
+        (remote, found_BHN), key, value = lax.optimization_barrier(
+            ((remote, read.found_BHN), segment.keys_BHND, segment.values_BHND)
+        )
+        gate_BHN = gate_value(self.gate.logit(query_BHND, local, remote), found_BHN)
+        segment = segment._replace(keys_BHND=key, values_BHND=value)
+        intermediates = LayerIntermediates(
+            gate_BHN if collect.gates else None,
+            None if read.neighbors is None else Lookups(lax.stop_gradient(query_BHND), read.neighbors),
+        )
+        update = LayerMemoryUpdate(segment, Tokens(*inputs.cache[:2]), read.stats, intermediates)
+        return mix(gate_BHN, remote.out_BHND, local.out_BHND), update
 
-    def _logit(self, query_BHND, local, remote):
-        """Of the gate, for each head and token, as far as they differ."""
-        match self.gate_kind:
-            case "head":
-                return self.gate_H[...][:, None]
-            case "layer":
-                return self.gate[...]
-            case "token":
-                query, weight = query_BHND.astype(jnp.float32), self.gate_HD[...].astype(jnp.float32)
-                return jnp.einsum("BHND,HD->BHN", query, weight) + self.gate_H[...][:, None]
-            case kind:
-                return compared(kind, local.scores, remote.scores)
-
-    def _local(self, query_BHND, keys_BHJD, values_BHJD, bias_PHNJ, cached, visible_BNJ, part):
+    def _attend_locally(self, query_BHND, keys_BHJD, values_BHJD, inputs: LayerInputs) -> AttentionOutput:
+        """Attends to the XL cache and the segment."""
+        cached = inputs.cache.keys_BHWD.shape[2]
+        place = None if inputs.partial is None else inputs.partial.slice
+        sees_all = inputs.bank is not None and inputs.memory.writes == "beyond_cache"
+        visible_BNJ = local_mask(keys_BHJD.shape[2] - cached, cached, inputs.cached_B, place, sees_all)
         if self.frequencies is not None:
             sine_Jd, cosine_Jd = angles(keys_BHJD.shape[2], self.frequencies)
-            query_BHND = rotate(query_BHND, rows_of(sine_Jd[cached:], part), rows_of(cosine_Jd[cached:], part))
+            query_BHND = rotate(query_BHND, slice_rows(sine_Jd[cached:], place), slice_rows(cosine_Jd[cached:], place))
             keys_BHJD = rotate(keys_BHJD, sine_Jd, cosine_Jd)
-        scores_BHNJ = products(query_BHND, keys_BHJD)
-        if bias_PHNJ is not None:
-            of_parts = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
-            scores_BHNJ = (of_parts + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
+        scores_BHNJ = inner_products(query_BHND, keys_BHJD)
+        if (bias_PHNJ := inputs.bias_PHNJ) is not None:
+            by_part = scores_BHNJ.reshape(bias_PHNJ.shape[0], -1, *scores_BHNJ.shape[1:])
+            scores_BHNJ = (by_part + bias_PHNJ[:, None]).reshape(scores_BHNJ.shape)
         scores_BHNJ = jnp.where(visible_BNJ[:, None], scores_BHNJ, -jnp.inf)
         weights_BHNJ = jax.nn.softmax(scores_BHNJ, axis=-1)
         out_BHND = weighted_sums(weights_BHNJ.astype(values_BHJD.dtype), values_BHJD)
-        if self.gate_kind not in COMPARING:
-            return Read(out_BHND, None)
-        return Read(out_BHND, Scores(scores_BHNJ.max(-1), jax.nn.logsumexp(scores_BHNJ, axis=-1)))
-
-
-def close(segment: Segment, cache: Cache) -> Cache:
-    """What one layer keeps of a segment that is full as its XL cache."""
-    first = segment.keys_BHND.shape[2] - cache.keys_BHWD.shape[2]
-    kept = Cache(segment.keys_BHND[:, :, first:], segment.values_BHND[:, :, first:], segment.last_key_BHD)
-    return jax.tree.map(lambda new, old: lax.stop_gradient(new).astype(old.dtype), kept, cache)
+        if inputs.bank is None or not self.gate.compares_scores:
+            return AttentionOutput(out_BHND, None)
+        return AttentionOutput(out_BHND, ScoreSummary(scores_BHNJ.max(-1), jax.nn.logsumexp(scores_BHNJ, axis=-1)))
 
 
 def local_mask(
-    tokens: int, cached: int, cached_B: Bool[jax.Array, "B"], part: Part | None = None, sees_all: bool = False
+    tokens: int, cached: int, cached_B: Bool[jax.Array, "B"], place: SegmentSlice | None = None, sees_all: bool = False
 ) -> Bool[jax.Array, "B N J"]:
-    """Which keys each token of a segment (or of a part of it) may attend to: drawn at the top of this file.
+    """Returns which keys each token of a segment (or of a slice of it) may attend to; drawn at the top of this file.
 
-    With `sees_all` each sees all of the cache.
+    With `sees_all`, each token sees all of the cache.
     """
     distance_NJ = distances(tokens, cached)
     window_NJ = (distance_NJ >= 0) & (sees_all | (distance_NJ <= (cached or tokens)))
     from_cache_J = jnp.arange(cached + tokens) < cached
-    return jnp.asarray(rows_of(window_NJ, part))[None] & (~from_cache_J[None, None, :] | cached_B[:, None, None])
+    return jnp.asarray(slice_rows(window_NJ, place))[None] & (~from_cache_J[None, None, :] | cached_B[:, None, None])
 
 
 def l2_normalize(x: Float[jax.Array, "*any D"]) -> Float[jax.Array, "*any D"]:

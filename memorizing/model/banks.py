@@ -1,10 +1,10 @@
-"""Which memory layer reads and writes which bank, and when: each reads what was there before the segment.
+"""The banks while a segment is read: each layer reads the state before the segment; writes follow the last reader.
 
 Model.memory_layers = (6, 9, 12), Model.banks_of = (9, 9, 9)        one bank, of layer 9, that all three read
 
 layer 6     reads
 layer 9     reads; its keys and values wait
-layer 12    reads; then they are written, in place: nobody needs what was there before
+layer 12    reads; then the bank is written in place: no layer needs its old state
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from memorizing.model.settings import ModelSettings
 
 
 class Banks:
-    """The memories while a segment is read; without any for a model that has none at hand."""
+    """The banks of a model while it reads a segment. Empty if the model has no memory."""
 
     def __init__(self, settings: ModelSettings, memory: MemorySettings, banks: Sequence[Bank]):
         self._memory = memory
@@ -30,27 +30,28 @@ class Banks:
         self._waiting: dict[int, tuple[Tokens, Tokens]] = {}
 
     def read_by(self, number: int) -> Bank | None:
-        """The bank that a layer reads."""
+        """Returns the bank that a layer reads, or None."""
         return self._banks.get(self._read_from.get(number, 0))
 
-    def remember(self, number: int, remembered: LayerMemoryUpdate, x_BNE: jax.Array, search: Search) -> jax.Array:
-        """Takes what a memory layer has read and what it leaves, and writes what nobody is still to read.
+    def update(self, number: int, update: LayerMemoryUpdate, x_BNE: jax.Array, search: Search) -> jax.Array:
+        """Takes the update of a memory layer, and writes each bank whose last reader this layer is.
 
-        Returns the stream `x_BNE`, on which all that is read later depends.
+        Returns:
+            The stream `x_BNE`, on which all later reads depend.
         """
         read = self._read_from[number]
-        self._banks[read] = add(self._banks[read], remembered.read_stats)
+        self._banks[read] = add(self._banks[read], update.read_stats)
         if number in self._banks:
-            self._waiting[number] = Tokens(*remembered.segment[:2]), remembered.cached
+            self._waiting[number] = Tokens(*update.segment[:2]), update.cached
         for owner, (segment, cached) in list(self._waiting.items()):
             if number < max(reader for reader, of in self._read_from.items() if of == owner):
                 continue
-            if owner < number:  # as within a layer, see `Attention`: written only when all is read
+            if owner < number:  # write only after this layer's read, as within a layer (see `Attention`)
                 x_BNE, segment = lax.optimization_barrier((x_BNE, segment))
             self._banks[owner] = write(self._banks[owner], segment, cached, self._memory, search)
             del self._waiting[owner]
         return x_BNE
 
     def all(self) -> tuple[Bank, ...]:
-        """Lowest layer first."""
+        """Returns all banks, lowest layer first."""
         return tuple(self._banks.values())

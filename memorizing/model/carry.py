@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Bool, Float
 
 from memorizing.errors import InputError
@@ -18,9 +19,12 @@ from memorizing.model.settings import ModelSettings
 
 
 class Cache(NamedTuple):
-    """What one layer keeps of the previous segment, without gradient: its XL cache, and its last key for the shift.
+    """The XL cache of one layer: keys and values of the previous segment, without gradient.
 
-    Keys are kept before rotation; `last_key_BHD` also before the shift (see `Model.key_shift`).
+    Attributes:
+        keys_BHWD: keys before rotation.
+        values_BHWD: values.
+        last_key_BHD: key of the last token, before rotation and before the shift (see `Model.key_shift`).
     """
 
     keys_BHWD: Float[jax.Array, "B H W D"]
@@ -29,19 +33,36 @@ class Cache(NamedTuple):
 
 
 def empty_cache(rows: int, heads: int, window: int, head_size: int, dtype: jnp.dtype) -> Cache:
-    """A cache of zeros; whether a row's is to be read is for the caller to know."""
-    held = (rows, heads, window, head_size)
-    return Cache(jnp.zeros(held, dtype), jnp.zeros(held, dtype), jnp.zeros((rows, heads, head_size), dtype))
+    """Returns a cache of zeros. `Carry.cached_B` says whether a row's cache may be read."""
+    shape = (rows, heads, window, head_size)
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, heads, head_size), dtype))
+
+
+class LayerSegment(NamedTuple):
+    """Keys and values of one layer for the tokens of a segment, and its last key before the shift.
+
+    In a partial segment, the entries behind the last token read are undefined, and no token attends to them.
+    """
+
+    keys_BHND: Float[jax.Array, "B H N D"]
+    values_BHND: Float[jax.Array, "B H N D"]
+    last_key_BHD: Float[jax.Array, "B H D"]
+
+
+def next_cache(segment: LayerSegment, cache: Cache) -> Cache:
+    """Returns the XL cache after a whole segment, without gradient, in the dtypes and the size of `cache`."""
+    first = segment.keys_BHND.shape[2] - cache.keys_BHWD.shape[2]
+    new = Cache(segment.keys_BHND[:, :, first:], segment.values_BHND[:, :, first:], segment.last_key_BHD)
+    return jax.tree.map(lambda new, old: lax.stop_gradient(new).astype(old.dtype), new, cache)
 
 
 class Carry(NamedTuple):
-    """What a row remembers of its document.
+    """State between two segments: what each row has read of its document.
 
     Attributes:
-        caches: an XL cache per layer (of length 0 where the model has none).
-        cached_B: whether the row's caches hold the segment before.
-        banks: the external memories of the layers that have one (`ModelSettings.bank_layers`), lowest first; empty for
-            no memory.
+        caches: one XL cache per layer; of length 0 if `Model.xl_cache` is off.
+        cached_B: whether the row's caches hold the previous segment of its document.
+        banks: one external memory for each of `ModelSettings.bank_layers`, lowest layer first; empty without memory.
     """
 
     caches: tuple[Cache, ...]
@@ -50,22 +71,23 @@ class Carry(NamedTuple):
 
 
 def empty_carry(model: ModelSettings, memory: MemorySettings, rows: int, segment_length: int) -> Carry:
-    """The carry before any document is read.
+    """Returns the carry of `rows` rows before they read their first segment of `segment_length` tokens.
 
     Raises:
-        InputError: when the memory is to keep what falls out of an XL cache that there is not, or to be searched by an
-            index that the model has not; when segments are longer than the model knows positions for.
+        InputError: if `Memory.writes` needs an XL cache that the model lacks, if `Memory.proposer` needs a learned
+            index that the model lacks, or if segments are longer than the model has positions.
     """
     model.check_segment_length(segment_length, memory.size > 0 and memory.writes == "beyond_cache")
     if memory.size and memory.writes == "beyond_cache" and not model.xl_cache:
         raise InputError(
-            "Memory.writes = 'beyond_cache' keeps what falls out of the XL cache, but Model.xl_cache = False: read "
-            "with an XL cache, or set Memory.writes = 'segment'"
+            "Memory.writes = 'beyond_cache' writes tokens as they leave the XL cache, but Model.xl_cache = False. "
+            "Evaluate with an XL cache, or set Memory.writes = 'segment'."
         )
     if memory.size and memory.proposer == "learned" and not model.index_size:
         raise InputError(
-            "Memory.proposer = 'learned', but the model has no index: train one with Model.index_size = "
-            f"{max(model.head_size // 4, 1)} (beside the model, or later: configs/variants/learned_index.gin)"
+            "Memory.proposer = 'learned' needs a learned index, but Model.index_size = 0. Train an index with "
+            f"Model.index_size = {max(model.head_size // 4, 1)}, together with the model or afterwards "
+            "(configs/variants/learned_index.gin)."
         )
     dtype = jnp.dtype(model.dtype)
     window = segment_length if model.xl_cache else 0

@@ -3,8 +3,8 @@
     query head   0 1 2 3   4 5 6 7        G = 4: query head h reads key head h // G
     key head     0         1
 
-A memory is searched by key heads: to a search, a group is one head with G times the queries, those of a token together.
-So the tokens of a segment can be split over devices all the same.
+A search works on key heads: it sees a group as one head with G times the queries, those of a token next to each other.
+So the tokens of a segment can still be split over devices.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 
 def by_key_head(x_BHN_: jax.Array, group: int) -> jax.Array:
-    """Of each query head `[B, G * H, N, ...]`, as of its key head: `[B, H, N * G, ...]`."""
+    """Moves query heads `[B, G * H, N, ...]` into their key heads: `[B, H, N * G, ...]`."""
     if group == 1:
         return x_BHN_
     rows, heads, tokens, *rest = x_BHN_.shape
@@ -22,7 +22,7 @@ def by_key_head(x_BHN_: jax.Array, group: int) -> jax.Array:
 
 
 def by_query_head(x_BHN_: jax.Array, group: int) -> jax.Array:
-    """Back from `by_key_head`."""
+    """Inverts `by_key_head`."""
     if group == 1:
         return x_BHN_
     rows, heads, tokens, *rest = x_BHN_.shape
@@ -30,10 +30,10 @@ def by_query_head(x_BHN_: jax.Array, group: int) -> jax.Array:
     return jnp.moveaxis(split, 3, 2).reshape(rows, heads * group, tokens // group, *rest)
 
 
-def products(
+def inner_products(
     query_BHND: Float[jax.Array, "B H N D"], keys_BHJD: Float[jax.Array, "B kv_heads J D"]
 ) -> Float[jax.Array, "B H N J"]:
-    """Of each query with all keys of its key head, in float32."""
+    """Returns the inner products of each query with all keys of its key head, in float32."""
     if query_BHND.shape[1] == keys_BHJD.shape[1]:
         return jnp.einsum("BHND,BHJD->BHNJ", query_BHND, keys_BHJD, preferred_element_type=jnp.float32)
     query_BHGND = _in_groups(query_BHND, keys_BHJD.shape[1])
@@ -44,7 +44,7 @@ def products(
 def weighted_sums(
     weights_BHNJ: Float[jax.Array, "B H N J"], values_BHJD: Float[jax.Array, "B kv_heads J D"]
 ) -> Float[jax.Array, "B H N D"]:
-    """Of the values of each query head's key head."""
+    """Returns the sums of the values of each query head's key head, weighted by `weights_BHNJ`."""
     if weights_BHNJ.shape[1] == values_BHJD.shape[1]:
         return jnp.einsum("BHNJ,BHJD->BHND", weights_BHNJ, values_BHJD)
     weights_BHGNJ = _in_groups(weights_BHNJ, values_BHJD.shape[1])

@@ -5,7 +5,7 @@ from typing import Literal
 
 from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.gates import GateKind
+from memorizing.model.gates import GATES
 from memorizing.parallel.mesh import SplitSize
 
 
@@ -91,7 +91,7 @@ class ModelSettings:
     tie_embeddings: bool = True
     embedding_scale: float | None = None
     banks_of: tuple[int, ...] | None = None
-    gate: GateKind = "head"
+    gate: str = "head"
     gate_bias: float = -2.0
     normalize_memory_layers: bool = True
     query_scale: float | None = None
@@ -106,6 +106,8 @@ class ModelSettings:
         for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.gate not in GATES:
+            raise InputError(f"Model.gate = {self.gate!r} is not a gate. Use one of {', '.join(map(repr, GATES))}.")
         if not 0 <= self.index_size < self.head_size:
             raise InputError(
                 f"Model.index_size = {self.index_size}: must be 0 (no index) or below Model.head_size = "

@@ -16,7 +16,7 @@ from memorizing.data.vocabulary import Vocabulary
 from memorizing.errors import InputError
 from memorizing.evaluation.lookups import NOWHERE, ReadSegment, SegmentLookups, read_document
 from memorizing.evaluation.perplexity import TrainedModel
-from memorizing.model.transformer import gates
+from memorizing.model.transformer import abstract_model, constant_gates
 from memorizing.reports.token_kinds import texts_of
 
 
@@ -115,7 +115,7 @@ def inspect_document(
         nats_T[span], correct_T[span] = segment.nats_N, segment.correct_N
         if segment.layers:
             collected.add(segment, span)
-    learned = gates(parameters)
+    learned = constant_gates(abstract_model(model, memory)[0], parameters)
     gates_LH = collected.mean_gates()
     if learned:
         gates_LH = np.stack([np.broadcast_to(learned[layer], model.heads) for layer in layers])

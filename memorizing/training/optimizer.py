@@ -91,7 +91,7 @@ type TrainableMask = dict[str, Any]
 """A tree like that of the parameters: whether each is trained."""
 
 
-NAMED = {"gates": "attention/gate*", "index": "attention/index_*", "memory_layers": "*"}
+NAMED = {"gates": "attention/gate/*", "index": "attention/index_*", "memory_layers": "*"}
 """Names of parts of the memory layers, as patterns of paths within a layer."""
 
 

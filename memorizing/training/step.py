@@ -20,8 +20,9 @@ from jaxtyping import Float, Int
 
 from memorizing.memory.bank import Bank, mean_age, recall
 from memorizing.model.carry import Carry
+from memorizing.model.intermediates import Collect
 from memorizing.model.parameters import Parameters
-from memorizing.model.transformer import apply_and_tell, gates
+from memorizing.model.transformer import apply_and_collect, constant_gates
 from memorizing.parallel.mesh import PARAMETER_RULES, RULES, constrain_tree, everywhere, shardings
 from memorizing.shapes import Array, Batch
 from memorizing.storage.train_state import TrainState
@@ -173,7 +174,7 @@ class _Step:
         return CallMetrics(
             metrics._replace(gate_stats={}),
             optax.tree.norm(state.parameters),
-            gates(state.parameters),
+            constant_gates(self._graph, state.parameters),
             {layer: each.gate_value_H / each.tokens_H for layer, each in stats.items()},
             _memory_fill(state.carry),
             recalls,
@@ -201,11 +202,15 @@ class _Step:
     def _segment_loss(self, parameters: Parameters, batch: Batch, carry: Carry, step: jax.Array):
         seed = self._options.dropout_seed
         rng = None if seed is None else jax.random.fold_in(jax.random.key(seed), step)
-        logits_BNV, carry, told = apply_and_tell(
-            self._graph, self._frozen(parameters), batch, carry, rng, negative_rows=self._options.negative_rows
+        logits_BNV, carry, intermediates = apply_and_collect(
+            self._graph, self._frozen(parameters), batch, carry, Collect(gates=True), rng, self._options.negative_rows
         )
-        predictions, learned = score(logits_BNV, batch), gates(parameters)
-        stats = {layer: _gate_stats(gate, batch.mask_BN) for layer, gate in told.items() if layer not in learned}
+        predictions, constant = score(logits_BNV, batch), constant_gates(self._graph, parameters)
+        stats = {
+            layer: _gate_stats(values.gate_BHN, batch.mask_BN)
+            for layer, values in intermediates.items()
+            if layer not in constant and values.gate_BHN is not None
+        }
         return predictions.nats_BN.sum(), (predictions.correct_BN.sum(), *lax.stop_gradient((carry, stats)))
 
     def _frozen(self, parameters: Parameters) -> Parameters:

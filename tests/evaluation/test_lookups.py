@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from memorizing.data.vocabulary import ByteVocabulary
-from memorizing.evaluation.lookups import NOWHERE, Listening, read_document, segment_of
+from memorizing.evaluation.lookups import NOWHERE, read_document, segment_of
 from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.memory.bank import valid
-from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
+from memorizing.model.intermediates import Collect
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, apply_model, create_model
+from memorizing.model.transformer import abstract_model, apply_and_collect, apply_model, create_model
 from memorizing.reports.inspection import Inspection, ShownRange, inspect_document
 from memorizing.reports.inspection_figures import definitions_found, summary
 from memorizing.reports.inspection_page import json_lines as lines
@@ -41,9 +41,9 @@ def queries_and_keys() -> tuple[np.ndarray, np.ndarray]:
     graph, _ = abstract_model(MODEL, memory)
     carry, queries = empty_carry(MODEL, memory, 1, N), []
     for first in range(0, T, N):
-        listening = Listening(inner=make_search(memory), heard=[])
-        _, carry = apply_model(graph, parameters(), segment_of(TOKENS, first, N), carry, search=listening)
-        queries.append(np.asarray(listening.heard[0][0][0]))
+        batch, collect = segment_of(TOKENS, first, N), Collect(lookups=True)
+        _, carry, intermediates = apply_and_collect(graph, parameters(), batch, carry, collect)
+        queries.append(np.asarray(intermediates[1].lookups.queries_BHND[0]))
     assert np.asarray(valid(carry.banks[0])).all()
     return np.concatenate(queries, axis=1), np.asarray(carry.banks[0].keys_BHMD[0])
 

@@ -56,7 +56,7 @@ def test_a_token_that_is_read_again_and_again_stays_only_where_use_counts(evicti
     @jax.jit
     def run(bank, keys):
         query = jnp.broadcast_to(30 * wanted, (1, 1, 2, 8))
-        _, _, read_stats = attend_to_memory(query, bank, Exact(), 2)
+        read_stats = attend_to_memory(query, bank, Exact(), 2).stats
         return write(add(bank, read_stats), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
 
     for number in range(12):
@@ -90,5 +90,5 @@ def test_attention_received_is_that_of_the_softmax_also_over_devices():
         opened = make_mesh(mesh, jax.devices()[: mesh.data * mesh.model * mesh.memory])
         with jax.set_mesh(opened):
             placed = jax.device_put(bank, shardings(opened, bank))
-            received = jax.jit(lambda bank: add(bank, attend_to_memory(query, bank, Exact(), neighbors)[2]))(placed)
+            received = jax.jit(lambda bank: add(bank, attend_to_memory(query, bank, Exact(), neighbors).stats))(placed)
         np.testing.assert_allclose(received.slot_table.used_BM, expected_BM, atol=1e-3)

@@ -10,8 +10,8 @@ from memorizing.memory.bank import append, clear, empty_bank
 from memorizing.memory.search import Search
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.model.attention import Attention
-from memorizing.model.carry import empty_cache
+from memorizing.model.attention import Attention, LayerInputs
+from memorizing.model.carry import empty_cache, next_cache
 from memorizing.model.positions import RelativeBias, angles, buckets, frequencies, rotate
 from memorizing.model.settings import ModelSettings
 
@@ -37,7 +37,8 @@ def written_out(layer: Attention, x, bias, cache, cached, memory):
     wq, wk, wv, wo, scale, gate_bias, shift = (
         np.asarray(part[...], np.float64)
         for part in (
-            layer.query_EHD, layer.key_EHD, layer.value_EHD, layer.out_HDE, layer.scale_H, layer.gate_H, layer.shift_HD
+            layer.query_EHD, layer.key_EHD, layer.value_EHD, layer.out_HDE, layer.scale_H, layer.gate.bias_H,
+            layer.shift_HD,
         )
     )  # fmt: skip
     gate = 1 / (1 + np.exp(-gate_bias))
@@ -95,13 +96,12 @@ def test_a_memory_layer_is_its_formula(window):
     memory[1] = []
 
     x = normal(ROWS, TOKENS, EMBEDDING)
-    out, new_cache, remembered = layer(
-        jnp.asarray(x), jnp.asarray(bias)[None], cache, jnp.asarray(cached), bank, make_search(MEMORY), MEMORY
-    )
+    inputs = LayerInputs(jnp.asarray(bias)[None], cache, jnp.asarray(cached), bank, make_search(MEMORY), MEMORY)
+    out, segment, update = layer(jnp.asarray(x), inputs)
     expected = written_out(layer, x.astype(np.float64), bias, jax.tree.map(np.asarray, cache), cached, memory)
     np.testing.assert_allclose(out, expected, rtol=2e-4, atol=2e-5)
     if window:  # what is to be written to the memory is what the cache keeps
-        np.testing.assert_array_equal(remembered.segment.keys_BHND, new_cache.keys_BHWD)
+        np.testing.assert_array_equal(update.segment.keys_BHND, next_cache(segment, cache).keys_BHWD)
 
 
 def test_relative_bias_looks_up_the_bucket_of_each_distance():

@@ -10,11 +10,13 @@ import pytest
 
 from memorizing.errors import InputError
 from memorizing.evaluation.lookups import read_document, segment_of
+from memorizing.memory.bank import valid
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
+from memorizing.model.intermediates import Collect
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_and_tell, apply_model, create_model
+from memorizing.model.transformer import apply_and_collect, apply_model, create_model
 from memorizing.shapes import Batch
 from memorizing.storage.train_state import TrainState
 from memorizing.training.reporter import gate_metrics
@@ -29,17 +31,6 @@ MODEL = ModelSettings(
 MEMORY = MemorySettings(size=2 * N, neighbors=3, dtype="float32", search="exact")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Watched(Exact):
-    """Keeps the keys that it is given, in order."""
-
-    seen: list = dataclasses.field(default_factory=list)
-
-    def __call__(self, queries_BHND, keys, valid_BM, neighbors):
-        self.seen.append(np.asarray(keys.vectors_BHMD))
-        return super().__call__(queries_BHND, keys, valid_BM, neighbors)
-
-
 def test_layers_of_one_bank_see_the_same_slots_and_write_those_of_its_layer():
     """With closed gates, so that what is written does not depend on what is read."""
     graph, parameters = create_model(MODEL, MEMORY, seed=0)
@@ -47,11 +38,13 @@ def test_layers_of_one_bank_see_the_same_slots_and_write_those_of_its_layer():
     carry, own = empty_carry(MODEL, MEMORY, 1, N), empty_carry(dataclasses.replace(MODEL, banks_of=None), MEMORY, 1, N)
     assert len(carry.banks) == 2 and len(own.banks) == 3
     for first in range(0, len(TOKENS), N):
-        search, batch = Watched(), segment_of(TOKENS, first, N)
-        _, after = apply_model(graph, parameters, batch, carry, search=search)
-        for seen, bank in zip(search.seen, (0, 0, 1), strict=True):
-            np.testing.assert_array_equal(seen, carry.banks[bank].keys_BHMD)
-        _, own = apply_model(apart, parameters, batch, own, search=Exact())
+        batch = segment_of(TOKENS, first, N)
+        _, after, intermediates = apply_and_collect(graph, parameters, batch, carry, Collect(lookups=True))
+        for (_, (queries_BHND, found)), bank in zip(intermediates.values(), (0, 0, 1), strict=True):
+            expected = Exact()(queries_BHND, carry.banks[bank].keys, valid(carry.banks[bank]), MEMORY.neighbors)
+            np.testing.assert_array_equal(found.slots_BHNK, expected.slots_BHNK)
+            np.testing.assert_allclose(found.scores_BHNK, expected.scores_BHNK, rtol=1e-5)
+        _, own = apply_model(apart, parameters, batch, own)
         carry = after
         for one, other in zip(carry.banks, own.banks[1:], strict=True):
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), one, other)
@@ -72,12 +65,12 @@ def test_banks_that_cannot_be_are_refused(changes, words):
 def told(model: ModelSettings, memory: MemorySettings):
     """Batches of the document, and the gates that the model tells of each."""
     graph, parameters = create_model(model, memory, seed=0)
-    run = jax.jit(functools.partial(apply_and_tell, graph, parameters))
+    run = jax.jit(functools.partial(apply_and_collect, graph, parameters, collect=Collect(gates=True)))
     carry, batches, gates = empty_carry(model, memory, 1, N), [], []
     for first in range(0, len(TOKENS), N):
         batches.append(segment_of(TOKENS, first, N))
-        _, carry, opened = run(batches[-1], carry)
-        gates.append(jax.device_get(opened))
+        _, carry, intermediates = run(batches[-1], carry)
+        gates.append({layer: np.asarray(values.gate_BHN) for layer, values in intermediates.items()})
     return batches, gates
 
 

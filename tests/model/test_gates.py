@@ -13,12 +13,15 @@ from memorizing.generation.decoding import close_segment, extend, open_segment
 from memorizing.memory.bank import append, clear, empty_bank
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
+from memorizing.model.attention_output import AttentionOutput, ScoreSummary
 from memorizing.model.carry import empty_carry
-from memorizing.model.gates import Read, Scores, compared, mixed, opened
-from memorizing.model.memory_attention import attend_to_memory
+from memorizing.model.gates import GATES, gate_value, mix
+from memorizing.model.intermediates import Collect
+from memorizing.model.memory_attention import ReadOptions, attend_to_memory
+from memorizing.model.parameters import by_path
 from memorizing.model.positions import buckets
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_and_tell, create_model, gates
+from memorizing.model.transformer import apply_and_collect, constant_gates, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 from memorizing.shapes import Batch
 
@@ -47,14 +50,13 @@ def bank_of(settings: MemorySettings):
 
 def attended(query, local_keys, bank, kind, settings, negative_rows):
     """A memory layer's attention without projections or positions: every token sees the local ones up to itself."""
-    remote, found_BHN, _ = attend_to_memory(
-        query, bank, make_search(settings), settings.retrieved, negative_rows=negative_rows
-    )
+    options = ReadOptions(negative_rows=negative_rows)
+    remote, found_BHN, *_ = attend_to_memory(query, bank, make_search(settings), settings.retrieved, options=options)
     scores = jnp.where(np.tril(np.ones((N, N), bool)), jnp.einsum("BHND,BHJD->BHNJ", query, local_keys), -jnp.inf)
     out = jnp.einsum("BHNJ,BHJD->BHND", jax.nn.softmax(scores), LOCAL[1])
-    local = Read(out, Scores(scores.max(-1), jax.nn.logsumexp(scores, axis=-1)))
-    gate_BHN = opened(compared(kind, local.scores, remote.scores), found_BHN)
-    return mixed(gate_BHN, remote.out_BHND, out), gate_BHN
+    local = AttentionOutput(out, ScoreSummary(scores.max(-1), jax.nn.logsumexp(scores, axis=-1)))
+    gate_BHN = gate_value(GATES[kind](HEADS, SIZE, 0.0).logit(query, local, remote), found_BHN)
+    return mix(gate_BHN, remote.out_BHND, out), gate_BHN
 
 
 def by_hand(kind: str, neighbors: int, negative_rows: int):
@@ -165,13 +167,14 @@ def drawn(model: ModelSettings, memory: MemorySettings = WHOLE):
 def read_in_segments(model: ModelSettings, memory: MemorySettings = WHOLE):
     """Logits of all tokens, the last carry, and the gates of each segment."""
     graph, parameters = drawn(model, memory)
-    run = jax.jit(functools.partial(apply_and_tell, graph))
+    run = jax.jit(functools.partial(apply_and_collect, graph, collect=Collect(gates=True)))
     carry, logits, told = empty_carry(model, memory, 1, N), [], []
     for first in range(0, len(DOCUMENT), N):
         part = DOCUMENT[None, first : first + N]
-        one, carry, gates = run(parameters, Batch(part, part, np.ones((1, N), bool), np.array([first == 0])), carry)
+        batch = Batch(part, part, np.ones((1, N), bool), np.array([first == 0]))
+        one, carry, intermediates = run(parameters, batch, carry)
         logits.append(one[0])
-        told.append(gates)
+        told.append({number: values.gate_BHN for number, values in intermediates.items()})
     return np.concatenate(logits), carry, told
 
 
@@ -230,18 +233,18 @@ def test_token_by_token_equals_the_whole(kind, change):
     spread = np.ptp(told[-1][2], axis=-1)
     assert (spread == 0).all() if kind == "layer" else (spread > 1e-3).all()
     if kind == "layer":
-        learned = gates(parameters)[2]
+        learned = constant_gates(graph, parameters)[2]
         np.testing.assert_allclose(told[-1][2], np.full((1, 2, N), learned), rtol=1e-5)
     else:
-        assert gates(parameters) == {}
+        assert constant_gates(graph, parameters) == {}
 
 
 def test_defaults_have_the_parameters_and_the_carry_that_they_had():
     model = dataclasses.replace(MODEL, gate="head", kv_heads=None)
     _, parameters = create_model(model, WHOLE, seed=0)
-    names = {name: leaf.shape for name, leaf in parameters["layers"][0]["attention"].items()}
+    names = {name: leaf.shape for name, leaf in by_path(parameters["layers"][0]["attention"]).items()}
     projections = dict.fromkeys(("query_EHD", "key_EHD", "value_EHD"), (8, 2, 4))
-    assert names == {**projections, "out_HDE": (2, 4, 8), "scale_H": (2,), "gate_H": (2,)}
+    assert names == {**projections, "out_HDE": (2, 4, 8), "scale_H": (2,), "gate/bias_H": (2,)}
     carry = empty_carry(model, WHOLE, 1, N)
     assert [leaf.shape for leaf in jax.tree.leaves(carry.banks[0])] == [(1, 2, 12, 4), (1, 2, 12, 4), (), (1,)]
     assert [leaf.shape for leaf in jax.tree.leaves(carry.caches[0])] == [(1, 2, 0, 4), (1, 2, 0, 4), (1, 2, 4)]

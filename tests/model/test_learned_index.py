@@ -107,8 +107,8 @@ def test_it_begins_as_the_projection_that_is_not_learned():
 def attended(query, bank, index):
     search = dataclasses.replace(SEARCH, candidates=SLOTS)  # with any index the same is found
     mask = None if index is None else jnp.ones((ROWS, TOKENS), bool)
-    read, _, _ = attend_to_memory(query, bank, search if index else Blocked(), NEIGHBORS, index=index, mask_BN=mask)
-    return read.out_BHND
+    read = attend_to_memory(query, bank, search if index else Blocked(), NEIGHBORS, index=index, mask_BN=mask)
+    return read.output.out_BHND
 
 
 @pytest.mark.parametrize("devices", [1, 8])

@@ -37,7 +37,7 @@ def test_counts_are_those_of_the_sampled_queries(devices):
     with jax.set_mesh(mesh):
         placed = jax.device_put(bank, shardings(mesh, bank))
         attend = jax.jit(lambda query, bank: attend_to_memory(query, bank, search, NEIGHBORS))
-        counted = attend(query, placed)[2].recall
+        counted = attend(query, placed).stats.recall
     places, parts = np.arange(SAMPLED) * TOKENS // SAMPLED, SLOTS // (2 if devices == 8 else 1)
     found, every = np.zeros((ROWS, HEADS)), jnp.ones((ROWS, SLOTS), bool)
     wanted = Exact()(query, Keys(bank.keys_BHMD), every, NEIGHBORS).slots_BHNK[:, :, places]
@@ -62,7 +62,7 @@ def test_counts_are_those_of_the_sampled_queries(devices):
 def test_queries_of_padding_do_not_count():
     """Rows of all tokens, of 5 (of the sampled places 0, 2, 4, ..., three), and, without a mask, of all again."""
     bank, query = bank_and_query()
-    attend = jax.jit(lambda bank: attend_to_memory(query, bank, Exact(), NEIGHBORS)[2].recall)
+    attend = jax.jit(lambda bank: attend_to_memory(query, bank, Exact(), NEIGHBORS).stats.recall)
     every = SAMPLED * NEIGHBORS
     mask = np.arange(TOKENS) < np.array([[TOKENS], [5]])
     for asked, wanted in ((masked(bank, mask), [every, 3 * NEIGHBORS]), (bank, [every, every])):
@@ -75,7 +75,7 @@ def test_queries_of_padding_do_not_count():
 def test_rows_without_a_memory_have_no_neighbors_to_find():
     bank, query = bank_and_query()
     bank = clear(bank, np.array([False, True]))
-    _, has_memory, read_stats = attend_to_memory(query, bank, Exact(), NEIGHBORS)
+    _, has_memory, read_stats, _ = attend_to_memory(query, bank, Exact(), NEIGHBORS)
     counted = read_stats.recall
     assert has_memory.all((1, 2)).tolist() == has_memory.any((1, 2)).tolist() == [True, False]
     assert (counted.wanted_BH[0] > 0).all() and (counted.wanted_BH[1] == 0).all()
@@ -87,11 +87,11 @@ def test_rows_without_a_memory_have_no_neighbors_to_find():
 
 def test_what_does_not_reach_the_minimum_is_no_neighbor_to_find():
     bank, query = bank_and_query()
-    counted = attend_to_memory(query, bank, Exact(minimum_score=4.0), NEIGHBORS)[2].recall
+    counted = attend_to_memory(query, bank, Exact(minimum_score=4.0), NEIGHBORS).stats.recall
     np.testing.assert_array_equal(counted.found_BH, counted.wanted_BH)
     assert 0 < counted.wanted_BH.sum() < ROWS * HEADS * SAMPLED * NEIGHBORS
 
 
 def test_nothing_is_counted_unless_asked_for():
     bank, query = bank_and_query()
-    assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBORS)[2].recall is None
+    assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBORS).stats.recall is None

@@ -11,8 +11,9 @@ import pytest
 from memorizing.memory.bank import valid
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
+from memorizing.model.parameters import by_path
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import apply_model, create_model, gates
+from memorizing.model.transformer import apply_model, constant_gates, create_model
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
 VOCABULARY, TOKENS = 17, 8
@@ -199,12 +200,12 @@ def test_gradients_flow_to_queries_gates_and_the_local_path_but_not_into_the_mem
     assert all(not np.any(part) for part in jax.tree.leaves(jax.grad(loss_of_what_is_written)(parameters)))
     gradient, _ = jax.grad(loss, has_aux=True)(parameters, carry)
     attention = gradient["layers"][1]["attention"]
-    for name in ("query_EHD", "key_EHD", "value_EHD", "out_HDE", "gate_H", "scale_H"):
-        assert np.any(attention[name]), name
+    for name in ("query_EHD", "key_EHD", "value_EHD", "out_HDE", "gate/bias_H", "scale_H"):
+        assert np.any(by_path(attention)[name]), name
 
     # With gates wide open nothing local is left in memory layers: their keys and values then take no gradient at all.
     for layer in (1, 2):
-        parameters["layers"][layer]["attention"]["gate_H"] = jnp.full(2, 100.0)
+        parameters["layers"][layer]["attention"]["gate"]["bias_H"] = jnp.full(2, 100.0)
     gradient, _ = jax.grad(loss, has_aux=True)(parameters, carry)
     attention = gradient["layers"][2]["attention"]
     assert np.any(attention["query_EHD"])
@@ -272,6 +273,6 @@ def test_parameters_do_not_depend_on_the_memory():
     jax.tree.map(np.testing.assert_array_equal, *sizes)
 
 
-def test_gates_are_told_by_layer_number():
-    _, parameters = create_model(MODEL, MEMORY, seed=0)
-    assert {number: part.tolist() for number, part in gates(parameters).items()} == {2: [0.5, 0.5], 3: [0.5, 0.5]}
+def test_constant_gates_are_returned_by_layer_number():
+    values = constant_gates(*create_model(MODEL, MEMORY, seed=0))
+    assert {number: part.tolist() for number, part in values.items()} == {2: [0.5, 0.5], 3: [0.5, 0.5]}

@@ -204,7 +204,7 @@ def test_the_state_is_split_as_the_rules_say(split):
     state = StateFactory(RunSettings(MODEL, MEMORY, BATCH, OPTIMIZER, TRAINING), mesh).state()
     parts = lambda leaf: leaf.size // leaf.addressable_shards[0].data.size  # noqa: E731
     attention = state.parameters["layers"][1]["attention"]
-    assert parts(attention["query_EHD"]) == 8 and parts(attention["gate_H"]) == 1
+    assert parts(attention["query_EHD"]) == 8 and parts(attention["gate"]["bias_H"]) == 1
     adam = state.optimizer[1][0]
     assert parts(adam.mu["layers"][1]["attention"]["query_EHD"]) == parts(adam.nu["embedding"]["table_VE"]) == 8
     assert parts(state.carry.banks[0].keys_BHMD) == parts(state.carry.caches[0].keys_BHWD) == 8
@@ -221,7 +221,7 @@ def compiled_search(slots: int, settings: MeshSettings) -> list:
 
     def read_and_write(query, bank):
         def loss(query):
-            remote, _, _ = attend_to_memory(query, bank, search, 32)
+            remote = attend_to_memory(query, bank, search, 32).output
             return (remote.out_BHND.astype(jnp.float32) ** 2).sum()
 
         return jax.grad(loss)(query), append(bank, query, query, search)

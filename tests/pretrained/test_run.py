@@ -19,7 +19,7 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.carry import empty_carry
 from memorizing.model.parameters import by_path
 from memorizing.model.settings import ModelSettings
-from memorizing.model.transformer import abstract_model, apply_model, create_model, gates
+from memorizing.model.transformer import abstract_model, apply_model, constant_gates, create_model
 from memorizing.parallel.mesh import MeshSettings, make_mesh
 from memorizing.pretrained.exporting import export
 from memorizing.pretrained.importing import import_pretrained
@@ -58,10 +58,12 @@ def test_with_its_gates_shut_it_is_the_pretrained_model(place):
     it = load_trained(place / "run", [], [])
     parameters = parameters_of(place / "run")
     assert not it.model.normalize_memory_layers
-    np.testing.assert_allclose(gates(parameters)[2], 1 / (1 + np.exp(4)), rtol=1e-5)
+    np.testing.assert_allclose(
+        constant_gates(abstract_model(it.model, it.memory)[0], parameters)[2], 1 / (1 + np.exp(4)), rtol=1e-5
+    )
     plain = dataclasses.replace(it.model, memory_layers=())
     bare = {**parameters, "layers": {number: dict(layer) for number, layer in parameters["layers"].items()}}
-    new = {"gate_H"}
+    new = {"gate"}
     bare["layers"][1]["attention"] = {n: v for n, v in parameters["layers"][1]["attention"].items() if n not in new}
     tokens = np.random.default_rng(0).integers(0, 290, (2, 3 * N)).astype(np.int32)
 
@@ -77,7 +79,7 @@ def test_with_its_gates_shut_it_is_the_pretrained_model(place):
 
     expected = read(plain, dataclasses.replace(it.memory, size=0), bare)
     for bias, is_shut in ((-100.0, True), (0.0, False)):
-        parameters["layers"][1]["attention"]["gate_H"] = np.full(4, bias, np.float32)
+        parameters["layers"][1]["attention"]["gate"]["bias_H"] = np.full(4, bias, np.float32)
         found = read(it.model, it.memory, parameters)
         assert np.allclose(found, expected, atol=1e-5) == is_shut
 

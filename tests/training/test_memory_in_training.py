@@ -93,7 +93,7 @@ def retrofitted(place) -> Path:
 def test_a_memory_is_added_and_only_what_is_named_is_trained(place, retrofitted, capsys):
     source = saved(place / "without", 8)
     found = saved(retrofitted, 8)
-    drawn = {f"parameters/layers/1/attention/{name}" for name in ("gate_H", "scale_H", "shift_HD")}
+    drawn = {f"parameters/layers/1/attention/{name}" for name in ("gate/bias_H", "scale_H", "shift_HD")}
     assert {path for path in found if path.startswith("parameters/")} - source.keys() == drawn
     for path, array in source.items():
         if path.startswith("parameters/"):
@@ -102,7 +102,7 @@ def test_a_memory_is_added_and_only_what_is_named_is_trained(place, retrofitted,
     moved = {path for path in drawn if (found[path] != fresh[path.removeprefix("parameters/")]).any()}
     assert moved == drawn - {"parameters/layers/1/attention/shift_HD"}
     kept = [path for path in found if "optimizer" in path and found[path].ndim]
-    assert len(kept) == 4 and all(path.endswith(("gate_H", "scale_H")) for path in kept)  # two moments of each
+    assert len(kept) == 4 and all(path.endswith(("gate/bias_H", "scale_H")) for path in kept)  # two moments of each
     told = json.loads((retrofitted / "from.json").read_text())
     assert (told["run"], told["step"], told["memory"]) == (str(place / "without"), 8, None)
 
@@ -166,7 +166,7 @@ def test_settings_that_a_new_run_cannot_use_are_refused_by_name(place, name, cap
             r"other shapes: layers/0/feed_forward/in_EF of \(16, 32\) \(here \(16, 48\)\)",
         ),
         ("without", {"layers": 3}, "lacks layers/2/attention/key_EHD"),
-        ("retrofitted", {"memory_layers": ()}, "has, beside those of this model, layers/1/attention/gate_H"),
+        ("retrofitted", {"memory_layers": ()}, "has, beside those of this model, layers/1/attention/gate/bias_H"),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(place, retrofitted, run, change, words):
@@ -346,7 +346,7 @@ def test_a_snapshot_of_other_parameters_than_those_begun_with_is_refused(place, 
 def test_a_shared_bank_is_added_to_a_model_without_a_memory_and_stays(place, capsys):
     shared = ("Model.memory_layers = (1, 2)", "Model.banks_of = (2, 2)")
     run = train(place, "shared", f"Training.init_from = '{place / 'without'}'", *shared)
-    assert "drawn anew, for a memory that it lacks: layers/0/attention/gate_H" in capsys.readouterr().out
+    assert "drawn anew, for a memory that it lacks: layers/0/attention/gate/bias_H" in capsys.readouterr().out
     train(place, "shared-again", f"Training.init_from = '{run}'", *shared)
     assert "drawn anew" not in capsys.readouterr().out
 
@@ -437,8 +437,8 @@ def test_rows_that_may_read_less_read_what_a_smaller_memory_holds():
     newest = SlotTable(jnp.array([[3, 9, -1, 7]]), *[jnp.array([10])] * 5)
     kept = Bank(*[jnp.zeros((1, 2, 4, 4))] * 2, jnp.int32(0), jnp.array([3]), slot_table=newest)
     assert valid(kept._replace(visible_B=jnp.array([2]))).tolist() == [[False, True, False, True]]
-    read, found_BHN, _ = attend_to_memory(query, limited, Exact(), 4)
-    small, _, _ = attend_to_memory(query, resize(bank, 16, 8), Exact(), 4)
+    read, found_BHN, *_ = attend_to_memory(query, limited, Exact(), 4)
+    small = attend_to_memory(query, resize(bank, 16, 8), Exact(), 4).output
     both = jnp.array([0, 2])
     np.testing.assert_allclose(read.out_BHND[both], small.out_BHND[both], rtol=1e-5)
     assert found_BHN[both].all() and not found_BHN[1].any() and not np.asarray(read.out_BHND[1]).any()

@@ -82,7 +82,7 @@ def test_gains_and_gates_do_not_decay():
     changes, _ = optimizer.update(jax.tree.map(jnp.zeros_like, parameters), optimizer.init(parameters), parameters)
     shares = jax.tree.map(lambda change, leaf: np.asarray(change / leaf), changes, parameters)
     attention = shares["layers"][0]["attention"]
-    for still in (attention["gate_H"], attention["scale_H"], *jax.tree.leaves(shares["final_norm"])):
+    for still in (attention["gate"]["bias_H"], attention["scale_H"], *jax.tree.leaves(shares["final_norm"])):
         np.testing.assert_array_equal(still, 0.0)
     for shrinking in (attention["query_EHD"], attention["out_HDE"], *jax.tree.leaves(shares["embedding"])):
         np.testing.assert_allclose(shrinking, -0.05, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
 
     plain = changes()
     found = changes(("memory_layers", 3.0), ("memory_layers", 1.0), ("gates", 16.0), ("*/1/feed_forward/in_EF", 0.5))
-    expected = {"layers/1/attention/gate_H": 16.0, "layers/1/feed_forward/in_EF": 0.5}
+    expected = {"layers/1/attention/gate/bias_H": 16.0, "layers/1/feed_forward/in_EF": 0.5}
     for path, change in plain.items():
         np.testing.assert_allclose(found[path], change * expected.get(path, 1.0), rtol=1e-6, err_msg=path)
         assert np.abs(change).max() > 0, path

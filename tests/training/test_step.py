@@ -118,8 +118,8 @@ def test_a_state_without_banks_trains_without_memory():
     state = new_state(optimizer)
     state, metrics = call(state._replace(carry=state.carry._replace(banks=())), batches())
     assert state.carry.banks == () and float(metrics.memory_fill) == 0
-    untouched = graph_and_parameters()[1]["layers"][1]["attention"]["gate_H"]
-    np.testing.assert_array_equal(state.parameters["layers"][1]["attention"]["gate_H"], untouched)
+    untouched = graph_and_parameters()[1]["layers"][1]["attention"]["gate"]["bias_H"]
+    np.testing.assert_array_equal(state.parameters["layers"][1]["attention"]["gate"]["bias_H"], untouched)
     _, metrics = call(new_state(optimizer), batches())
     # Row 0 wrote 4 segments into a memory of 2; row 1 forgot half-way and wrote 2.
     assert float(metrics.memory_fill) == 1.0

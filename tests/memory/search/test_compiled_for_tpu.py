@@ -111,7 +111,7 @@ def test_reading_and_writing_a_memory_makes_no_scores():
     search = PallasTPU()
 
     def step(bank, queries_BHND):
-        read, _, _ = attend_to_memory(queries_BHND, bank, search, NEIGHBORS)
+        read = attend_to_memory(queries_BHND, bank, search, NEIGHBORS).output
         return append(bank, queries_BHND, queries_BHND, search), read
 
     with jax.set_mesh(make_mesh(MeshSettings(), [device_of(topology)])):  # which says what it is compiled for

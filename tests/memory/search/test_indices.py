@@ -221,7 +221,7 @@ def test_reading_and_writing_in_a_scan_under_a_gradient(name):
     def loss(scale, bank):
         def step(bank, part):
             queries, keys = part
-            read, _, _ = attend_to_memory(scale * queries, bank, search, 4)
+            read = attend_to_memory(scale * queries, bank, search, 4).output
             return append(bank, keys, keys, search), (read.out_BHND**2).sum()
 
         bank, losses = jax.lax.scan(step, bank, (queries, keys))

@@ -115,7 +115,7 @@ def test_within_shard_map_and_scan_and_beneath_a_gradient(memory):
 
     def gradients(search):
         def segment(bank, keys_BHND):
-            read = jax.checkpoint(lambda queries: attend_to_memory(queries, bank, search, 1)[0].out_BHND.sum())
+            read = jax.checkpoint(lambda queries: attend_to_memory(queries, bank, search, 1).output.out_BHND.sum())
             return append(bank, keys_BHND, keys_BHND, search), jax.value_and_grad(read)(queries)
 
         return jax.jit(lambda bank: jax.lax.scan(segment, bank, segments)[1], compiler_options=QUICK)
