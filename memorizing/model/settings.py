@@ -43,7 +43,7 @@ class ModelSettings:
         embedding_scale: of the vectors of tokens read; None for `sqrt(E)`.
         banks_of: for each memory layer the layer whose bank it reads; None for its own. So (9, 9, 9) for layers
             (6, 9, 12) is one bank for all, of layer 9. A layer that nobody reads writes none.
-        gate: what decides between memory and local context, see model/gates.py: `head` (a number per head), `layer`
+        gate: what decides between memory and local context, see model/gates/: `head` (a number per head), `layer`
             (one), `token` (learned, by what a token asks), `score` (best scores compared) or `joint` (one softmax).
         gate_bias: the initial bias `b` of gates that have one, `sigmoid(b)`: -2 opens them by .12, -4 by .02.
         normalize_memory_layers: whether queries and keys of memory layers are normalized, which keeps stale keys

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from memorizing.memory.bank import clear, masked
-from memorizing.memory.search import make_search
+from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.attention import Attention, LayerInputs, LayerMemoryUpdate
 from memorizing.model.banks import Banks
