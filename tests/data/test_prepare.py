@@ -196,7 +196,7 @@ def test_a_missing_extra_is_named(raw, tmp_path, source, monkeypatch):
 
     monkeypatch.setattr(sources.importlib, "import_module", missing)
     settings = PrepareSettings(source=source, task="x" if source == "task" else "")
-    with pytest.raises(InputError, match=r"needs tensorflow_datasets, which is not installed: .*EXTRA=prepare"):
+    with pytest.raises(InputError, match=r"needs tensorflow_datasets, which is not installed\. .*EXTRA=prepare"):
         run(raw, tmp_path / "out", settings)
     assert importlib.import_module is missing
 
@@ -234,10 +234,10 @@ def test_documents_in_data_dir_need_no_raw_files(tmp_path, source, monkeypatch):
 
 def test_an_output_folder_that_cannot_be_made_is_named(raw, tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match=r"file/out\.unfinished cannot be made or written to \(Not a directory\)"):
+    with pytest.raises(InputError, match=r"file/out\.unfinished cannot be created or written to \(Not a directory\)"):
         run(raw, tmp_path / "file" / "out")
     (tmp_path / "out.unfinished").write_text("no folder either")
-    with pytest.raises(InputError, match=r"out\.unfinished cannot be made or written to \(File exists\)"):
+    with pytest.raises(InputError, match=r"out\.unfinished cannot be created or written to \(File exists\)"):
         run(raw, tmp_path / "out")
 
 

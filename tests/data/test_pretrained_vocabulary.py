@@ -65,7 +65,7 @@ def test_byte_fallback_tokens_decode_exactly():
     assert vocabulary.special == {0, 1, 2} and vocabulary.loses() == ["the letter ▁"]
     adding = PretrainedVocabulary(like_llama2(True).to_str().encode(), 1)
     assert adding.decode(adding.encode("at")) == " at"
-    assert adding.loses()[0] == "that no space stands before a text (it adds one)"
+    assert adding.loses()[0] == "texts without a leading space (it adds one)"
 
 
 def test_normalization_is_reported():

@@ -305,7 +305,7 @@ def test_unreached_files_are_noted_or_appended_without_a_class(tmp_path):
     parts = {"root.tex": "ROOT\n\\input{a}", "a.tex": "AAA\n", "z.tex": "Z\n", "w/y.tex": "Y", "x.tex": "X\\input{w/y}"}
     reading = read(write(tmp_path, parts))
     assert reading.document.text == "ROOT\nAAA\n\nXY\n\nZ\n"
-    assert "no \\documentclass in any file: its text starts with root.tex" in messages(reading)
+    assert "no file has a \\documentclass: the text starts with root.tex" in messages(reading)
     alone = read(tmp_path, append_unreached=False)
     assert alone.document.text == "ROOT\nAAA\n"
     assert "3 files are not reached from root.tex and are left out: w/y.tex, x.tex, z.tex" in messages(alone)

@@ -115,7 +115,7 @@ def test_an_unreadable_file_is_refused_by_name(forbidding, name):
     file, content = FILES[name]
     write(forbidding, {file: content})
     forbid(forbidding / file)
-    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\); fix .* or move it away") as error:
+    with pytest.raises(InputError, match=r"cannot be read \(Permission denied\)\. Fix .* or move it away") as error:
         notes(CORPORA[name], forbidding)
     assert str(error.value).startswith(f"{forbidding / file} ")
 
