@@ -105,11 +105,16 @@ def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, 
 
 
 def _without(tree: Any, paths: list[str], place: str = "") -> Any:
-    """The nested dictionaries less the leaves of these paths."""
+    """Returns the nested dictionaries without the leaves of these paths, and without dictionaries that this empties."""
     if not isinstance(tree, dict):
         return tree
-    inner = {key: (f"{place}{key}", part) for key, part in tree.items()}
-    return {key: _without(part, paths, f"{path}/") for key, (path, part) in inner.items() if path not in paths}
+    kept = {}
+    for key, part in tree.items():
+        path = f"{place}{key}"
+        rest = _without(part, paths, f"{path}/")
+        if path not in paths and (not isinstance(part, dict) or rest or not part):
+            kept[key] = rest
+    return kept
 
 
 def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:

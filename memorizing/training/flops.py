@@ -16,7 +16,7 @@ def training_flops_per_token(model: ModelSettings, memory: MemorySettings, segme
     The search of the memory counts once, since it has no backward pass. Scores that a mask hides count too.
     """
     products = _layers_forward(model, memory, segment_length) + model.vocabulary_size * model.embedding_size
-    search = len(model.memory_layers) * memory.size * model.heads * model.head_size * (memory.search != "dense")
+    search = len(model.memory_layers) * memory.size * model.heads * model.head_size * (memory.selects)
     return 2.0 * (3 * products + search)
 
 

@@ -65,7 +65,7 @@ def test_generate_continues_documents_and_snapshots(folder, capfd, monkeypatch):
     for arguments, words in (
         (["memorize", "--workdir=one", "--out=new"], "--document is missing"),
         (["memorize", "--workdir=one", "--document=texts", "--out=texts"], "--out=texts exists already"),
-        (["generate", "--workdir=one", "--document=nowhere"], "--document=nowhere: no such file"),
+        (["generate", "--workdir=one", "--document=nowhere"], "--document=nowhere does not exist"),
         (["generate", "--workdir=one", "--memory=texts"], "texts holds no memory snapshot"),
         (["generate", "--workdir=one", "--memory_size=33"], "Memory.size = 33"),
         (["generate", "--workdir=one", "--top_p=0"], "top_p = 0"),
@@ -84,7 +84,10 @@ def test_evaluate_starts_documents_with_a_snapshot(folder, capfd, monkeypatch):
     )
     assert with_memory["prebuilt_tokens"] == 32 and with_memory["tokens"] == without["tokens"]
     assert with_memory["perplexity"] != without["perplexity"]
-    assert "nothing of it" in run(capfd, "evaluate", "--workdir=one", "--memory=known", "--memory_size=0", status=2)[1]
+    assert (
+        "has no tokens for a memory of 0"
+        in run(capfd, "evaluate", "--workdir=one", "--memory=known", "--memory_size=0", status=2)[1]
+    )
 
 
 def test_the_run_folder_alone_generates_inspects_and_opens_a_reader(folder, capfd, monkeypatch, tmp_path):

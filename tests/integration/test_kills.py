@@ -177,11 +177,11 @@ def test_the_only_checkpoint_is_not_set_aside_when_it_is_damaged(place, nearly, 
     assert steps_saved(run) == [380] and "Traceback" not in output
 
 
-def maker(run: Path) -> StateFactory:
-    """Of the states of a run, in this process."""
-    it = load_trained(run, [], [])
-    mesh = make_mesh(it.mesh, jax.devices()[:1])
-    return StateFactory(it, mesh)
+def maker(run: Path, **training) -> StateFactory:
+    """Returns the factory of a run's states in this process."""
+    config = load_trained(run, [], [])
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, **training))
+    return StateFactory(config, make_mesh(config.mesh, jax.devices()[:1]))
 
 
 NO_DAMAGE = [
@@ -209,9 +209,8 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path,
         raise error
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", restore)
-    make, settings = maker(run), load_trained(run, [], []).training
     with Checkpoints(run, keep=2) as kept, pytest.raises(ReadFailed) as told:
-        resume(kept, make, dataclasses.replace(settings, steps=STEPS), False, said.append)
+        resume(kept, maker(run, steps=STEPS), False, said.append)
     assert steps_saved(run) == [360, 380] and not list(run.rglob("*.damaged*")) and not said
     line = str(told.value)
     assert "step 380" in line and str(run) in line and "repeat the command" in line and type(error).__name__ in line
@@ -247,7 +246,9 @@ def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing
     assert step == 360 and steps_saved(run) == [360, 380]
     [line] = capsys.readouterr().out.splitlines()
     assert (
-        "step 380" in line and "is damaged (ValueError: NOT_FOUND" in line and "the one before it, of step 360" in line
+        "step 380" in line
+        and "is damaged (ValueError: NOT_FOUND" in line
+        and "the checkpoint before it, of step 360" in line
     )
     assert "tensorstore_spec" not in line
     delete_a_file(run / "checkpoints" / "360")

@@ -133,7 +133,7 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
         ((("gates", 0.0),), "0.0 for 'gates' must be above 0 and finite"),
         (
             (("embedding/*", 16.0),),
-            r"nothing of 'embedding/\*' is trained, by Optimizer.trainable = \('layers/0/\*',\)",
+            r"no parameter of 'embedding/\*' is trained\. Add it to Optimizer.trainable = \('layers/0/\*',\)",
         ),
         (
             (("gates", 16.0), ("layers/7/*", 2.0)),
