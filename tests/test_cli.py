@@ -22,7 +22,7 @@ def workdir(tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--memory_size=100"], ["Memory.size = 100", "Batch.segment_length = 512", "use 512"]),
+        (["--memory_size=100"], ["Memory.size = 100", "Batch.segment_length = 512", "Use 512"]),
         (["--memory_size=0,512"], ["Memory.size = 512", "Model.memory_layers = ()"]),
         (["--memory_size=-512"], ["Memory.size = -512", "must be 0"]),
         (["--gin_param", "Modle.layers = 3"], ["did you mean 'Model'"]),

@@ -43,7 +43,8 @@ def commands(page: Path, program: str) -> list[list[str]]:
             continue
         line = re.sub(r"\[(-[^\]]*)\]", r"\1", line)  # optional arguments
         words = shlex.split(re.split(r" && | \|\| | \| ", line)[0], comments=True)
-        found.append([word for word in words if word not in ("...", "--gin_file=...", "--gin_param=...")])
+        if "..." not in words:  # else some of its arguments are left out
+            found.append([word for word in words if word not in ("--gin_file=...", "--gin_param=...")])
     return found
 
 

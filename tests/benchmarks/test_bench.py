@@ -97,7 +97,7 @@ def test_searches_of_the_platform_are_the_default(tmp_path, capsys):
         (["search", "--rounds=0"], ["--rounds=0", "at least 1"]),
         (["search", "--workdir=nowhere"], ["--workdir=nowhere", "memorizing train"]),
         (["search", "--gin_param", "Blocked.block_sise = 3"], ["did you mean 'block_size'"]),
-        (["step", "--memory_size=100"], ["Memory.size = 100", "use 256"]),
+        (["step", "--memory_size=100"], ["Memory.size = 100", "Use 256"]),
         (["step", "--memory_size=0,256,256"], ["--memory_size=0,256,256", "once"]),
         (["step", "--rounds=-1"], ["--rounds=-1"]),
         (["step", "--memory_size=0", "--against=/none/python"], ["--against=/none/python", "setup_peer.sh"]),

@@ -258,7 +258,7 @@ def test_it_can_be_all_that_is_trained():
 def test_what_cannot_be_is_refused():
     with pytest.raises(InputError, match=r"Model.index_size = 9: .* below Model.head_size = 8"):
         dataclasses.replace(MODEL, index_size=9)
-    with pytest.raises(InputError, match=r"needs a learned index, but Model.index_size = 0. Train an index with Model.index_size = 2"):
+    with pytest.raises(InputError, match=r"but Model.index_size = 0. Train an index with Model.index_size = 2"):
         empty_carry(dataclasses.replace(MODEL, index_size=0), MEMORY, 1, 16)
     with pytest.raises(InputError, match=r"'learned' with Memory.search = 'ivf'.* Memory.search = 'auto'"):
         dataclasses.replace(MEMORY, search="ivf")
