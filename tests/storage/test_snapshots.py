@@ -69,12 +69,12 @@ def test_another_memory_size_keeps_the_newest_tokens(size, tmp_path):
     read().save(tmp_path / "memory")
     loaded = reader(dataclasses.replace(MEMORY, size=size))
     loaded.load(tmp_path / "memory")
-    assert loaded.remembered == min(size, MEMORY.size)
+    assert loaded.tokens_in_memory == min(size, MEMORY.size)
     newest = (read()._carry.banks[0], loaded._carry.banks[0])
-    keys = [_in_order(bank)[-loaded.remembered :] for bank in newest]
+    keys = [_in_order(bank)[-loaded.tokens_in_memory :] for bank in newest]
     np.testing.assert_array_equal(*keys)
     # It is what a reader with the smaller memory has, but for keys that were computed with the larger one in reach.
-    assert loaded.write(tokens=5) and loaded.remembered == min(size, MEMORY.size + N)
+    assert loaded.write(tokens=5) and loaded.tokens_in_memory == min(size, MEMORY.size + N)
 
 
 KEPT = [
@@ -105,7 +105,7 @@ def test_a_memory_of_any_kind_can_be_read_without_being_written(kept, size, tmp_
     one, frozen = read(**kept), reader(dataclasses.replace(MEMORY, size=size, writes="never"))
     one.save(tmp_path / "memory")
     frozen.load(tmp_path / "memory")
-    assert frozen.remembered == one.remembered
+    assert frozen.tokens_in_memory == one.remembered
     left = N - len(one._inputs)
     if "writes" not in kept:  # else local attention differs
         assert frozen.write(tokens=left, temperature=0) == one.write(tokens=left, temperature=0)
@@ -115,7 +115,7 @@ def test_a_memory_of_any_kind_can_be_read_without_being_written(kept, size, tmp_
     ]
     assert held[0] == held[1]
     frozen.write(tokens=2 * N)
-    assert frozen.remembered == len(held[0])
+    assert frozen.tokens_in_memory == len(held[0])
 
 
 def _in_order(bank) -> np.ndarray:
@@ -128,11 +128,11 @@ def test_from_and_to_no_memory(tmp_path):
     read().save(tmp_path / "some")
     none = reader(dataclasses.replace(MEMORY, size=0))
     none.load(tmp_path / "some")
-    assert none.remembered == 0 and none.write(tokens=3)
+    assert none.tokens_in_memory == 0 and none.write(tokens=3)
     read(size=0).save(tmp_path / "none")
     some = reader()
     some.load(tmp_path / "none")
-    assert some.remembered == 0 and some.write(tokens=3)
+    assert some.tokens_in_memory == 0 and some.write(tokens=3)
 
 
 def test_snapshots_say_what_is_in_them(tmp_path):

@@ -257,7 +257,7 @@ def test_a_run_that_only_reads_is_evaluated_with_the_snapshot_that_it_was_traine
     place, frozen_run, snapshot, tmp_path, capsys
 ):
     run, text = f"--workdir={frozen_run}", f"--document={place / 'text.txt'}"
-    with pytest.raises(InputError, match="cannot be kept as one snapshot"):
+    with pytest.raises(InputError, match="A snapshot needs one set of parameters"):
         reader = open_reader(frozen_run, gin_params=["Memory.writes = 'segment'"])
         reader.load(snapshot)
         reader.save(tmp_path / "mixed")
@@ -299,7 +299,7 @@ def test_a_snapshot_of_a_model_fits_it_with_an_index_too(place, snapshot, retrof
                 "Optimizer.trainable = ('index',)")  # fmt: skip
     reader = open_reader(run)
     reader.load(snapshot)
-    assert reader.remembered == 64 and reader.read("one two three " * 10)
+    assert reader.tokens_in_memory == 64 and reader.read("one two three " * 10)
 
 
 def test_a_memory_that_is_given_once_and_never_written_does_not_grow(place, beginning, capsys):
