@@ -400,5 +400,5 @@ def test_a_memory_can_be_dropped(place, remembering, tmp_path):
     assert left["cursor"] == CALL and (left["length_B"] <= CALL).all()
     again = start(place, run, "--gin_param", "MEMORY_SIZE = 128", "--reset_memory", steps=88)  # as launchers repeat it
     output = finish(again)
-    assert "--reset_memory: the memory was dropped at step 80 already" in output
+    assert "--reset_memory: the memory was already dropped at step 80" in output
     assert bank(run, 88)["length_B"].max() > CALL

@@ -221,7 +221,7 @@ def test_parameters_that_are_ruined_by_the_last_update_are_not_saved(place, tmp_
     run = tmp_path / "run"
     settings = ("Optimizer.learning_rate = 1e38", "Batch.segments_per_call = 1", "Training.checkpoint_every = 1")
     output = finish(train(place, run, *(f"--gin_param={each}" for each in settings)), status=2)
-    assert "parameters are not finite at step 1 " in output and not steps_saved(run)
+    assert "a parameter is not finite at step 1 " in output and not steps_saved(run)
 
 
 def test_a_run_does_not_go_on_with_other_documents_and_keeps_its_settings(place, tmp_path):

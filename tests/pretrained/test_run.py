@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from memorizing import open_reader
 from memorizing.cli import main
+from memorizing.config import load
 from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
@@ -91,7 +92,7 @@ def test_it_reads_and_writes_with_its_own_vocabulary(place, capsys):
     assert written and "<|" not in written
     assert main(["generate", f"--workdir={place / 'run'}", f"--document={place / 'text.txt'}", "--tokens=3"]) == 0
     assert main(["evaluate", f"--workdir={place / 'run'}"]) == 2
-    assert "a vocabulary alone: name prepared tokens (--data" in capsys.readouterr().err
+    assert "but only a vocabulary. Name prepared tokens (--data" in capsys.readouterr().err
 
 
 def test_tokens_prepared_with_it_begin_as_it_does_and_are_evaluated(place, capsys):
@@ -99,7 +100,7 @@ def test_tokens_prepared_with_it_begin_as_it_does_and_are_evaluated(place, capsy
     settings = [f"--gin_param=Prepare.vocabulary_from = '{place / 'run/vocabulary'}'"]
     data = ["prepare", f"--raw={raw}", f"--out={place / 'data'}", *settings]
     assert main(data) == 2  # the kind of vocabulary is not said
-    assert "set this to 'pretrained'" in capsys.readouterr().err
+    assert "Set Prepare.vocabulary = 'pretrained'" in capsys.readouterr().err
     assert main([*data, "--gin_param=Prepare.vocabulary = 'pretrained'"]) == 0
     tokens = PreparedTokens(place / "data")
     assert tokens.manifest["vocabulary"]["begin"] == 290 and tokens.split("test").begin == 290
@@ -135,7 +136,7 @@ def test_a_run_of_parameters_alone_is_not_gone_on_with_but_another_begins_with_t
                  "--gin_param=Prepare.vocabulary = 'pretrained'"]) == 0  # fmt: skip
     given = [f"--gin_file={place / 'run/config.gin'}", f"--gin_param=Training.data = '{place / 'data'}'"]
     assert main(["train", f"--workdir={place / 'run'}", *given]) == 2
-    assert "holds parameters alone" in capsys.readouterr().err
+    assert "holds only parameters" in capsys.readouterr().err
     given += [f"--gin_param={binding}" for binding in (
         f"Training.init_from = '{place / 'run'}'", "Training.steps = 8", "Training.checkpoint_every = 8",
         "Batch.segments_per_call = 4", "Optimizer.trainable = ('memory_layers',)", "Optimizer.warmup_steps = 1",
@@ -180,7 +181,8 @@ def own_run(folder: Path, data: Path, **settings) -> Path:
     )  # fmt: skip
     lines = [f"Model.{field.name} = {getattr(model, field.name)!r}" for field in dataclasses.fields(model)]
     folder.mkdir()
-    (folder / "config.gin").write_text("\n".join([*lines, "Memory.size = 0", f"Training.data = {str(data)!r}"]))
+    _, text = load([], [*lines, "Memory.size = 0", f"Training.data = {str(data)!r}"])
+    (folder / "config.gin").write_text(text)
     with Checkpoints(folder, keep=1) as checkpoints:
         checkpoints.save_parameters(0, create_model(model, MemorySettings(size=0), 0)[1])
     return folder
