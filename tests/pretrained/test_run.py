@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -180,7 +181,7 @@ def own_run(folder: Path, data: Path, **settings) -> Path:
            "memory_layers": (), "dtype": "float32"} | settings
     )  # fmt: skip
     lines = [f"Model.{field.name} = {getattr(model, field.name)!r}" for field in dataclasses.fields(model)]
-    folder.mkdir()
+    shutil.copytree(data, folder / "vocabulary")
     _, text = load([], [*lines, "Memory.size = 0", f"Training.data = {str(data)!r}"])
     (folder / "config.gin").write_text(text)
     with Checkpoints(folder, keep=1) as checkpoints:
