@@ -221,7 +221,7 @@ def test_files_and_folders_are_read_in_order(tmp_path):
         files.read_files(tmp_path / name)
     folder.read_files(tmp_path)
     assert files._texts == folder._texts and [text.name for text in files._texts] == ["a.txt", "b.txt"]
-    for path, words in ((tmp_path / "none", "no such file"), (tmp_path / "c", "no such file")):
+    for path, words in ((tmp_path / "none", "does not exist"), (tmp_path / "c", "does not exist")):
         with pytest.raises(InputError, match=words):
             files.read_files(path)
     (tmp_path / "bad.txt").write_bytes(b"\xff")

@@ -156,7 +156,7 @@ def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
     process = train(place, run)
     wait_for((run / "config.gin").exists, process)
     process.send_signal(signal.SIGTERM)
-    assert "SIGTERM: nothing was computed yet; the same command goes on" in finish(process, status=75)
+    assert "SIGTERM: nothing was computed yet. The same command resumes from there" in finish(process, status=75)
     process = train(place, run)
     wait_for(lambda: steps_saved(run), process)
     process.send_signal(signal.SIGSTOP)  # so that it does not finish meanwhile

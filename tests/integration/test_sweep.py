@@ -139,7 +139,7 @@ def test_told_to_end_it_ends_its_training_first_and_holds_its_folder_until_then(
     assert f"--out={out}: another `memorizing sweep` is at work there" in other
     process.send_signal(signal.SIGTERM)
     output = finish(process, status=75)
-    assert "SIGTERM" in output and "the same command goes on" in output
+    assert "SIGTERM" in output and "The same command resumes from there" in output
     assert "saved at step" in (out / "points" / NAMES[0] / "train.log").read_text()
     assert [point["status"] for point in results(out)["points"]] == ["waiting", "waiting"]
 

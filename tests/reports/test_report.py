@@ -275,7 +275,7 @@ def test_data_cannot_end_its_script_element_and_titles_are_escaped():
 
 def test_a_damaged_hardware_file_is_named(tmp_path):
     (tmp_path / HARDWARE_FILE).write_text("[{")
-    with pytest.raises(InputError, match=f"{HARDWARE_FILE} is damaged .*remove it"):
+    with pytest.raises(InputError, match=f"{HARDWARE_FILE} is damaged .*Remove it"):
         Sessions(tmp_path, 0, {})
 
 
