@@ -191,7 +191,7 @@ def test_every_document_of_a_mixture_is_read_once(own_tasks, tmp_path):
     assert sorted(found) == sorted([f"{n} 1" for n in range(40)] + [f"{50 + n} 1" for n in range(7)])
     names = PreparedTokens(tmp_path / "out").split("train").names()
     assert len(set(names)) == 47 and names[0].startswith("own_forty-train-")
-    assert "  a mixture: every document of own_forty, own_seven once, at whatever rate they are mixed" in said
+    assert "  a mixture: reads every document of own_forty, own_seven once, whatever their rates" in said
 
 
 def test_a_document_in_two_splits_of_a_task_is_put_in_one_and_noted(own_tasks, tmp_path):
@@ -199,7 +199,7 @@ def test_a_document_in_two_splits_of_a_task_is_put_in_one_and_noted(own_tasks, t
     assert texts(tmp_path / "out", "train") == ["5", "6", "6", "6"]
     assert texts(tmp_path / "out", "validation") == ["7", "8 8"]
     notes = (tmp_path / "out" / "notes.txt").read_text()
-    assert "train-0-1: the same text as train-0-2, validation-0-1: all are kept, in train" in notes
+    assert "train-0-1: the same text as train-0-2, validation-0-1: all are in train" in notes
 
 
 def test_faults_of_a_task_are_named(own_tasks, tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ def test_faults_of_a_task_are_named(own_tasks, tmp_path, monkeypatch):
         ),
         ("own_float", "has the feature `targets` of rank 1 and type float32. A document is an array", {}),
         ("own_table", "has the feature `targets` of rank 2 and type int32. A document is an array", {}),
-        ("own_broken", r"'own_broken' cannot be read \(ValueError: no such thing\): see its source", {}),
+        ("own_broken", r"'own_broken' cannot be read \(ValueError: no such thing\)\. Check its source", {}),
         (
             "own_bytes",
             "names 'raising_module', which cannot be imported: ZeroDivisionError",
