@@ -110,7 +110,7 @@ def _to_targets(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 
 def _reorder(reordered: Callable[[str, int], str]) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    def other_order(text: bytes, *seed: np.ndarray) -> bytes:
+    def other_order(text: bytes, *seed: np.integer) -> bytes:
         return reordered(text.decode("utf-8"), int(seed[0]) ^ int(seed[1])).encode("utf-8")
 
     @seqio.map_over_dataset(num_seeds=1)
