@@ -258,7 +258,10 @@ def damage(path, content=None):
         (lambda folder: (folder / "train" / "bytes" / "c" / "0").unlink(), KNOWN + "4 documents of 0 bytes"),
         (lambda folder: (folder / "train" / "documents.jsonl").unlink(), r"documents\.jsonl is missing or damaged"),
         (lambda folder: cut(folder / "train" / "documents.jsonl"), KNOWN),
-        (lambda folder: change(folder, vocabulary=None), r"manifest\.json is damaged: vocabulary missing\. Run `memorizing prepare`"),
+        (
+            lambda folder: change(folder, vocabulary=None),
+            r"manifest\.json is damaged: vocabulary missing\. Run `memorizing prepare`",
+        ),
         (lambda folder: change(folder, splits={"train": {"tokens": 3}}), r"damaged: splits\.train\.documents, splits"),
     ],
     ids=[
