@@ -24,7 +24,9 @@ from memorizing.data.settings import PrepareSettings
 from memorizing.errors import InputError
 from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
+from memorizing.memory.eviction import EVICTION_RULES
 from memorizing.memory.search import SEARCHES
+from memorizing.memory.sections import Section
 from memorizing.training.settings import RunSettings
 
 RENAMED_SETTINGS = {
@@ -86,15 +88,13 @@ class Experiment(RunSettings):
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         corpora = settings.pop("corpora")
         sections = {name.capitalize(): values for name, values in (settings | corpora).items()}
-        return sections | {
-            kind.section(): self.memory.search_settings(name)
-            for name, kind in SEARCHES.items()
-            if kind.section() in SEARCH_SECTIONS
-        }
+        return sections | {name: self.memory.section_of(kind) for name, kind in MEMORY_SECTIONS.items()}
 
 
-SEARCH_SECTIONS = {kind.section(): kind for kind in SEARCHES.values() if dataclasses.fields(kind)}
-"""The searches that have settings, by gin section. Their settings become `Memory.search_options`."""
+MEMORY_SECTIONS: dict[str, type[Section]] = {
+    kind.section(): kind for kind in (*SEARCHES.values(), *EVICTION_RULES.values()) if dataclasses.fields(kind)
+}
+"""The searches and eviction rules that have settings, by gin section. Their settings become `Memory.options`."""
 
 SECTIONS: dict[str, Any] = {name: type(values) for name, values in Experiment().sections.items()}
 for _name, _class in SECTIONS.items():
@@ -125,8 +125,8 @@ def load(files: Sequence[str | AnyPath], bindings: Sequence[str]) -> tuple[Exper
     except (ValueError, TypeError) as error:
         raise ConfigError(_explain(str(error))) from error
     _refuse_unused_macros({name for text in texts for name in re.findall(r"%(\w+)", text)})
-    options = [_build(name, bound.pop(name)) for name in SEARCH_SECTIONS]
-    bound["Memory"] |= {"search_options": tuple(each for each in options if each != type(each)())}
+    options = [_build(name, bound.pop(name)) for name in MEMORY_SECTIONS]
+    bound["Memory"] |= {"options": tuple(each for each in options if each != type(each)())}
     sections = {name.lower(): _build(name, values) for name, values in bound.items()}
     try:
         corpora = {name: sections.pop(name) for name in CORPORA}

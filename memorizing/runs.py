@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from memorizing.config import FORMAT_VERSION, SEARCH_SECTIONS, ConfigError, Experiment, load
+from memorizing.config import FORMAT_VERSION, MEMORY_SECTIONS, ConfigError, Experiment, load
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write, run_folder
+from memorizing.memory.search import SEARCHES
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.parallel.hosts import is_first, wait
 from memorizing.storage.checkpoints import has_checkpoint
@@ -44,7 +45,7 @@ def differences(one: Experiment, other: Experiment) -> list[tuple[str, Any, Any]
         (f"{name}.{field.name}", first, second)
         for name, values in one.sections.items()
         for field in dataclasses.fields(values)
-        if field.name != "search_options"
+        if (name, field.name) != ("Memory", "options")
         if (first := getattr(values, field.name)) != (second := getattr(other.sections[name], field.name))
     ]
 
@@ -55,7 +56,7 @@ def training_differences(one: Experiment, other: Experiment) -> list[tuple[str, 
     return [
         (name, first, second)
         for name, first, second in differences(one, other)
-        if name.split(".")[0] in ("Model", "Memory", *SEARCH_SECTIONS, "Batch", "Optimizer", "Training")
+        if name.split(".")[0] in ("Model", "Memory", *MEMORY_SECTIONS, "Batch", "Optimizer", "Training")
         and name != "Training.data"
         and not (name in _FOLDERS and first and second and Path(first).absolute() == Path(second).absolute())
         and (decays or name != "Optimizer.decay_steps")
@@ -87,7 +88,7 @@ MAY_CHANGE = {
     "Model.scan_layers",
     # The search and the size of the memory, but not what the memory holds.
     *(f"Memory.{field.name}" for field in dataclasses.fields(MemorySettings)),
-    *(f"{name}.{field.name}" for name, kind in SEARCH_SECTIONS.items() for field in dataclasses.fields(kind)),
+    *(f"{kind.section()}.{field.name}" for kind in SEARCHES.values() for field in dataclasses.fields(kind)),
 } - {f"Memory.{name}" for name in ("neighbors", "dtype", "key_dtype", *WRITING)}
 """Training settings that may change when a run is resumed. Those of evaluation and preparation always may."""
 

@@ -54,7 +54,7 @@ def check_searches(json_file: Path | None) -> bool:
     named: dict[str, dict[str, Any]] = {name: {"search": name} for name in default_searches(platform)}
     if platform == "gpu":
         named["pallas, mosaic"] = {
-            "search": "pallas", "search_options": (PallasSettings(gpu_kernel="mosaic"),),
+            "search": "pallas", "options": (PallasSettings(gpu_kernel="mosaic"),),
         }  # fmt: skip
     for name, settings in named.items():
         for shape, dtype, share in CASES:

@@ -57,13 +57,13 @@ def open_segment(carry: Carry, segment_length: int) -> PartialSegment:
         last_key_BHD = jnp.where(carry.cached_B[:, None, None], cache.last_key_BHD, 0)
         return LayerSegment(zeros, zeros, last_key_BHD)
 
-    stats = tuple(ReadStats(None, _zero_attention(bank)) for bank in carry.banks)
+    stats = tuple(ReadStats(None, _zero_units(bank)) for bank in carry.banks)
     return PartialSegment(carry, tuple(map(empty, carry.caches)), jnp.zeros((), jnp.int32), stats)
 
 
-def _zero_attention(bank: Bank) -> Int[jax.Array, "B M"] | None:
-    used_BM = None if bank.slot_table is None else bank.slot_table.used_BM
-    return None if used_BM is None else jnp.zeros(used_BM.shape, jnp.int32)
+def _zero_units(bank: Bank) -> Int[jax.Array, "B M"] | None:
+    usage_BM = None if bank.slot_table is None else bank.slot_table.usage_BM
+    return None if usage_BM is None else jnp.zeros(usage_BM.shape, jnp.int32)
 
 
 def extend(
@@ -118,5 +118,7 @@ def close_segment(partial: PartialSegment, model: ModelSettings, memory: MemoryS
     owners, banks = model.bank_layers if carry.banks else (), []
     for number, bank, read_stats in zip(owners, carry.banks, partial.read_stats, strict=True):
         segment, cached = (Tokens(*layers[number - 1][:2]) for layers in (partial.segments, carry.caches))
-        banks.append(write(add(masked(bank, every_BN), read_stats), segment, cached, memory, search))
+        banks.append(
+            write(add(masked(bank, every_BN), read_stats, memory.eviction_rule), segment, cached, memory, search)
+        )
     return Carry(caches, jnp.ones_like(carry.cached_B), tuple(banks))

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
+from memorizing.memory.eviction import EvictionRule
 from memorizing.memory.quantize import DTYPES, quantize
 from memorizing.memory.search import NO_INDEX, Index, Keys, Search
 from memorizing.memory.search_choice import make_search
@@ -93,7 +94,7 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
         jnp.zeros(shape[:3], jnp.float32) if key_dtype in DTYPES else None,
         make_search(settings).empty_index(*shape),
         no_recall(rows, heads) if settings.report_recall else None,
-        new_slot_table(rows, settings),
+        new_slot_table(rows, settings.size, settings.eviction_rule.usage_dtype) if settings.uses_slot_table else None,
     )
 
 
@@ -138,26 +139,21 @@ class ReadStats(NamedTuple):
 
     Attributes:
         recall: counts of neighbors.
-        used_BM: attention received by each slot, summed over heads and queries, in parts of 1 / `PARTS`: whole numbers,
-            whose sum is the same in any order.
+        units_BM: units of the eviction rule that each slot received, summed over heads and queries
+            (`EvictionRule.retrieval_units`).
     """
 
     recall: Recall | None
-    used_BM: Int[jax.Array, "B M"] | None
+    units_BM: Int[jax.Array, "B M"] | None
 
 
-PARTS = 1 << 14
-"""Into which the attention of one query and head is divided: sums over 100,000 queries and heads fit into 32 bits."""
-
-
-def add(bank: Bank, read_stats: ReadStats) -> Bank:
+def add(bank: Bank, read_stats: ReadStats, rule: EvictionRule) -> Bank:
     """The bank with what was noticed while it was read, by one layer or by several: before it is written again."""
     recall, slot_table = bank.recall, bank.slot_table
     if recall is not None and read_stats.recall is not None:
         recall = jax.tree.map(jnp.add, recall, read_stats.recall)
-    if slot_table is not None and slot_table.used_BM is not None and read_stats.used_BM is not None:
-        used_BM = slot_table.used_BM + read_stats.used_BM.astype(jnp.float32) / PARTS
-        slot_table = slot_table._replace(used_BM=used_BM)
+    if slot_table is not None and slot_table.usage_BM is not None and read_stats.units_BM is not None:
+        slot_table = slot_table._replace(usage_BM=rule.usage_after_read(slot_table, read_stats.units_BM))
     return bank._replace(recall=recall, slot_table=slot_table)
 
 

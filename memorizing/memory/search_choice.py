@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from memorizing.memory.search import SEARCHES, Search
-from memorizing.memory.search.native import why_unavailable
+from memorizing.memory.search import SEARCHES, Search, SearchSettings
 from memorizing.memory.search.proposed import Proposed
 from memorizing.memory.settings import MemorySettings
 from memorizing.parallel.topology import platform_compiled_for
@@ -25,7 +24,7 @@ def make_search(memory: MemorySettings) -> Search:
             projection_size=memory.projection_size,
         )
     platform = platform_compiled_for()
-    return memory.search_settings(chosen_search(memory, platform)).make(memory.minimum_score, platform)
+    return chosen_settings(memory, platform).make(memory.minimum_score, platform)
 
 
 def chosen_search(memory: MemorySettings, platform: str) -> str:
@@ -35,6 +34,11 @@ def chosen_search(memory: MemorySettings, platform: str) -> str:
     return max(SEARCHES, key=lambda name: SEARCHES[name].auto_rank(platform, memory.size, memory.neighbors))
 
 
+def chosen_settings(memory: MemorySettings, platform: str) -> SearchSettings:
+    """Returns the settings of the search on a platform."""
+    return memory.section_of(SEARCHES[chosen_search(memory, platform)])
+
+
 def describe_search(memory: MemorySettings, platform: str) -> str:
     """Returns the search's name for a person, and why `auto` could not take the fastest one."""
     description = f"`{chosen_search(memory, platform)}`" + (
@@ -42,6 +46,7 @@ def describe_search(memory: MemorySettings, platform: str) -> str:
     )
     if memory.proposer:
         description += f" in a copy of the keys ({memory.proposer}) that proposes neighbors; the keys decide"
-    if memory.search == "auto" and platform == "cpu" and why_unavailable():
-        description += f"; `native` would be faster: {why_unavailable()}"
+    for name, kind in SEARCHES.items():
+        if memory.search == "auto" and platform in kind.platforms and (missing := kind.missing_requirement()):
+            description += f"; `{name}` would be faster: {missing}"
     return description

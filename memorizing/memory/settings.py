@@ -5,11 +5,15 @@ kinds of banks that follow.
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from memorizing.errors import InputError
+from memorizing.memory.eviction import EVICTION_RULES, EvictionRule
 from memorizing.memory.quantize import DTYPES, EightBits
-from memorizing.memory.search import SEARCHES, SearchSettings
+from memorizing.memory.search import SEARCHES
+from memorizing.memory.sections import Section
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +36,9 @@ class MemorySettings:
             (`Model.index_size`); None to search the keys.
         proposals: number of slots proposed for each query; at least `neighbors` are.
         projection_size: number of features of a projected copy.
-        eviction: rule that frees a slot when the memory is full. `fifo` evicts the oldest token. `reservoir` keeps a
-            uniform random sample of the document's tokens; what it draws depends on the row and on the number of
-            documents that the row has read. `least_used` evicts the token with the least attention so far, summed over
-            heads and queries; new tokens start with the mean. `none` evicts nothing and stops writing.
+        eviction: rule that frees a slot when the memory is full (see `memorizing.memory.eviction`). `fifo` evicts the
+            oldest token, `least_used` the one with the least attention so far, `least_recently_used` the one whose
+            last retrieval is longest ago; `reservoir` keeps a uniform random sample; `none` stops writing.
         maximum_age: age, in tokens, above which a token does not count, measured at the start of the segment that
             reads; None for any age.
         write_every: distance of the tokens that are written: every n-th token of the document, the first one included.
@@ -47,8 +50,8 @@ class MemorySettings:
             whole cache from the whole segment); or none (`never`: a memory from elsewhere is only read).
         clear_at_documents: whether a row's memory is emptied when the row starts another document. If not, the memory
             spans all documents that the row has read.
-        search_options: settings of searches that differ from their defaults, each at most once (gin sections `Ivf`,
-            `Lsh`, ...). Those of searches that are not in use have no effect.
+        options: settings of searches and eviction rules that differ from their defaults, each at most once (gin
+            sections `Ivf`, `Lsh`, `LeastRecentlyUsed`, ...). Those of members that are not in use have no effect.
     """
 
     size: int = 8192
@@ -61,14 +64,14 @@ class MemorySettings:
     proposer: Literal[EightBits, "projection", "learned"] | None = None
     proposals: int = 128
     projection_size: int = 32
-    eviction: Literal["fifo", "reservoir", "least_used", "none"] = "fifo"
+    eviction: str = "fifo"
     maximum_age: int | None = None
     write_every: int = 1
     sink: int = 0
     duplicate_score: float | None = None
     writes: Literal["segment", "beyond_cache", "never"] = "segment"
     clear_at_documents: bool = True
-    search_options: tuple[SearchSettings, ...] = dataclasses.field(default=(), repr=False)
+    options: tuple[Section, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self):
         if self.size < 0:
@@ -81,16 +84,20 @@ class MemorySettings:
         self._check_search()
         self._check_writing()
 
-    def search_settings(self, name: str) -> SearchSettings:
-        """Returns the settings of the search of this name: those in `search_options`, or the defaults."""
-        kind = SEARCHES[name]
-        return next((settings for settings in self.search_options if type(settings) is kind), kind())
+    def section_of(self, kind: type[SectionT]) -> SectionT:
+        """Returns the settings of a search or an eviction rule: those in `options`, or the defaults."""
+        return next((options for options in self.options if type(options) is kind), kind())
+
+    @property
+    def eviction_rule(self) -> EvictionRule:
+        """The rule that `eviction` names."""
+        return self.section_of(EVICTION_RULES[self.eviction])
 
     def by_name(self) -> dict[str, Any]:
-        """Returns the settings for JSON: those of this class by field, those in `search_options` by their gin names."""
-        settings = dataclasses.asdict(dataclasses.replace(self, search_options=()))
-        del settings["search_options"]
-        for options in self.search_options:
+        """Returns the settings for JSON: those of this class by field, those in `options` by their gin names."""
+        settings = dataclasses.asdict(dataclasses.replace(self, options=()))
+        del settings["options"]
+        for options in self.options:
             settings |= {f"{options.section()}.{name}": value for name, value in dataclasses.asdict(options).items()}
         return settings
 
@@ -128,31 +135,40 @@ class MemorySettings:
                 "a 'projection'"
             )
         retrieved = {"neighbors": self.neighbors} | ({"proposals": self.proposals} if self.proposer else {})
-        self.search_settings(self.search).check_size(self.size, retrieved)
+        self.section_of(SEARCHES[self.search]).check_size(self.size, retrieved)
 
     @property
     def uses_slot_table(self) -> bool:
-        """Whether rows need slots of their own (`memorizing.memory.slot_table`), for what a ring cannot express.
+        """Whether the memory needs a slot table (`memorizing.memory.slot_table`) because no ring buffer can hold it.
 
-        Namely: to keep other tokens than the newest; to write in each row as many tokens as it happens to have.
+        A ring buffer holds the newest tokens, and the same number of new tokens in each row.
         """
         is_writing_on = not self.clear_at_documents and self.writes != "never"
-        is_ring = self.eviction == "fifo" and not self.sink and self.duplicate_score is None
+        is_ring = self.eviction_rule.fits_ring and not self.sink and self.duplicate_score is None
         return not is_ring or is_writing_on or self.writes == "beyond_cache"
 
     def writing(self) -> dict[str, Any]:
-        """The settings that say what is kept, but for those that have their defaults."""
-        return {name: value for name in WRITING if (value := getattr(self, name)) != getattr(MemorySettings, name)}
+        """Returns the settings that decide what the memory holds and differ from their defaults, by gin name."""
+        settings = {name: value for name in WRITING if (value := getattr(self, name)) != getattr(MemorySettings, name)}
+        rule = self.eviction_rule
+        return settings | {
+            f"{rule.section()}.{name}": value
+            for name, value in dataclasses.asdict(rule).items()
+            if value != getattr(type(rule), name)
+        }
 
     def _check_writing(self) -> None:
+        if self.eviction not in EVICTION_RULES:
+            known = ", ".join(map(repr, EVICTION_RULES))
+            raise InputError(f"Memory.eviction = {self.eviction!r}: must be one of {known}")
         if self.maximum_age is not None:
             if self.maximum_age < self.write_every:
                 raise InputError(
                     f"Memory.maximum_age = {self.maximum_age} is less than Memory.write_every = {self.write_every}, so "
                     "no token would ever count: use more, or None for any age"
                 )
-            if self.eviction == "reservoir" or self.writes == "never":
-                other = "eviction = 'reservoir'" if self.writes != "never" else "writes = 'never'"
+            if not self.eviction_rule.allows_maximum_age or self.writes == "never":
+                other = f"eviction = {self.eviction!r}" if self.writes != "never" else "writes = 'never'"
                 why = "keeps tokens of all ages alike" if self.writes != "never" else "has tokens that do not age"
                 raise InputError(
                     f"Memory.maximum_age = {self.maximum_age} with Memory.{other}, which {why}: set Memory.maximum_age "
@@ -178,7 +194,7 @@ class MemorySettings:
 
 
 WRITING = ("eviction", "maximum_age", "write_every", "sink", "duplicate_score", "writes", "clear_at_documents")
-"""Settings that say what is kept; so what lies in a memory depends on them."""
+"""Settings of `MemorySettings` that decide which tokens the memory holds."""
 
 
 def at_memory_size(memory: MemorySettings, size: int) -> MemorySettings:

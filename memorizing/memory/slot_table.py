@@ -1,36 +1,35 @@
-"""Which token lies in which slot, where rows have slots of their own: for all that a ring cannot express.
+"""The table of tokens and their slots, for memories that a ring buffer cannot hold.
 
     slot           0   1   2   3   4   5            fifo with a sink of 2, after 9 tokens in 6 slots:
-    position       0   1   6   7   8   5            slots 0 and 1 keep theirs, the next token takes slot 5
+    position       0   1   6   7   8   5            slots 0 and 1 keep their tokens, the next token takes slot 5
 
-The position of a token is its place in what the row has read since its memory was last empty, `read_B` the place of the
-token that comes next. Which slot a new token takes: `eviction.py`; which tokens get that far: `writing.py`.
+A token's position counts the tokens that its row read before it since the row's memory was last empty. The rules in
+`eviction/` choose the slot of a new token; `writing.py` chooses the tokens to write.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int, Num
 
-from memorizing.memory.settings import MemorySettings
 from memorizing.shapes import Array
 
 NOTHING = -1
-"""The position of a slot that holds nothing."""
+"""Position of a slot without a token."""
 
 
 class SlotTable(NamedTuple):
-    """What an addressed bank knows of its slots and rows.
+    """The state of a bank's slots and rows.
 
     Attributes:
-        positions_BM: of the token that each slot holds, or `NOTHING`.
-        read_B: tokens that the row has read since its memory was last empty.
-        admitted_B: how many of these were offered to the rule of eviction.
-        documents_B: how often the row has begun anew.
-        coming_B: how many tokens the segment has that reads next: behind them is padding, which is never written.
-        cached_B: tokens of the XL cache that are still to be written (`writes = 'beyond_cache'`).
-        used_BM: attention that each token has received, and what it was given at its start; None unless evicted by it.
+        positions_BM: position of the token in each slot, or `NOTHING`.
+        read_B: number of tokens that the row read since its memory was last empty; the next token's position.
+        admitted_B: number of these tokens that were offered to the eviction rule.
+        documents_B: number of documents that the row finished.
+        coming_B: number of real tokens in the next segment; padding follows them and is never written.
+        cached_B: number of tokens in the XL cache that are not written yet (`Memory.writes = 'beyond_cache'`).
+        usage_BM: usage of each slot as the eviction rule measures it; None if the rule measures none.
     """
 
     positions_BM: Int[jax.Array, "B M"]
@@ -39,32 +38,36 @@ class SlotTable(NamedTuple):
     documents_B: Int[jax.Array, "B"]
     coming_B: Int[jax.Array, "B"]
     cached_B: Int[jax.Array, "B"]
-    used_BM: Float[jax.Array, "B M"] | None = None
+    usage_BM: Num[jax.Array, "B M"] | None = None
 
     @property
     def held_BM(self) -> Bool[jax.Array, "B M"]:
-        """Which slots hold a token."""
+        """True for slots that hold a token."""
         return self.positions_BM != NOTHING
 
+    @property
+    def tracked_usage_BM(self) -> Num[jax.Array, "B M"]:
+        """Usage of each slot, for rules that measure it."""
+        assert self.usage_BM is not None
+        return self.usage_BM
 
-def new_slot_table(rows: int, settings: MemorySettings) -> SlotTable | None:
-    """Before anything is read; None for a memory that is a ring. Until a mask is known, all that comes is tokens."""
-    if not settings.uses_slot_table:
-        return None
+
+def new_slot_table(rows: int, slots: int, usage_dtype: Any) -> SlotTable:
+    """Returns a table without any token. Until a mask is known, every token of the next segment counts as real."""
     none_B = lambda: jnp.zeros(rows, jnp.int32)  # noqa: E731  (an array each, since each may be donated)
     return SlotTable(
-        positions_BM=jnp.full((rows, settings.size), NOTHING, jnp.int32),
+        positions_BM=jnp.full((rows, slots), NOTHING, jnp.int32),
         read_B=none_B(),
         admitted_B=none_B(),
         documents_B=none_B(),
         coming_B=jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32),
         cached_B=none_B(),
-        used_BM=jnp.zeros((rows, settings.size), jnp.float32) if settings.eviction == "least_used" else None,
+        usage_BM=None if usage_dtype is None else jnp.zeros((rows, slots), usage_dtype),
     )
 
 
 def emptied_slot_table(like: SlotTable) -> SlotTable:
-    """Addresses of these shapes before anything is read."""
+    """Returns a table with the shapes of `like` and without any token."""
     nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     return nothing._replace(
         positions_BM=jnp.full(like.positions_BM.shape, NOTHING, jnp.int32),
@@ -73,7 +76,7 @@ def emptied_slot_table(like: SlotTable) -> SlotTable:
 
 
 def cleared(slot_table: SlotTable, rows_B: Bool[Array, "B"]) -> SlotTable:
-    """The rows where `rows_B` is True begin anew."""
+    """Returns the table with the rows where `rows_B` is True emptied, ready for another document."""
     none_B = jnp.zeros_like(slot_table.read_B)
     begin_B = lambda value_B: jnp.where(rows_B, none_B, value_B)  # noqa: E731
     had_read_B = (slot_table.read_B > 0).astype(jnp.int32)
@@ -87,7 +90,7 @@ def cleared(slot_table: SlotTable, rows_B: Bool[Array, "B"]) -> SlotTable:
 
 
 def refilled(slot_table: SlotTable, rows_B: Bool[Array, "B"], prebuilt: SlotTable) -> SlotTable:
-    """The rows where `rows_B` is True begin where `prebuilt`, of one row, has got to; without its XL cache."""
+    """Returns the table with a copy of `prebuilt` (one row) in the rows where `rows_B` is True, except its XL cache."""
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(rows_B.reshape(-1, *(1,) * (old.ndim - 1)), new, old)

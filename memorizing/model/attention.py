@@ -218,7 +218,7 @@ class Attention(nnx.Module):
             memory.retrieved,
             index=LearnedIndex(self.index_query_HDP[...], self.index_key_HDP[...]) if self.has_index else None,
             mask_BN=inputs.mask_BN,
-            options=ReadOptions(memory.write_every, inputs.negative_rows, collect.lookups),
+            options=ReadOptions(memory.write_every, memory.eviction_rule, inputs.negative_rows, collect.lookups),
         )
         remote = read.output if self.gate.compares_scores else read.output._replace(scores=None)
         # The compiler could write the segment first, and would then copy the memory: the barrier forbids that.

@@ -40,7 +40,7 @@ class Banks:
             The stream `x_BNE`, on which all later reads depend.
         """
         read = self._read_from[number]
-        self._banks[read] = add(self._banks[read], update.read_stats)
+        self._banks[read] = add(self._banks[read], update.read_stats, self._memory.eviction_rule)
         if number in self._banks:
             self._waiting[number] = Tokens(*update.segment[:2]), update.cached
         for owner, (segment, cached) in list(self._waiting.items()):

@@ -17,6 +17,8 @@ from jax import lax
 from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import Bank, ReadStats, valid
+from memorizing.memory.eviction import EvictionRule
+from memorizing.memory.eviction.fifo import Fifo
 from memorizing.memory.search import Search
 from memorizing.model.attention_output import AttentionOutput, ScoreSummary, merge_outputs
 from memorizing.model.groups import by_key_head, by_query_head
@@ -33,11 +35,13 @@ class ReadOptions:
 
     Attributes:
         write_every: the memory holds every n-th token (`Memory.write_every`).
+        eviction: rule of the memory; it counts retrievals if it tracks usage.
         negative_rows: number of other rows whose memories each row's queries also retrieve from.
         lookups: whether to return the neighbors.
     """
 
     write_every: int = 1
+    eviction: EvictionRule = dataclasses.field(default_factory=Fifo)
     negative_rows: int = 0
     lookups: bool = False
 
@@ -69,7 +73,7 @@ def attend_to_memory(
         learned = keys.index.learned | lax.stop_gradient(index)._asdict()
         keys = keys._replace(index=keys.index._replace(learned=learned))
     view = BankView(keys, bank.values_BHMD, valid(bank), read_tracking(bank, options.write_every))
-    plan = ReadPlan(search, neighbors, group, options.lookups)
+    plan = ReadPlan(search, neighbors, group, options.eviction, options.lookups)
     read = _read(query_BHND, view, plan)
     if index is not None and mask_BN is not None:
         out_BHND = _teach(read.output.out_BHND, index, query_BHND, bank, mask_BN)
@@ -95,7 +99,7 @@ def _read(query_BHND: Float[jax.Array, "B H N D"], view: BankView, plan: ReadPla
     call: Any = functools.partial(read_bank, plan=plan)
     if (mesh := current_mesh()) is not None:
         table = view.tracking.slot_table
-        stats = ReadStats(view.tracking.recall, None if table is None else table.used_BM)
+        stats = ReadStats(view.tracking.recall, None if table is None else table.usage_BM)
         queries: Any = spec("BHN")
         found: Any = specs(stats), spec("BH_K") if plan.lookups else None
         output: Any = AttentionOutput(spec("BHND"), ScoreSummary(queries, queries))  # pyrefly: ignore

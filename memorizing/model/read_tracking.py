@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int
 
-from memorizing.memory.bank import PARTS, Bank, Recall, tokens_ago
+from memorizing.memory.bank import Bank, Recall, tokens_ago
+from memorizing.memory.eviction import EvictionRule
 from memorizing.memory.search import Neighbors
 from memorizing.memory.slot_table import SlotTable
 from memorizing.model.learned_index import sampled
@@ -30,7 +31,7 @@ class ReadTracking(NamedTuple):
 def read_tracking(bank: Bank, write_every: int) -> ReadTracking:
     """Returns what this bank tracks."""
     age_BM = None if bank.recall is None else tokens_ago(bank, write_every)
-    uses = bank.slot_table is not None and bank.slot_table.used_BM is not None
+    uses = bank.slot_table is not None and bank.slot_table.usage_BM is not None
     return ReadTracking(bank.recall, age_BM, bank.slot_table if uses else None)
 
 
@@ -95,14 +96,15 @@ def _summed_ages(found: Neighbors, age_BM: Int[jax.Array, "B M"], slots: LocalSl
     return age_BH if slots.axis is None else lax.psum(age_BH, slots.axis)
 
 
-def attention_parts(
+def retrieval_units(
     weights_BHNK: Float[jax.Array, "B H N K"],
     total_BHN1: Float[jax.Array, "B H N 1"],
     tokens_B: Int[jax.Array, "B"],
     group: int,
     axis: str | None,
+    rule: EvictionRule,
 ) -> Int[jax.Array, "B H N K"]:
-    """Returns each slot's share of the softmax in whole parts of 1 / `PARTS`; 0 for queries of padding.
+    """Returns the units that the rule gives each slot for its share of the softmax; 0 for queries of padding.
 
     The segment's first `tokens_B` tokens are real; the rest is padding.
     """
@@ -110,14 +112,14 @@ def attention_parts(
         total_BHN1 = lax.psum(total_BHN1, axis)
     shares_BHNK = lax.stop_gradient(weights_BHNK / jnp.where(total_BHN1 > 0, total_BHN1, 1.0))
     is_token_BN = jnp.arange(weights_BHNK.shape[2]) // group < tokens_B[:, None]
-    return jnp.where(is_token_BN[:, None, :, None], jnp.round(PARTS * shares_BHNK), 0).astype(jnp.int32)
+    return jnp.where(is_token_BN[:, None, :, None], rule.retrieval_units(shares_BHNK), 0)
 
 
-def attention_received(
-    index_BHNK: Int[jax.Array, "B H N K"], parts_BHNK: Int[jax.Array, "B H N K"], slots: LocalSlots
+def units_by_slot(
+    index_BHNK: Int[jax.Array, "B H N K"], units_BHNK: Int[jax.Array, "B H N K"], slots: LocalSlots
 ) -> Int[jax.Array, "B M"]:
-    """Sums the parts of attention that each slot of this device received, over all heads and queries."""
+    """Sums the units that each slot of this device received, over all heads and queries."""
     rows = len(index_BHNK)
-    add = lambda index_X, parts_X: jnp.zeros(slots.count, jnp.int32).at[index_X].add(parts_X)  # noqa: E731
-    used_BM = jax.vmap(add)(index_BHNK.reshape(rows, -1), parts_BHNK.reshape(rows, -1))
-    return used_BM if slots.axis is None else lax.psum(used_BM, "model")
+    add = lambda index_X, units_X: jnp.zeros(slots.count, jnp.int32).at[index_X].add(units_X)  # noqa: E731
+    units_BM = jax.vmap(add)(index_BHNK.reshape(rows, -1), units_BHNK.reshape(rows, -1))
+    return units_BM if slots.axis is None else lax.psum(units_BM, "model")

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float
 
 from memorizing.memory.bank import ReadStats
+from memorizing.memory.eviction import EvictionRule
 from memorizing.memory.search import Keys, Neighbors, Search
 from memorizing.memory.search.blocked import Blocked
 from memorizing.memory.search.contract import counted as counted_scores
@@ -23,10 +24,10 @@ from memorizing.model.attention_output import AttentionOutput, ScoreSummary
 from memorizing.model.read_tracking import (
     LocalSlots,
     ReadTracking,
-    attention_parts,
-    attention_received,
+    retrieval_units,
     sample_queries,
     sampled_recall,
+    units_by_slot,
 )
 
 RETRIEVED = "retrieved"
@@ -51,6 +52,7 @@ class ReadPlan:
         search: finds the neighbors.
         neighbors: slots per query (`K`).
         group: query heads that share a head of the bank; queries come in groups, see groups.py.
+        eviction: rule that counts retrievals; used only if the bank's slot table tracks usage.
         lookups: whether to return the neighbors.
         axis: mesh axis over which slots are split; None on one device.
     """
@@ -58,6 +60,7 @@ class ReadPlan:
     search: Search
     neighbors: int
     group: int
+    eviction: EvictionRule
     lookups: bool = False
     axis: str | None = None
 
@@ -97,11 +100,11 @@ def read_bank(query_BHND: Float[jax.Array, "B H N D"], view: BankView, plan: Rea
         sample = sample_queries(tracking.recall, tokens, plan.group)
         wanted = oracle(searched_BHND[:, :, sample.places_Q], view.keys, view.valid_BM, plan.neighbors)
         recall = sampled_recall(found, wanted, sample, slots, -(-tracking.age_BM // tokens))
-    output, found_BHN, used_BM = _attend(query_BHND, found, view, slots, plan.group)
-    return MemoryRead(output, found_BHN, ReadStats(recall, used_BM), found if plan.lookups else None)
+    output, found_BHN, units_BM = _attend(query_BHND, found, view, slots, plan)
+    return MemoryRead(output, found_BHN, ReadStats(recall, units_BM), found if plan.lookups else None)
 
 
-def _attend(query_BHND, found: Neighbors, view: BankView, slots: LocalSlots, group: int):
+def _attend(query_BHND, found: Neighbors, view: BankView, slots: LocalSlots, plan: ReadPlan):
     """Attends to the neighbors that lie on this device, with scores and sums over all devices."""
     index_BHNK, is_here_BHNK = slots.locate(found)
     retrieved = (
@@ -120,12 +123,12 @@ def _attend(query_BHND, found: Neighbors, view: BankView, slots: LocalSlots, gro
     remote_BHND = jnp.einsum(
         "BHNK,BHNKD->BHND", weights_BHNK.astype(query_BHND.dtype), values_BHNKD, preferred_element_type=jnp.float32
     )
-    total_BHN1, used_BM = weights_BHNK.sum(-1, keepdims=True), None
+    total_BHN1, units_BM = weights_BHNK.sum(-1, keepdims=True), None
     if (table := view.tracking.slot_table) is not None:
-        parts_BHNK = attention_parts(weights_BHNK, total_BHN1, table.coming_B, group, slots.axis)
-        used_BM = attention_received(index_BHNK, parts_BHNK, slots)
+        units_BHNK = retrieval_units(weights_BHNK, total_BHN1, table.coming_B, plan.group, slots.axis, plan.eviction)
+        units_BM = units_by_slot(index_BHNK, units_BHNK, slots)
     sums = _SoftmaxSums(remote_BHND, total_BHN1, jnp.where(is_here_BHNK, scores_BHNK, 0.0)[..., :1], best_BHN1)
-    return *_normalize(sums, query_BHND.dtype, slots.axis), used_BM
+    return *_normalize(sums, query_BHND.dtype, slots.axis), units_BM
 
 
 def _read_densely(query_BHND: Float[jax.Array, "B H N D"], view: BankView, plan: ReadPlan) -> MemoryRead:
@@ -147,13 +150,14 @@ def _read_densely(query_BHND: Float[jax.Array, "B H N D"], view: BankView, plan:
         "BHNM,BHMD->BHND", weights_BHNM.astype(query_BHND.dtype), values_BHMD, preferred_element_type=jnp.float32
     )
     local_best_BHN1 = jnp.where(best_BHN1 > -1e30, local_best_BHN1 * is_here_BHN1, 0.0)
-    total_BHN1, used_BM = weights_BHNM.sum(-1, keepdims=True), None
+    total_BHN1, units_BM = weights_BHNM.sum(-1, keepdims=True), None
     if (table := view.tracking.slot_table) is not None:
-        used_BM = attention_parts(weights_BHNM, total_BHN1, table.coming_B, plan.group, axis).sum((1, 2))
-        used_BM = used_BM if axis is None else lax.psum(used_BM, "model")
+        units_BHNM = retrieval_units(weights_BHNM, total_BHN1, table.coming_B, plan.group, axis, plan.eviction)
+        units_BM = units_BHNM.sum((1, 2))
+        units_BM = units_BM if axis is None else lax.psum(units_BM, "model")
     sums = _SoftmaxSums(sum_BHND, total_BHN1, local_best_BHN1, best_BHN1)
     output, found_BHN = _normalize(sums, query_BHND.dtype, axis)
-    return MemoryRead(output, found_BHN, ReadStats(None, used_BM), None)
+    return MemoryRead(output, found_BHN, ReadStats(None, units_BM), None)
 
 
 def _exponentials(scores: jax.Array, counts: jax.Array, top: jax.Array) -> jax.Array:

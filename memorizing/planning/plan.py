@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from memorizing.data.batches import BatchSettings
 from memorizing.files import atomic_write
-from memorizing.memory.search_choice import chosen_search
+from memorizing.memory.search_choice import chosen_settings
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.parameters import count_parameters
 from memorizing.model.settings import ModelSettings, split_sizes
@@ -183,7 +183,7 @@ def _estimate(
     traffic += held["memory"] / 2 * len(model.memory_layers) / max(len(model.bank_layers), 1)
     # Searches but for kernels write the scores [B, H, N, M] in float32, whole or by blocks, and read them to select.
     # Not again backward: what was found is kept. B, H and M are split over the mesh, each over an axis of its own.
-    is_written = memory.search_settings(chosen_search(memory, devices[0].platform)).writes_scores
+    is_written = chosen_settings(memory, devices[0].platform).writes_scores
     traffic += is_written * len(model.memory_layers) * 2 * 4 * tokens_each * model.heads * memory.size
     seconds = {
         "arithmetic": executed / chip.flops,
@@ -226,8 +226,7 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
         ways.append(f"temporaries take most, {temporaries / GIB:.1f} GiB: {rows}")
         if not model.remat:
             ways.append("Model.remat = True, which computes activations again instead of keeping them")
-        search = chosen_search(memory, figures["platform"])
-        if memory.size and (change := memory.search_settings(search).cheaper()):
+        if memory.size and (change := chosen_settings(memory, figures["platform"]).cheaper()):
             ways.append(change)
         if banks > temporaries / 10:  # large enough for padding and copies of it to count
             ways.append(f"{smaller}: the memory takes {banks / GIB:.1f} GiB, and temporaries can grow with it")

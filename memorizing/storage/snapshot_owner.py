@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from memorizing.errors import InputError
+from memorizing.memory.eviction import EVICTION_RULES
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.model.learned_index import is_of_index
 from memorizing.model.parameters import Parameters
@@ -105,9 +106,20 @@ def _writing_settings(stored: dict[str, Any], memory: MemorySettings) -> dict[st
         names += ["maximum_age", "write_every"] + ["writes"] * (there.writes != "never")
     if there.uses_slot_table != memory.uses_slot_table:
         names += ["writes", "duplicate_score", "clear_at_documents"]
-    return {f"Memory.{name}": (getattr(there, name), getattr(memory, name)) for name in names}
+    settings = {f"Memory.{name}": (getattr(there, name), getattr(memory, name)) for name in names}
+    if memory.writes != "never" and there.eviction == memory.eviction:
+        rules = there.eviction_rule, memory.eviction_rule
+        for field in dataclasses.fields(rules[0]):
+            settings[f"{rules[0].section()}.{field.name}"] = (
+                getattr(rules[0], field.name),
+                getattr(rules[1], field.name),
+            )
+    return settings
 
 
 def written_with(stored: dict[str, Any]) -> MemorySettings:
     """Returns the writing settings that a manifest stores."""
-    return MemorySettings(size=0, **{name: stored[name] for name in WRITING if name in stored})
+    rule = EVICTION_RULES[stored.get("eviction", MemorySettings.eviction)]
+    names = {field.name: f"{rule.section()}.{field.name}" for field in dataclasses.fields(rule)}
+    options = rule(**{field: stored[name] for field, name in names.items() if name in stored})
+    return MemorySettings(size=0, options=(options,), **{name: stored[name] for name in WRITING if name in stored})

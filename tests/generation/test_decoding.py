@@ -71,6 +71,7 @@ def calls(model: ModelSettings, memory: MemorySettings):
 KEPT = [
     {"eviction": "reservoir", "sink": 2},
     {"eviction": "least_used"},
+    {"eviction": "least_recently_used"},
     {"eviction": "none", "duplicate_score": 0.9},
     {"maximum_age": 12, "write_every": 2},
     {"writes": "beyond_cache", "eviction": "least_used"},
@@ -129,7 +130,7 @@ def test_a_part_of_a_segment_at_once_equals_the_whole_and_goes_on(name, count):
 def test_every_search_serves_single_queries(search, key_dtype):
     if search == "faiss":
         pytest.importorskip("faiss")
-    memory = memory_of(4 * N, search=search, key_dtype=key_dtype, search_options=OPTIONS)
+    memory = memory_of(4 * N, search=search, key_dtype=key_dtype, options=OPTIONS)
     model = VARIANTS["t5, XL cache"]
     expected, carries = read_whole(model, memory)
     run, _ = calls(model, memory)

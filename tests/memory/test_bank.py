@@ -94,7 +94,7 @@ def test_refilled_rows_hold_what_was_prebuilt_and_others_what_they_held(kind):
     memory = MemorySettings(
         size=slots, neighbors=1, dtype="float32", key_dtype="int8" if kind == "int8" else None,
         search=kind if kind in ("lsh", "ivf") else "exact",
-        search_options=(
+        options=(
             LshSettings(tables=2, bits=1, probes=2, candidates=slots - 4),
             IvfSettings(lists=2, probes=2, candidates=slots - 4),
         ),

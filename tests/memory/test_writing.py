@@ -12,7 +12,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from memorizing.errors import InputError
-from memorizing.memory.bank import PARTS, Bank, ReadStats, add, clear, empty_bank, masked, tokens_ago, valid
+from memorizing.memory.bank import Bank, ReadStats, add, clear, empty_bank, masked, tokens_ago, valid
+from memorizing.memory.eviction.least_used import PARTS
 from memorizing.memory.search import Search
 from memorizing.memory.search.faiss_host import FaissSettings
 from memorizing.memory.search.ivf import IvfSettings
@@ -31,6 +32,8 @@ KEPT = {
     "reservoir and sink": {"eviction": "reservoir", "sink": 3, "write_every": 2},
     "least used": {"eviction": "least_used"},
     "least used and more": {"eviction": "least_used", "sink": 2, "maximum_age": 13},
+    "least recently used": {"eviction": "least_recently_used"},
+    "least recently used and more": {"eviction": "least_recently_used", "sink": 2, "maximum_age": 13, "write_every": 2},
     "none": {"eviction": "none"},
     "none and age": {"eviction": "none", "maximum_age": 9},
     "sink": {"sink": 5, "maximum_age": 10},
@@ -71,12 +74,20 @@ class PlainRow:
             return
         if memory.eviction == "least_used":
             self.slots = [it and (*it[:3], it[3] + more) for it, more in zip(self.slots, received_M, strict=True)]
+        if memory.eviction == "least_recently_used":
+            self.slots = [
+                it and (*it[:3], self.read if count else it[3])
+                for it, count in zip(self.slots, received_M, strict=True)
+            ]
+        now = self.read
         tokens = [(self.read + number, *token) for number, token in enumerate(zip(names, keys, strict=True))]
         self.read += len(tokens)
         if memory.writes == "beyond_cache":
             tokens, self.cached = self.cached, tokens
         held = [it for it in self.slots if it]
         start = sum(it[3] for it in held) / len(held) if held and memory.eviction == "least_used" else 0.0
+        if memory.eviction == "least_recently_used":
+            start = now
         kept, offered = [it[2] for it in held], []
         for token in tokens:
             if token[0] % memory.write_every or self.is_like_any(token[2], kept):
@@ -124,7 +135,7 @@ def step(memory: MemorySettings):
     @jax.jit
     def run(bank: Bank, cached: Tokens, clears_B, mask_BN, segment: Tokens, received_BM) -> Bank:
         bank = masked(clear(bank, clears_B), mask_BN)
-        return write(add(bank, ReadStats(None, received_BM)), segment, cached, memory, search)
+        return write(add(bank, ReadStats(None, received_BM), memory.eviction_rule), segment, cached, memory, search)
 
     return run
 
@@ -137,7 +148,12 @@ def segments(seed: int, count: int, rows: int = ROWS):
         name = np.arange(rows * N).reshape(rows, 1, N, 1) + 1000.0 * number
         values = np.broadcast_to(name, keys.shape).astype(np.float32)
         tokens_B, clears_B = rng.integers(0, N + 1, rows), rng.random(rows) < 0.15
-        yield Tokens(keys, values), tokens_B, clears_B, rng.integers(0, 3 * PARTS, (rows, M)).astype(np.int32)
+        yield (
+            Tokens(keys, values),
+            tokens_B,
+            clears_B,
+            (rng.integers(1, 3 * PARTS, (rows, M)) * (rng.random((rows, M)) < 0.4)).astype(np.int32),
+        )
 
 
 def positions(bank: Bank, memory: MemorySettings, read: int, row: int) -> dict:
@@ -167,12 +183,14 @@ def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
                 plain[row].clear()
             names = segment.values_BHND[row, 0, : tokens_B[row], 0].tolist()
             plain[row].write(
-                names, list(segment.keys_BHND[row].swapaxes(0, 1))[: tokens_B[row]], received_BM[row] / PARTS
+                names,
+                list(segment.keys_BHND[row].swapaxes(0, 1))[: tokens_B[row]],
+                received_BM[row] / (PARTS if memory.eviction == "least_used" else 1),
             )
             most_read = max(most_read, plain[row].read)
             expected = plain[row].held()
             assert positions(bank, memory, plain[row].read, row) == {at: name for at, (name, _) in expected.items()}
-            if memory.eviction == "least_used":
+            if memory.eviction in ("least_used", "least_recently_used"):
                 used = {
                     int(at): use
                     for at, use in zip(
@@ -184,7 +202,14 @@ def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
 
 
 @pytest.mark.parametrize(
-    "kind", ["reservoir and sink", "least used and more", "half duplicates", "beyond cache and more"]
+    "kind",
+    [
+        "reservoir and sink",
+        "least used and more",
+        "least recently used and more",
+        "half duplicates",
+        "beyond cache and more",
+    ],
 )
 @pytest.mark.parametrize(
     "mesh", [MeshSettings(data=2, model=2, memory=2), MeshSettings(data=1, memory=4)], ids=["all", "memory"]
@@ -210,7 +235,7 @@ def test_an_index_follows_what_is_replaced_at_any_address(search):
     """Each key that is held is its own nearest neighbor among all, once all lists and buckets are looked into."""
     if search == "faiss":
         pytest.importorskip("faiss")
-    memory = memory_of(8 * N, eviction="reservoir", search=search, search_options=(
+    memory = memory_of(8 * N, eviction="reservoir", search=search, options=(
         LshSettings(tables=4, bits=1, probes=2, candidates=8 * N - 1),
         IvfSettings(lists=2, probes=2, candidates=8 * N - 1),
         FaissSettings(lists=2, probes=2),
@@ -242,6 +267,7 @@ def test_a_segment_that_does_not_fit_beside_the_sink_is_refused():
         ({"write_every": 0}, "write_every = 0"),
         ({"sink": M}, f"below Memory.size = {M}"),
         ({"duplicate_score": 1.0}, "duplicate_score = 1.0"),
+        ({"eviction": "oldest"}, "Memory.eviction = 'oldest': must be one of 'fifo', 'none'"),
     ],
 )
 def test_settings_that_keep_nothing_or_make_no_sense_are_refused(kept, words):

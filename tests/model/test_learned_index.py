@@ -226,9 +226,7 @@ def test_padding_teaches_nothing(kv_heads):
 @pytest.mark.parametrize("remat", [False, True])
 def test_learning_takes_no_copy_of_the_memory(remat):
     """Temporaries beside those of a step without an index: features and their gradient, but not keys or values."""
-    memory = dataclasses.replace(
-        MEMORY, size=1 << 15, search="blocked", search_options=(BlockedSettings(block_size=512),)
-    )
+    memory = dataclasses.replace(MEMORY, size=1 << 15, search="blocked", options=(BlockedSettings(block_size=512),))
     held = {}
     for index_size in (0, 1):
         model = dataclasses.replace(MODEL, heads=2, head_size=32, remat=remat, index_size=index_size)

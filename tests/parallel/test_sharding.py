@@ -55,9 +55,7 @@ def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
     valid_BM = rng.random((8, 64)) < 0.6
     mesh = mesh_of(MESHES[name])
     inner = make_search(
-        MemorySettings(
-            size=64, search=search, search_options=(BlockedSettings(block_size=5), BinnedSettings(block_size=5))
-        )
+        MemorySettings(size=64, search=search, options=(BlockedSettings(block_size=5), BinnedSettings(block_size=5)))
     )
     for neighbors in (1, 3, 16):
         found = jax.shard_map(
@@ -248,7 +246,7 @@ def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
     """What travels of it are numbers of slots, one or two of a row; of keys and values only the segment's."""
     slots, mesh = 65_536, mesh_of(MESHES["all"])
     memory = MemorySettings(
-        size=slots, neighbors=4, search_options=(BlockedSettings(block_size=512),), dtype="float32",
+        size=slots, neighbors=4, options=(BlockedSettings(block_size=512),), dtype="float32",
         eviction="least_used", duplicate_score=0.9,
         writes="beyond_cache", sink=4,
     )  # fmt: skip
@@ -273,7 +271,7 @@ def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, changes
     slots = 65_536
     mesh, memory = (
         mesh_of(settings),
-        MemorySettings(size=slots, neighbors=4, search_options=(BlockedSettings(block_size=512),), dtype="float32"),
+        MemorySettings(size=slots, neighbors=4, options=(BlockedSettings(block_size=512),), dtype="float32"),
     )
     model = dataclasses.replace(MODEL, **changes)
     make = StateFactory(RunSettings(model, memory, BATCH, OPTIMIZER, TRAINING), mesh)

@@ -25,6 +25,7 @@ MODEL = ModelSettings(
 KEPT = {
     "reservoir": {"eviction": "reservoir", "sink": 2, "duplicate_score": 0.99, "clear_at_documents": False},
     "least used": {"eviction": "least_used", "writes": "beyond_cache", "maximum_age": 5 * N},
+    "least recently used": {"eviction": "least_recently_used", "maximum_age": 5 * N},
 }
 
 

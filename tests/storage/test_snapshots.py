@@ -57,7 +57,7 @@ def test_what_was_written_is_kept_too(tmp_path):
 def test_what_a_search_keeps_is_made_again(search, key_dtype, tmp_path):
     if search == "faiss":
         pytest.importorskip("faiss")
-    how = {"search": search, "key_dtype": key_dtype, "search_options": OPTIONS}
+    how = {"search": search, "key_dtype": key_dtype, "options": OPTIONS}
     kept, loaded = read(**how), reader(dataclasses.replace(MEMORY, **how))
     kept.save(tmp_path / "memory")
     loaded.load(tmp_path / "memory")
@@ -79,7 +79,7 @@ def test_another_memory_size_keeps_the_newest_tokens(size, tmp_path):
 
 KEPT = [
     {"eviction": "reservoir", "sink": 3},
-    {"eviction": "least_used", "maximum_age": 20},
+    {"eviction": "least_recently_used", "maximum_age": 20},
     {"writes": "beyond_cache"},
     {"maximum_age": 20, "write_every": 2},
 ]
@@ -238,7 +238,7 @@ def split(tmp_path_factory) -> TokenSplit:
 )
 def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, kept, split, tmp_path):
     """Whatever rows have read before, and wherever the cursor stands: as each alone with that memory."""
-    memory = dataclasses.replace(MEMORY, search=search, search_options=OPTIONS, **kept)
+    memory = dataclasses.replace(MEMORY, search=search, options=OPTIONS, **kept)
     made = reader(memory)
     made.read(LONG + "to end elsewhere")
     made.save(tmp_path / "memory")

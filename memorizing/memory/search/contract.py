@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from memorizing.errors import InputError
 from memorizing.memory.quantize import dequantize
+from memorizing.memory.sections import Section
 
 
 class Neighbors(NamedTuple):
@@ -103,7 +104,7 @@ class Search:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SearchSettings:
+class SearchSettings(Section):
     """Settings of one search, and what the search states about itself. The table `SEARCHES` names the subclasses.
 
     The fields of a subclass are the settings of a gin section of its name: `IvfSettings.lists` is `Ivf.lists`.
@@ -122,11 +123,6 @@ class SearchSettings:
     writes_scores: ClassVar[bool] = True
     platforms: ClassVar[tuple[str, ...]] = ("cpu", "gpu", "tpu")
 
-    @classmethod
-    def section(cls) -> str:
-        """Returns the name of the gin section."""
-        return cls.__name__.removesuffix("Settings")
-
     def make(self, minimum_score: float | None, platform: str) -> Search:
         """Returns the search.
 
@@ -140,6 +136,11 @@ class SearchSettings:
         """Returns how well the search suits a platform and size: `auto` takes the highest; 0 for never."""
         return 0
 
+    @classmethod
+    def missing_requirement(cls) -> str:
+        """Returns what this machine lacks for a search that `auto` would otherwise take; empty if nothing."""
+        return ""
+
     def check_size(self, slots: int, retrieved: Mapping[str, int]) -> None:
         """Checks the settings against the size of the memory and what is retrieved from it, by setting name.
 
@@ -150,12 +151,6 @@ class SearchSettings:
     def cheaper(self) -> str | None:
         """Returns the change of settings that makes the search hold less in device memory; None if there is none."""
         return None
-
-    def _check_positive(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise InputError(f"{self.section()}.{field.name} = {value}: must be at least 1")
 
     def _check_block_size(self, block_size: int) -> None:
         if block_size < 1:

@@ -120,3 +120,7 @@ class NativeSettings(SearchSettings):
     @classmethod
     def auto_rank(cls, platform, slots, neighbors):
         return 2 if platform == "cpu" and not why_unavailable() else 0
+
+    @classmethod
+    def missing_requirement(cls):
+        return why_unavailable()

@@ -73,7 +73,7 @@ def test_scores_are_float32_for_bfloat16_keys():
 def test_the_settings_choose_the_search():
     queries, keys, valid = (jnp.asarray(part) for part in inputs(256, 0.5, None, seed=2))
     for name in ("auto", "exact", "native", "blocked"):
-        search = make_search(MemorySettings(size=256, search=name, search_options=(BlockedSettings(block_size=64),)))
+        search = make_search(MemorySettings(size=256, search=name, options=(BlockedSettings(block_size=64),)))
         np.testing.assert_array_equal(
             search(queries, Keys(keys), valid, 8).slots_BHNK, Exact()(queries, Keys(keys), valid, 8).slots_BHNK
         )
