@@ -1,13 +1,14 @@
-"""What Python programs call: `train`, `evaluate` and `open_reader`, as `from memorizing import train`."""
+"""The commands `train`, `evaluate` and `generate` for Python programs: `from memorizing import train`."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
 import jax
 
-from memorizing.config import Experiment
+from memorizing.config import Experiment, load, settings_text
 from memorizing.evaluation import evaluate as evaluation
 from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.evaluation.splits import open_splits
@@ -16,12 +17,59 @@ from memorizing.generation.reader import Reader
 from memorizing.memory.bank import Bank
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import split_sizes
+from memorizing.parallel import hosts
 from memorizing.parallel.mesh import MeshSettings, open_mesh
-from memorizing.runs import load_trained
+from memorizing.runs import check_settings, load_trained, saved_config, with_absolute_data, written_config
 from memorizing.storage.init_from import snapshot_owner
 from memorizing.storage.prebuilt import prebuilt_banks
 from memorizing.storage.snapshots import check_not_empty
-from memorizing.storage.workdir import open_vocabulary
+from memorizing.storage.workdir import check_data, held_run, open_tokens, open_vocabulary
+from memorizing.training import loop
+from memorizing.training.settings import RunSettings
+
+
+def load_settings(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Experiment:
+    """Returns the settings of gin files and bindings, such as `"MEMORY_SIZE = 8192"`; later values win.
+
+    The result holds a dataclass per gin section (`.model`, `.memory`, `.batch`, `.optimizer`, `.training`, ...).
+    Change them with `dataclasses.replace`.
+
+    Raises:
+        ConfigError: for a setting that is unknown, of the wrong type or impossible.
+    """
+    return load(gin_files, gin_params)[0]
+
+
+def train(
+    run: RunSettings, workdir: str | AnyPath, reset_memory: bool = False, say: Callable[[str], None] = hosts.say
+) -> None:
+    """Trains a model, or resumes from the newest checkpoint in `workdir`, as `memorizing train` does.
+
+    Args:
+        run: settings, from `load_settings` or made in Python.
+        workdir: folder for settings, checkpoints and metrics, or gs://BUCKET/RUN.
+        reset_memory: whether to resume with an empty memory.
+        say: receives progress messages.
+
+    Raises:
+        InputError: if settings, data and devices do not fit, or another process trains there.
+        NonFiniteLoss, SaveFailed, CorruptCheckpoint, ReadFailed, Interrupted: see `training.loop.train`.
+    """
+    workdir = run_folder("--workdir", str(workdir))
+    config = run if isinstance(run, Experiment) else Experiment(**{f.name: getattr(run, f.name) for f in fields(run)})
+    check_settings(config, workdir, saved_config(workdir), say)
+    train_in(workdir, config, with_absolute_data(settings_text(config), config), reset_memory, say)
+
+
+def train_in(
+    workdir: AnyPath, config: Experiment, text: str, reset_memory: bool, say: Callable[[str], None] = hosts.say
+) -> None:
+    """Trains in a folder with checked settings, whose gin text it writes there (see `runs.open_workdir`)."""
+    check_data(workdir, open_tokens(config.training.data, config.model), train=True)
+    batch = config.batch
+    open_mesh(config.mesh, split_sizes(config.model, config.memory, batch.segment_length, batch.size))
+    with held_run(workdir), written_config(workdir, text):
+        loop.train(config, workdir, reset_memory, say)
 
 
 def open_reader(

@@ -246,11 +246,21 @@ def _resolved(experiment: Experiment) -> str:
     """Returns every setting as gin text. Macros stay macros, so that they can be overridden later."""
     text, used = gin.config_str(max_line_length=10_000), _macros(gin.operative_config_str())
     bound = dict(re.findall(r"^(\w+\.\w+) = (.*)$", text, flags=re.MULTILINE))
+    return settings_text(experiment, {name: value for name, value in _macros(text).items() if name in used}, bound)
+
+
+def settings_text(experiment: Experiment, macros: Mapping[str, str] = {}, bound: Mapping[str, str] = {}) -> str:
+    """Returns every setting as gin text.
+
+    Args:
+        macros: values of macros, by name.
+        bound: gin's text of settings, by `Section.name`. Those that use macros are written so.
+    """
     lines = [
         f"# memorizing run, format {FORMAT_VERSION}: every setting, defaults included. Read again by --workdir.",
         "",
     ]
-    lines += [f"{name} = {value}" for name, value in _macros(text).items() if name in used]
+    lines += [f"{name} = {value}" for name, value in macros.items()]
     for name, values in experiment.sections.items():
         lines.append("")
         for field in filter(lambda field: field.repr, dataclasses.fields(values)):

@@ -110,17 +110,37 @@ def open_workdir(
             f"--workdir={workdir} holds no run yet, and no --gin_file names settings. Try "
             "--gin_file=configs/quickstart.gin"
         )
-    if not (stored.exists() and has_checkpoint(workdir)):
-        config, text = load(files or [stored], bindings)
+    saved = saved_config(workdir)
+    config, text = load(files or [stored], bindings)
+    check_settings(config, workdir, saved, say)
+    return config, with_absolute_data(text, config)
+
+
+def saved_config(workdir: AnyPath) -> Experiment | None:
+    """Returns the settings of the run in `workdir` that training would resume; None if there is no checkpoint.
+
+    Raises:
+        ConfigError: if the folder was written in the format of another version.
+    """
+    return stored_config(workdir) if (workdir / CONFIG_FILE).exists() and has_checkpoint(workdir) else None
+
+
+def check_settings(
+    config: Experiment, workdir: AnyPath, saved: Experiment | None, say: Callable[[str], None] = print
+) -> None:
+    """Checks the settings of a run that starts in `workdir`, or resumes with settings `saved`; `say` reports changes.
+
+    Raises:
+        ConfigError: if the run cannot start, or changes a setting that a resumed run keeps.
+    """
+    if saved is None:
         try:
             config.check_can_begin()
         except InputError as error:
             raise ConfigError(str(error)) from error
         if config.training.init_from:
             _check_init_from(config)
-        return config, _with_absolute_data(text, config)
-    saved = stored_config(workdir)
-    config, text = load(files or [stored], bindings)
+        return
     for name, now, before in training_differences(config, saved):
         if name not in MAY_CHANGE:
             raise ConfigError(
@@ -128,7 +148,6 @@ def open_workdir(
                 f'keep it with --gin_param "{name} = {before!r}"'
             )
         say(f"{name} = {now!r} from here on; the run started with {before!r}")
-    return config, _with_absolute_data(text, config)
 
 
 def _check_init_from(config: Experiment) -> None:
@@ -184,7 +203,7 @@ def written_config(workdir: AnyPath, text: str) -> Iterator[None]:
         raise
 
 
-def _with_absolute_data(text: str, config: Experiment) -> str:
+def with_absolute_data(text: str, config: Experiment) -> str:
     """Returns the text with absolute paths of data, so that the run can be used from any folder."""
     settings = dict(re.findall(r"^([\w.]+) = (.*)$", text, flags=re.MULTILINE))
     folders = {"Training.data": config.training.data, "Evaluation.data": config.evaluation.data}

@@ -1,14 +1,18 @@
-"""The pages that people read: links lead somewhere, and every command on them exists and has settings that load."""
+"""The pages that people read: links lead somewhere, commands exist with settings that load, Python examples run."""
 
+import ast
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import memorizing
 from memorizing.cli import make_parser
 from memorizing.config import load
+from tests.tiny_run import SETTINGS, prepare_and_train
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = (".github", "configs", "launch", "memorizing", "tests")
@@ -103,3 +107,77 @@ def test_the_front_page_is_short_and_has_the_words_that_people_search_for():
     assert len(front.splitlines()) <= 150
     for word in ("resume", "fine-tune", "inference", "learning rate", "batch size", "FSDP", "SLURM", "checkpoint"):
         assert word in front, word
+
+
+def python_examples(page: Path) -> list[str]:
+    """Returns the page's code blocks that import the package."""
+    blocks = re.findall(r"(?:^    .*\n(?:\n(?=    ))*)+", page.read_text(), re.MULTILINE)
+    examples = ("\n".join(line[4:] for line in block.splitlines()) for block in blocks)
+    return [example for example in examples if re.search(r"^(from|import) memorizing", example, re.MULTILINE)]
+
+
+EXAMPLES = [
+    pytest.param(example, id=f"{page.relative_to(ROOT)} {number}")
+    for page in PAGES
+    for number, example in enumerate(python_examples(page))
+]
+
+
+@pytest.fixture(scope="module")
+def user_folder(tmp_path_factory) -> Path:
+    """A folder that looks like a clone after the quickstart, with a tiny model and little text."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "made").mkdir()
+    run = prepare_and_train(folder / "made", "Folder.suffixes = ('.py',)")
+    (folder / "runs/quickstart").mkdir(parents=True)
+    (folder / "runs/quickstart/with").symlink_to(run)
+    (folder / "runs/quickstart/data").symlink_to(run.parent / "data")
+    for name in ("configs", "memorizing"):
+        (folder / name).mkdir()
+    (folder / "configs/quickstart.gin").write_text(SETTINGS)
+    (folder / "memorizing/model").symlink_to(ROOT / "memorizing/model/gates")
+    (folder / "argparse.py").write_text("parser = ArgumentParser()\n" * 9)
+    for name in ("README.md", "LICENSE"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_python_examples_are_short_and_run(example, user_folder, monkeypatch, capsys):
+    assert len(example.splitlines()) <= 25
+    monkeypatch.chdir(user_folder)
+    exec(re.sub(r"NUM_STEPS = \d+", "NUM_STEPS = 16", example), {})
+    assert not example.count("print(") or capsys.readouterr().out.strip()
+
+
+def test_examples_cover_what_the_package_exports():
+    imported = {name for each in EXAMPLES for name in re.findall(r"\w+", " ".join(imports(each.values[0])))}
+    assert imported >= set(memorizing._MODULE_OF) - {"Bank", "Carry", "clear"}
+
+
+def imports(example: str) -> list[str]:
+    """Returns the names that an example imports from the package."""
+    return [
+        alias.name
+        for node in ast.walk(ast.parse(example))
+        if isinstance(node, ast.ImportFrom) and node.module == "memorizing"
+        for alias in node.names
+    ]
+
+
+def test_the_package_imports_nothing_and_types_what_it_exports():
+    code = "import sys; before = set(sys.modules); import memorizing; print(*sorted(set(sys.modules) - before))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {name.partition(".")[0] for name in told.stdout.split()} & {"jax", "flax", "numpy", "gin", "optax"}
+    tree = ast.parse(Path(memorizing.__file__).read_text())
+    typed = {
+        (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("memorizing.")
+        for alias in node.names
+    }
+    assert typed == {(f"memorizing.{module}", name) for name, module in memorizing._MODULE_OF.items()}
+    for name in memorizing._MODULE_OF:
+        assert getattr(memorizing, name) and name in dir(memorizing)
+    with pytest.raises(AttributeError, match=r"no attribute 'open_writer'. It has .*open_reader"):
+        memorizing.open_writer  # noqa: B018

@@ -24,21 +24,14 @@ def run(options: argparse.Namespace) -> None:
     from memorizing.training.signals import end_at_sigterm
 
     end_at_sigterm()
+    from memorizing.api import train_in
     from memorizing.files import run_folder
-    from memorizing.model.settings import split_sizes
     from memorizing.parallel import hosts
-    from memorizing.parallel.mesh import open_mesh
-    from memorizing.runs import open_workdir, written_config
-    from memorizing.storage.workdir import check_data, held_run, open_tokens
-    from memorizing.training.loop import train
+    from memorizing.runs import open_workdir
 
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"--workdir={workdir} is a file. Name a folder")
     config, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
-    check_data(workdir, open_tokens(config.training.data, config.model), train=True)
-    batch = config.batch
-    open_mesh(config.mesh, split_sizes(config.model, config.memory, batch.segment_length, batch.size))
-    with held_run(workdir), written_config(workdir, text):
-        train(config, workdir, options.reset_memory)
+    train_in(workdir, config, text, options.reset_memory)

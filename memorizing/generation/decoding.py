@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from memorizing.memory.bank import Bank, ReadStats, add, masked
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.writing import Tokens, write
+from memorizing.memory.writing import Tokens, write_segment
 from memorizing.model.attention import LayerInputs, PartialInput
 from memorizing.model.banks import Banks
 from memorizing.model.carry import Carry, LayerSegment, next_cache
@@ -119,6 +119,8 @@ def close_segment(partial: PartialSegment, model: ModelSettings, memory: MemoryS
     for number, bank, read_stats in zip(owners, carry.banks, partial.read_stats, strict=True):
         segment, cached = (Tokens(*layers[number - 1][:2]) for layers in (partial.segments, carry.caches))
         banks.append(
-            write(add(masked(bank, every_BN), read_stats, memory.eviction_rule), segment, cached, memory, search)
+            write_segment(
+                add(masked(bank, every_BN), read_stats, memory.eviction_rule), segment, memory, search, cached
+            )
         )
     return Carry(caches, jnp.ones_like(carry.cached_B), tuple(banks))

@@ -32,15 +32,17 @@ class Tokens(NamedTuple):
     values_BHND: Float[jax.Array, "B H N D"]
 
 
-def write(bank: Bank, segment: Tokens, cached: Tokens, memory: MemorySettings, search: Search) -> Bank:
+def write_segment(
+    bank: Bank, segment: Tokens, memory: MemorySettings, search: Search, cached: Tokens | None = None
+) -> Bank:
     """Returns the bank after a segment is read and written.
 
     Args:
-        cached: tokens that the XL cache held during the segment: those of the segment before.
         search: gets the new keys, because it may keep an index.
+        cached: tokens of the segment before, which the XL cache held; needed for `Memory.writes = 'beyond_cache'`.
 
     Raises:
-        ValueError: if a segment's tokens and the sink do not fit into the memory.
+        ValueError: if a segment's tokens and the sink do not fit into the memory, or `cached` is missing.
     """
     if memory.writes == "never":
         return bank
@@ -57,13 +59,13 @@ def write(bank: Bank, segment: Tokens, cached: Tokens, memory: MemorySettings, s
         )
     coming_B = jnp.minimum(slot_table.coming_B, tokens)
     is_late = memory.writes == "beyond_cache"
-    if is_late:  # write after the read, or the compiler would copy the bank
-        segment, cached = lax.optimization_barrier((segment, cached))
-    (keys_BHND, values_BHND), first_B, count_B = (
-        (cached, slot_table.read_B - slot_table.cached_B, slot_table.cached_B)
-        if is_late
-        else (segment, slot_table.read_B, coming_B)
-    )
+    (keys_BHND, values_BHND), first_B, count_B = segment, slot_table.read_B, coming_B
+    if is_late:
+        if cached is None:
+            raise ValueError("Memory.writes = 'beyond_cache' writes the segment before: pass it as `cached`")
+        # Writing waits until this segment has been read, or the compiler would copy the bank.
+        _, (keys_BHND, values_BHND) = lax.optimization_barrier((segment, cached))
+        first_B, count_B = slot_table.read_B - slot_table.cached_B, slot_table.cached_B
     positions_BN = first_B[:, None] + jnp.arange(tokens)
     admitted_BN = (jnp.arange(tokens) < count_B[:, None]) & (positions_BN % every == 0)
     if memory.duplicate_score is not None:

@@ -15,7 +15,7 @@ from jax import lax
 from memorizing.memory.bank import Bank, add
 from memorizing.memory.search import Search
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.writing import Tokens, write
+from memorizing.memory.writing import Tokens, write_segment
 from memorizing.model.attention import LayerMemoryUpdate
 from memorizing.model.settings import ModelSettings
 
@@ -48,7 +48,7 @@ class Banks:
                 continue
             if owner < number:  # write only after this layer's read, as within a layer (see `Attention`)
                 x_BNE, segment = lax.optimization_barrier((x_BNE, segment))
-            self._banks[owner] = write(self._banks[owner], segment, cached, self._memory, search)
+            self._banks[owner] = write_segment(self._banks[owner], segment, self._memory, search, cached)
             del self._waiting[owner]
         return x_BNE
 

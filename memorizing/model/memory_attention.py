@@ -72,7 +72,7 @@ def attend_to_memory(
     if index is not None:
         learned = keys.index.learned | lax.stop_gradient(index)._asdict()
         keys = keys._replace(index=keys.index._replace(learned=learned))
-    view = BankView(keys, bank.values_BHMD, valid(bank), read_tracking(bank, options.write_every))
+    view = BankView(keys, bank.values_BHMD, valid(bank), read_tracking(bank, options.write_every, options.eviction))
     plan = ReadPlan(search, neighbors, group, options.eviction, options.lookups)
     read = _read(query_BHND, view, plan)
     if index is not None and mask_BN is not None:

@@ -28,10 +28,19 @@ class ReadTracking(NamedTuple):
     slot_table: SlotTable | None = None
 
 
-def read_tracking(bank: Bank, write_every: int) -> ReadTracking:
-    """Returns what this bank tracks."""
+def read_tracking(bank: Bank, write_every: int, rule: EvictionRule) -> ReadTracking:
+    """Returns what this bank tracks.
+
+    Raises:
+        ValueError: if the bank tracks usage, but `rule` does not say how.
+    """
     age_BM = None if bank.recall is None else tokens_ago(bank, write_every)
     uses = bank.slot_table is not None and bank.slot_table.usage_BM is not None
+    if uses and rule.usage_dtype is None:
+        raise ValueError(
+            "this memory tracks the usage of its slots for Memory.eviction. Read it with "
+            "options=ReadOptions(eviction=memory.eviction_rule), and add the read's statistics with memory.bank.add"
+        )
     return ReadTracking(bank.recall, age_BM, bank.slot_table if uses else None)
 
 

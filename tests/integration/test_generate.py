@@ -1,4 +1,4 @@
-"""A tiny run, used by the commands and by the Python example of a README."""
+"""`memorizing generate`, `memorize` and `evaluate --memory` with a tiny run."""
 
 import json
 import re
@@ -11,8 +11,6 @@ import memorizing
 from memorizing.cli import main
 from tests.integration.test_resume import GIN, finish
 from tests.integration.test_resume import memorizing as started
-
-PAGE = Path(__file__).resolve().parents[2] / "memorizing" / "generation" / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -120,17 +118,3 @@ def test_the_run_folder_alone_generates_inspects_and_opens_a_reader(folder, capf
     shutil.rmtree(copied / "vocabulary")
     _, message = run(capfd, "generate", f"--workdir={copied}", "--tokens=1", status=2)
     assert "has no vocabulary" in message and "copy its whole folder" in message
-
-
-def test_the_python_example_of_the_page_runs(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    example = re.search(r"    from memorizing import open_reader\n(?:    .*\n|\n(?=    ))+", PAGE.read_text())
-    assert example and len(example[0].splitlines()) <= 25
-    names = {"runs/quickstart/with": "one", "argparse.py": "texts", '"memory"': '"saved"', "32768": "32", "65536": "64"}
-    lines = "\n".join(line[4:] for line in example[0].splitlines())
-    for name, replacement in names.items():
-        assert name in lines
-        lines = lines.replace(name, replacement)
-    exec(lines, {})
-    assert Path("saved", "manifest.json").exists()
-    assert hasattr(memorizing, "open_reader") and not hasattr(memorizing, "open_writer")

@@ -14,7 +14,7 @@ from memorizing.memory.eviction.least_recently_used import LeastRecentlyUsed
 from memorizing.memory.search import Search
 from memorizing.memory.search.exact import Exact
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.writing import Tokens, write
+from memorizing.memory.writing import Tokens, write_segment
 from memorizing.model.memory_attention import ReadOptions, attend_to_memory
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 
@@ -31,11 +31,11 @@ def test_a_reservoir_keeps_every_token_with_the_same_probability(sink):
     rows, slots, tokens = 5_000, 6, 3
     memory = MemorySettings(size=slots, neighbors=1, dtype="float32", eviction="reservoir", sink=sink)
     part = Tokens(*(jnp.zeros((rows, 1, tokens, 1)) for _ in range(2)))
-    run = jax.jit(functools.partial(write, memory=memory, search=Search()))
+    run = jax.jit(functools.partial(write_segment, memory=memory, search=Search()))
     bank, kept = empty_bank(rows, 1, 1, memory), {}
     for _ in range(2):
         for number in range(1, 9):
-            bank = run(bank, part, part)
+            bank = run(bank, part)
             held_BM = np.sort(np.asarray(bank.slot_table.positions_BM), axis=1)
             kept.setdefault(number * tokens, []).append(held_BM)
         bank = clear(bank, np.ones(rows, bool))
@@ -65,7 +65,7 @@ def test_a_token_that_is_read_again_and_again_stays_only_where_use_counts(evicti
     def run(bank, keys):
         query = jnp.broadcast_to(30 * wanted, (1, 1, 2, 8))
         rule = memory.eviction_rule
-        return write(track_read(bank, query, 2, rule), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
+        return write_segment(track_read(bank, query, 2, rule), Tokens(keys, keys), memory, Search())
 
     for number in range(12):
         keys = np.concatenate([np.zeros((2, 1)), 0.1 * rng.random((2, 7))], axis=1).astype(np.float32)
@@ -84,7 +84,7 @@ def test_attention_received_is_that_of_the_softmax_also_over_devices():
     memory = MemorySettings(size=slots, neighbors=neighbors, dtype="float32", eviction="least_used")
     rule, rng = memory.eviction_rule, np.random.default_rng(0)
     keys, query = (jnp.asarray(rng.normal(size=(rows, heads, count, size)), jnp.float32) for count in (slots, tokens))
-    bank = write(empty_bank(rows, heads, size, memory), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
+    bank = write_segment(empty_bank(rows, heads, size, memory), Tokens(keys, keys), memory, Search())
     real_B = np.array([tokens, 3], np.int32)
     bank = bank._replace(slot_table=bank.slot_table._replace(coming_B=jnp.asarray(real_B)))
     expected_BM = np.zeros((rows, slots))
@@ -113,7 +113,7 @@ def test_a_retrieval_counts_above_the_minimum_share_of_attention(minimum_share, 
     )
     rng = np.random.default_rng(1)
     keys, query = (jnp.asarray(rng.normal(size=(rows, heads, count, size)), jnp.float32) for count in (slots, tokens))
-    bank = write(empty_bank(rows, heads, size, memory), Tokens(keys, keys), Tokens(keys, keys), memory, Search())
+    bank = write_segment(empty_bank(rows, heads, size, memory), Tokens(keys, keys), memory, Search())
     real_B = np.array([tokens, 3], np.int32)
     bank = bank._replace(slot_table=bank.slot_table._replace(coming_B=jnp.asarray(real_B)))
     expected_BM = np.zeros((rows, slots), int)

@@ -20,7 +20,7 @@ from memorizing.memory.search.ivf import IvfSettings
 from memorizing.memory.search.lsh import LshSettings
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
-from memorizing.memory.writing import Tokens, write
+from memorizing.memory.writing import Tokens, write_segment
 from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings
 
 ROWS, HEADS, N, M, D = 2, 2, 4, 12, 4
@@ -135,7 +135,9 @@ def step(memory: MemorySettings):
     @jax.jit
     def run(bank: Bank, cached: Tokens, clears_B, mask_BN, segment: Tokens, received_BM) -> Bank:
         bank = masked(clear(bank, clears_B), mask_BN)
-        return write(add(bank, ReadStats(None, received_BM), memory.eviction_rule), segment, cached, memory, search)
+        return write_segment(
+            add(bank, ReadStats(None, received_BM), memory.eviction_rule), segment, memory, search, cached
+        )
 
     return run
 
@@ -241,11 +243,11 @@ def test_an_index_follows_what_is_replaced_at_any_address(search):
         FaissSettings(lists=2, probes=2),
     ))  # fmt: skip
     bank, finder = empty_bank(ROWS, HEADS, D, memory), make_search(memory)
-    run, rng = jax.jit(functools.partial(write, memory=memory, search=finder)), np.random.default_rng(0)
+    run, rng = jax.jit(functools.partial(write_segment, memory=memory, search=finder)), np.random.default_rng(0)
     for _ in range(14):
         keys = rng.normal(size=(ROWS, HEADS, N, D)).astype(np.float32)
         keys /= np.linalg.norm(keys, axis=-1, keepdims=True)
-        bank = run(bank, Tokens(keys, keys), Tokens(keys, keys))
+        bank = run(bank, Tokens(keys, keys))
     found = finder(bank.keys_BHMD, bank.keys, valid(bank), 1).slots_BHNK[..., 0]
     assert np.asarray(found == np.arange(8 * N)).mean() > 0.95
     assert np.asarray(bank.slot_table.positions_BM).max() > 8 * N  # some were replaced
@@ -255,7 +257,7 @@ def test_a_segment_that_does_not_fit_beside_the_sink_is_refused():
     memory = memory_of(sink=M - N + 1)
     part = Tokens(jnp.zeros((1, 1, N, D)), jnp.zeros((1, 1, N, D)))
     with pytest.raises(ValueError, match=r"4 tokens of a segment .* Memory.sink = 9 do not fit into Memory.size = 12"):
-        write(empty_bank(1, 1, D, memory), part, part, memory, Search())
+        write_segment(empty_bank(1, 1, D, memory), part, memory, Search())
 
 
 @pytest.mark.parametrize(
