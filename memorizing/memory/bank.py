@@ -1,16 +1,15 @@
 """The external memory of one layer: a ring buffer of keys and values, one per row and head.
 
-A single write cursor serves all rows; `length_B` says how many of the latest slots belong to each row's present
-document. So clearing a row is one integer write, and a write is one contiguous update for all rows. Slot `m` is valid
-for row `b` when its age, `(cursor - 1 - m) mod M`, is below `length_B[b]`:
+All rows share one write cursor; `length_B` counts the latest slots that belong to each row's current document.
+Clearing a row is therefore one integer write, and writing is one contiguous update for all rows. Slot `m` is valid for
+row `b` when its age, `(cursor - 1 - m) mod M`, is below `length_B[b]`:
 
     M = 8, cursor = 3, length = 5        slot   0 1 2 3 4 5 6 7
                                          age    2 1 0 7 6 5 4 3
                                          valid  x x x . . . x x
 
-Where the settings want what a ring cannot express, each row has slots of its own instead (`addresses.py`).
-
-What is written of a segment: `writing.py`. How the slots are searched: `memorizing.memory.search`.
+Memories that a ring buffer cannot hold have a slot table for each row instead (`slot_table.py`). `writing.py` chooses
+the tokens to write; `search/` finds neighbors.
 """
 
 from collections.abc import Sequence
@@ -32,16 +31,16 @@ from memorizing.shapes import Array
 
 
 class Recall(NamedTuple):
-    """Counts of sampled queries since the bank was made: neighbors that there were, that were found, and their ages.
+    """Counts that measure the search's recall for sampled queries, since the bank was created.
 
-    They overflow after two thousand million neighbors, which is after millions of segments; differences stay right.
+    The counts overflow after two billion neighbors (millions of segments); differences stay correct.
 
     Attributes:
-        found_BH: neighbors that were found.
-        wanted_BH: neighbors that there were.
-        retrieved_BH: slots that were retrieved, whether they are true neighbors or not.
-        age_BH: how many segments ago these were written, added up: 1 for the segment before.
-        tokens_B: how many tokens the segment has that reads next: queries behind them are padding, and do not count.
+        found_BH: true neighbors that the search found.
+        wanted_BH: true neighbors, found by an exact search.
+        retrieved_BH: slots that the search retrieved, true neighbors or not.
+        age_BH: sum of the ages of the retrieved slots, in segments; 1 for the segment before.
+        tokens_B: number of real tokens in the next segment; queries of padding do not count.
     """
 
     found_BH: Int[jax.Array, "B H"]
@@ -52,18 +51,18 @@ class Recall(NamedTuple):
 
 
 class Bank(NamedTuple):
-    """Keys and values of earlier tokens, as they were computed then: they go stale, and take no gradient.
+    """Keys and values of earlier tokens. They stay as they were computed, so they go stale; no gradient reaches them.
 
     Attributes:
-        keys_BHMD: keys; or, in 8 bits, keys divided by their scale.
+        keys_BHMD: keys, or keys divided by their scale if stored in 8 bits.
         values_BHMD: values.
-        cursor: the slot that a ring writes next.
-        length_B: how many slots can be read; in a ring the latest ones.
-        scales_BHM: of keys in 8 bits; else None.
-        index: what the search keeps beside the keys.
-        recall: what is counted about the search, if `Memory.report_recall`; else None.
-        addresses: which token lies in which slot, if `Memory.addressed`; else None.
-        visible_B: how many of the latest tokens in memory the next segment may read, at most; None for all.
+        cursor: next slot that a ring buffer writes.
+        length_B: number of slots that may be read; in a ring buffer the latest ones.
+        scales_BHM: scales of keys in 8 bits; else None.
+        index: data that the search stores next to the keys.
+        recall: recall counts, if `Memory.report_recall`; else None.
+        slot_table: position of each slot's token, if `MemorySettings.uses_slot_table`; else None.
+        visible_B: number of newest tokens that the next segment may read; None for all.
     """
 
     keys_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
@@ -78,12 +77,12 @@ class Bank(NamedTuple):
 
     @property
     def keys(self) -> Keys:
-        """What is searched."""
+        """The keys and the index, as a search takes them."""
         return Keys(self.keys_BHMD, self.scales_BHM, self.index)
 
 
 def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) -> Bank:
-    """A bank in which no slot is valid."""
+    """Returns a bank without any token."""
     shape = (rows, heads, settings.size, head_size)
     key_dtype = settings.key_dtype or settings.dtype
     return Bank(
@@ -99,7 +98,7 @@ def empty_bank(rows: int, heads: int, head_size: int, settings: MemorySettings) 
 
 
 def emptied(like: Bank) -> Bank:
-    """A bank of these shapes in which no slot is valid."""
+    """Returns a bank with the shapes of `like` and without any token."""
     bank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)
     if bank.recall is not None:
         bank = bank._replace(recall=no_recall(*bank.keys_BHMD.shape[:2]))
@@ -109,13 +108,13 @@ def emptied(like: Bank) -> Bank:
 
 
 def no_recall(rows: int, heads: int) -> Recall:
-    """Before anything is counted; until a mask is known, all queries are of tokens."""
-    nothing = lambda: jnp.zeros((rows, heads), jnp.int32)  # noqa: E731  (an array each, since each may be donated)
+    """Returns counts of zero. Until a mask is known, all queries count."""
+    nothing = lambda: jnp.zeros((rows, heads), jnp.int32)  # noqa: E731  (separate arrays, because each may be donated)
     return Recall(nothing(), nothing(), nothing(), nothing(), jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
 
 
 def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:
-    """The bank as it is to be read by a segment that has tokens where the mask is True, and padding behind them."""
+    """Returns the bank for a segment whose real tokens are those where the mask is True; padding follows them."""
     if bank.recall is None and bank.slot_table is None:
         return bank
     tokens_B = mask_BN.sum(1, dtype=jnp.int32)
@@ -127,7 +126,7 @@ def masked(bank: Bank, mask_BN: Bool[Array, "B N"]) -> Bank:
 
 
 def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
-    """Forgets everything in the rows where `rows_B` is True."""
+    """Returns the bank with the rows where `rows_B` is True emptied."""
     return bank._replace(
         length_B=jnp.where(rows_B, 0, bank.length_B),
         slot_table=None if bank.slot_table is None else cleared(bank.slot_table, rows_B),
@@ -135,7 +134,7 @@ def clear(bank: Bank, rows_B: Bool[Array, "B"]) -> Bank:
 
 
 class ReadStats(NamedTuple):
-    """What is noticed while a bank is read, to be added to it; None of what the bank does not keep.
+    """Statistics of one read of a bank; None for what the bank does not track.
 
     Attributes:
         recall: counts of neighbors.
@@ -148,7 +147,7 @@ class ReadStats(NamedTuple):
 
 
 def add(bank: Bank, read_stats: ReadStats, rule: EvictionRule) -> Bank:
-    """The bank with what was noticed while it was read, by one layer or by several: before it is written again."""
+    """Returns the bank with the statistics of a read added, by each layer that reads it, before the next write."""
     recall, slot_table = bank.recall, bank.slot_table
     if recall is not None and read_stats.recall is not None:
         recall = jax.tree.map(jnp.add, recall, read_stats.recall)
@@ -158,10 +157,10 @@ def add(bank: Bank, read_stats: ReadStats, rule: EvictionRule) -> Bank:
 
 
 def refill(bank: Bank, rows_B: Bool[Array, "B"], prebuilt: Bank, search: Search, tokens: int) -> Bank:
-    """Where `rows_B` is True, rows forget everything and hold what `prebuilt` does: a bank alike, but of one row.
+    """Returns the bank with a copy of `prebuilt`, a bank of one row, in the rows where `rows_B` is True.
 
-    Its slots are turned so that its newest token is the latest written. That is a pass over all slots, as is making
-    the index of `search` anew, by segments of `tokens`; both only where there is such a row.
+    The copy is rotated so that its newest token is the latest written, and the index of `search` is built again from
+    segments of `tokens`. Both pass over all slots, and only run if there is such a row.
     """
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
@@ -187,9 +186,14 @@ def append(
     search: Search,
     most: int | None = None,
 ) -> Bank:
-    """Writes a segment over the oldest slots of a ring. `N` must divide `M`, so that a write never wraps around.
+    """Returns the bank with a segment written over the oldest slots of the ring buffer.
 
-    Of `most` tokens at most can be read then. `search` is told of the keys: it may keep an index of them.
+    Args:
+        search: gets the new keys, because it may keep an index.
+        most: largest number of tokens that may be read afterwards; None for all slots.
+
+    Raises:
+        ValueError: if `N` does not divide `M`, so that a write would wrap around.
     """
     slots, tokens = bank.keys_BHMD.shape[2], keys_BHND.shape[2]
     if slots % tokens:
@@ -210,7 +214,7 @@ def place(
     slot_table: SlotTable,
     search: Search,
 ) -> Bank:
-    """Writes each token of a segment into its slot (see `write_at`); `addresses` is what is known of all slots then."""
+    """Returns the bank with each token of a segment in its slot (see `write_at`), and with the new `slot_table`."""
     new, learned = _to_store(bank, keys_BHND, values_BHND, search)
     held = write_at(_stored(bank, bank.index.slots), new, slots_BN)
     length_B = slot_table.held_BM.sum(1, dtype=jnp.int32)
@@ -218,7 +222,7 @@ def place(
 
 
 def _to_store(bank: Bank, keys_BHND, values_BHND, search: Search) -> tuple[Stored, dict[str, jax.Array]]:
-    """What is to be written of new tokens, and what `search` has learned from them."""
+    """Returns the data to store for new tokens, and the learned part of the index after them."""
     keys_BHND, values_BHND = lax.stop_gradient((keys_BHND, values_BHND))
     entries, learned = search.entries(keys_BHND, bank.index.learned)
     new = Stored(keys_BHND, values_BHND, None, entries)
@@ -233,7 +237,7 @@ def _stored(bank: Bank, entries: dict[str, jax.Array] | None = None) -> Stored:
 
 
 def _with(bank: Bank, held: Stored, learned: dict[str, jax.Array] | None = None) -> Bank:
-    """The bank with this in its slots; and with an index of it, if something was learned."""
+    """Returns the bank with this data in its slots, and with its index if `learned` is given."""
     return bank._replace(
         keys_BHMD=held.keys_BHMD,
         values_BHMD=held.values_BHMD,
@@ -243,9 +247,9 @@ def _with(bank: Bank, held: Stored, learned: dict[str, jax.Array] | None = None)
 
 
 def reindexed(bank: Bank, search: Search, tokens: int) -> Bank:
-    """The same bank with the index that `search` keeps of it, as if its segments of `tokens` were written again.
+    """Returns the bank with the index of `search`, built by writing its segments of `tokens` again.
 
-    Nothing is learned from slots that hold nothing of a row's document.
+    The index learns nothing from slots that hold no token of a row's document.
     """
     rows, heads, slots, size = bank.keys_BHMD.shape
 
@@ -271,10 +275,10 @@ def reindexed(bank: Bank, search: Search, tokens: int) -> Bank:
 
 
 def resize(bank: Bank, slots: int, cursor: int) -> Bank:
-    """The bank in a ring of another size, oldest slot first: a smaller one keeps the newest tokens.
+    """Returns the bank as a ring buffer of another size, oldest slot first. A smaller one keeps the newest tokens.
 
-    `cursor` is that of the bank as a number: to turn a ring that is split over devices by a fixed way, each sends part
-    of its slots to another; by a way known only when the program runs, all would be gathered on each.
+    `cursor` is the bank's cursor as a Python number. With a constant rotation each device sends part of its slots to
+    another device; with one known only at run time, every device would gather all slots.
     """
     held = bank.keys_BHMD.shape[2]
 
@@ -291,15 +295,15 @@ def resize(bank: Bank, slots: int, cursor: int) -> Bank:
 
 
 def size(banks: Sequence[Bank]) -> int:
-    """How many slots the banks of a model have; 0 where there are none."""
+    """Returns the number of slots of a model's banks; 0 without banks."""
     return banks[0].keys_BHMD.shape[2] if banks else 0
 
 
 def as_ring(bank: Bank) -> Bank:
-    """A bank with addresses as a ring: what its slots hold, in order of position; without an index."""
+    """Returns a bank with a slot table as a ring buffer, its tokens in order of position; without an index."""
     if bank.slot_table is None:
         return bank
-    order_BM = jnp.argsort(bank.slot_table.positions_BM, axis=1)  # those that hold nothing first
+    order_BM = jnp.argsort(bank.slot_table.positions_BM, axis=1)  # empty slots first
 
     def ordered(part: jax.Array) -> jax.Array:
         return jnp.take_along_axis(part, order_BM.reshape(order_BM.shape[0], 1, -1, *(1,) * (part.ndim - 3)), axis=2)
@@ -310,31 +314,31 @@ def as_ring(bank: Bank) -> Bank:
 
 
 def ages(bank: Bank) -> Int[jax.Array, "M"]:
-    """How many slots of a ring were written after each: 0 for the latest."""
+    """Returns the age of each slot of a ring buffer, in slots: 0 for the latest."""
     slots = bank.keys_BHMD.shape[2]
     return (bank.cursor - 1 - jnp.arange(slots)) % slots
 
 
 def readable(bank: Bank) -> Int[jax.Array, "B"]:
-    """How many of the latest tokens the next segment may read."""
+    """Returns the number of newest tokens that the next segment may read."""
     return bank.length_B if bank.visible_B is None else jnp.minimum(bank.length_B, bank.visible_B)
 
 
 def valid(bank: Bank) -> Bool[jax.Array, "B M"]:
-    """Which slots the next segment may read: those that hold a token of the row's present document, if `visible_B`."""
+    """Returns True for slots that the next segment may read: visible tokens of the row's current document."""
     if bank.slot_table is None:
         return ages(bank)[None, :] < readable(bank)[:, None]
     held_BM = bank.slot_table.held_BM
     if bank.visible_B is None:
         return held_BM
-    newer_BM = jnp.argsort(jnp.argsort(-bank.slot_table.positions_BM))  # how many tokens held are newer
+    newer_BM = jnp.argsort(jnp.argsort(-bank.slot_table.positions_BM))  # number of newer tokens
     return held_BM & (newer_BM < bank.visible_B[:, None])
 
 
 def tokens_ago(bank: Bank, write_every: int) -> Int[jax.Array, "B M"]:
-    """How many tokens before the one that the row reads next the token of each slot was read: 1 for the last one.
+    """Returns the age of each slot's token, in tokens: 1 for the token that the row read last.
 
-    The one place that knows which token a slot holds; it means nothing for slots that may not be read.
+    Ages of slots that may not be read (see `valid`) are meaningless.
     """
     if bank.slot_table is not None:
         return bank.slot_table.read_B[:, None] - bank.slot_table.positions_BM
@@ -342,19 +346,19 @@ def tokens_ago(bank: Bank, write_every: int) -> Int[jax.Array, "B M"]:
 
 
 def recall(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
-    """The share of true neighbors that were found between two states of a bank; None if it does not count."""
+    """Returns the recall of the search between two states of a bank; None if the bank does not count it."""
     return _ratio(before, after, "found_BH", "wanted_BH")
 
 
 def mean_age(before: Bank, after: Bank) -> Float[jax.Array, ""] | None:
-    """How many segments ago what was retrieved between two states of a bank had been written; None as in `recall`."""
+    """Returns the mean age of the slots retrieved between two states of a bank, in segments; None as in `recall`."""
     return _ratio(before, after, "age_BH", "retrieved_BH")
 
 
 def _ratio(before: Bank, after: Bank, above: str, below: str) -> Float[jax.Array, ""] | None:
     if before.recall is None or after.recall is None:
         return None
-    # Differences first, which stay right when counts overflow; then as floats, which do not.
+    # Take differences first: they stay correct when counts overflow. Then convert to float, which cannot overflow.
     above_BH, below_BH = (getattr(after.recall, name) - getattr(before.recall, name) for name in (above, below))
     over, under = above_BH.sum(dtype=jnp.float32), below_BH.sum(dtype=jnp.float32)
     return jnp.where(under > 0, over / jnp.maximum(under, 1), jnp.nan)

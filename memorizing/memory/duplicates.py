@@ -1,10 +1,9 @@
-"""Which new tokens are nearly the same as one that is kept already: these need no second place in a memory.
+"""Finds new tokens that are nearly the same as a stored one, so that the memory need not store them again.
 
-    likeness(i, m) = mean over heads of  k_i . k_m / (|k_i| |k_m|)
+    similarity(i, m) = mean over heads of  k_i . k_m / (|k_i| |k_m|)
 
-A slot serves all heads, so likeness is a matter of all heads together: two tokens are as like as their keys of all
-heads, each scaled to length 1, put end to end. A token is compared with those in the memory before its segment, and
-with those of its segment before it that are no duplicates themselves.
+A slot serves all heads, so similarity is the mean cosine over heads. A token is compared with the tokens in memory
+before its segment, and with earlier tokens of its segment that are not duplicates themselves.
 """
 
 import functools
@@ -18,7 +17,7 @@ from memorizing.memory.search import NO_INDEX, Keys
 from memorizing.parallel.mesh import current_mesh, spec, specs
 
 BLOCK = 1024
-"""Slots that are compared at a time."""
+"""Number of slots compared at a time."""
 
 
 def novel(
@@ -28,8 +27,8 @@ def novel(
     valid_BM: Bool[jax.Array, "B M"],
     duplicate_score: float,
 ) -> Bool[jax.Array, "B N"]:
-    """Which of the tokens `offered` are like none that is kept: like to `duplicate_score` or less."""
-    compare = functools.partial(_likeness, heads=keys_BHND.shape[1])
+    """Returns True for offered tokens whose similarity to every stored token is at most `duplicate_score`."""
+    compare = functools.partial(_similarity, heads=keys_BHND.shape[1])
     held = held._replace(index=NO_INDEX)
     if (mesh := current_mesh()) is not None:
         compare = jax.shard_map(
@@ -50,12 +49,12 @@ def novel(
     return lax.fori_loop(0, offered_BN.shape[1], decide, jnp.zeros_like(offered_BN))
 
 
-def _likeness(
+def _similarity(
     keys_BHND: jax.Array, held: Keys, valid_BM: jax.Array, heads: int, over: tuple[str, str] | None = None
 ) -> tuple[Float[jax.Array, "B N"], Float[jax.Array, "B N N"]]:
-    """How like each token is to the valid slot that is likest (-inf if there is none), and to those of its segment.
+    """Returns each token's largest similarity to a valid slot (-inf without one), and to the tokens of its segment.
 
-    On devices each with some heads and slots: `over` are the axes of these.
+    With `over`, the mesh axes of heads and slots, each device holds some of both.
     """
     slots, new_BHND = valid_BM.shape[1], _unit(keys_BHND)
     size = min(BLOCK, slots)
@@ -77,6 +76,6 @@ def _likeness(
 
 
 def _unit(keys_BHMD: jax.Array) -> Float[jax.Array, "B H M D"]:
-    """In float32, at length 1; zeros stay zeros."""
+    """Returns keys in float32, scaled to length 1; zeros stay zeros."""
     wide = keys_BHMD.astype(jnp.float32)
     return wide * lax.rsqrt(jnp.maximum((wide * wide).sum(-1, keepdims=True), 1e-30))

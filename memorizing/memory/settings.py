@@ -103,7 +103,7 @@ class MemorySettings:
 
     @property
     def selects(self) -> bool:
-        """Whether a search selects neighbors; False for attention over all slots."""
+        """True if a search selects neighbors; False for attention over all slots."""
         return self.search == "auto" or SEARCHES[self.search].selects
 
     def _check_search(self) -> None:
@@ -139,7 +139,7 @@ class MemorySettings:
 
     @property
     def uses_slot_table(self) -> bool:
-        """Whether the memory needs a slot table (`memorizing.memory.slot_table`) because no ring buffer can hold it.
+        """True if the memory needs a slot table (`memorizing.memory.slot_table`) because no ring buffer can hold it.
 
         A ring buffer holds the newest tokens, and the same number of new tokens in each row.
         """

@@ -1,8 +1,7 @@
-"""What lies in the slots of a bank, and how new tokens get there: as a run of slots, or each at an address of its own.
+"""Writes new tokens into the slots of a bank: as one run of slots, or each token into its own slot.
 
-Slots may be split over devices along the mesh axis `memory`. Every device is given all of the new tokens, and writes
-those that come to its own slots: nothing of the bank travels. Who decides where tokens go: `bank.py` (the ring) and
-`eviction.py` (addresses).
+Slots may be split over devices along the mesh axis `memory`. Every device gets all new tokens and writes those that
+belong to its slots, so the bank itself never travels. `bank.py` (ring buffer) and `eviction/` choose the slots.
 """
 
 import functools
@@ -19,7 +18,7 @@ from memorizing.parallel.mesh import current_mesh, spec, specs
 
 
 class Stored(NamedTuple):
-    """What lies in the slots, `[B, H, M, ...]`; or what is to be written there, `[B, H, N, ...]`."""
+    """Data in the slots, `[B, H, M, ...]`, or data to write there, `[B, H, N, ...]`."""
 
     keys_BHMD: jax.Array
     values_BHMD: jax.Array
@@ -28,12 +27,12 @@ class Stored(NamedTuple):
 
 
 def write_run(held: Stored, new: Stored, cursor: Int[jax.Array, ""]) -> Stored:
-    """Writes `new` into the slots from `cursor` on, the same ones in all rows; it may not reach beyond the last."""
+    """Returns `held` with `new` in the slots from `cursor` on, in all rows. It may not reach beyond the last slot."""
     return _on_each_device(_write_run, held, new, cursor, "")
 
 
 def write_at(held: Stored, new: Stored, slots_BN: Int[jax.Array, "B N"]) -> Stored:
-    """Writes each token of `new` into a slot of its own; those whose slot is `M` or beyond are not written.
+    """Returns `held` with each token of `new` in its own slot. Tokens with slot `M` or above are not written.
 
     No two tokens of a row may have the same slot.
     """
@@ -41,7 +40,7 @@ def write_at(held: Stored, new: Stored, slots_BN: Int[jax.Array, "B N"]) -> Stor
 
 
 def _on_each_device(write: Callable[..., Stored], held: Stored, new: Stored, where: jax.Array, letters: str) -> Stored:
-    """Lets each device write into its own slots; `letters` say how `where` is spread over devices."""
+    """Runs `write` on each device for its local slots; `letters` say how `where` is sharded."""
     if (mesh := current_mesh()) is not None:
         write = jax.shard_map(
             functools.partial(write, axis="memory"),
@@ -53,9 +52,9 @@ def _on_each_device(write: Callable[..., Stored], held: Stored, new: Stored, whe
 
 
 def _write_run(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = None) -> Stored:
-    """With an `axis`, what lies on this device.
+    """Writes a run of slots; with an `axis`, only those of this device.
 
-    Layouts, barriers and slices are such that TPUs do not copy the bank to the layout that a segment happens to have.
+    Layouts, barriers and slices keep TPUs from copying the bank to the layout of the segment.
     """
     if axis is None or lax.axis_size(axis) == 1:
 
@@ -65,8 +64,8 @@ def _write_run(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = 
 
         return jax.tree.map(put, held, new)
     slots, tokens = held.keys_BHMD.shape[2], new.keys_BHMD.shape[2]
-    start = cursor - lax.axis_index(axis) * slots  # in this device's slots; can lie before or behind them
-    # A window over all that could be written here: a segment may reach over the border to the next device's slots.
+    start = cursor - lax.axis_index(axis) * slots  # relative to this device's slots; may lie outside them
+    # The window covers all slots that may be written here: a segment may cross the border between two devices.
     size = min(tokens, slots)
     first = jnp.clip(start, 0, slots - size)
     place = first - start + jnp.arange(size)
@@ -83,13 +82,15 @@ def _write_run(held: Stored, new: Stored, cursor: jax.Array, axis: str | None = 
 
 
 def _write_at(held: Stored, new: Stored, slots_BN: jax.Array, axis: str | None = None) -> Stored:
-    """With an `axis`, what lies on this device."""
+    """Writes each token into its slot; with an `axis`, only slots of this device."""
     slots = held.keys_BHMD.shape[2]
-    own_BN = slots_BN - (0 if axis is None else lax.axis_index(axis) * slots)
-    own_BN = jnp.where((own_BN >= 0) & (own_BN < slots), own_BN, slots)  # a negative index would count from the end
+    local_BN = slots_BN - (0 if axis is None else lax.axis_index(axis) * slots)
+    local_BN = jnp.where(
+        (local_BN >= 0) & (local_BN < slots), local_BN, slots
+    )  # because a negative index counts from the end
 
     def put(old: jax.Array, part: jax.Array) -> jax.Array:
-        of_row = lambda old, part, own_N: old.at[:, own_N].set(part.astype(old.dtype), mode="drop")  # noqa: E731
-        return jax.vmap(of_row)(old, part, own_BN)
+        of_row = lambda old, part, local_N: old.at[:, local_N].set(part.astype(old.dtype), mode="drop")  # noqa: E731
+        return jax.vmap(of_row)(old, part, local_BN)
 
     return jax.tree.map(put, held, new)
