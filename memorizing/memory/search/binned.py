@@ -1,15 +1,15 @@
-"""Approximate search in a stream: strided bins keep their best slot each, then an exact top-K of the winners.
+"""Approximate search over blocks: each bin of slots keeps its best slot, then an exact top-k of these winners.
 
     bin r of R      slots r, r + R, r + 2R, ...                    M = 12, R = 4:   0 1 2 3 | 0 1 2 3 | 0 1 2 3
-    winners         for each query and bin the best valid slot     a block of slots is one maximum, elementwise
+    winners         for each query and bin the best valid slot     a block of slots is one elementwise maximum
     top-K           of the R winners, exact
 
-Only the best of each bin can be found. Of K neighbors that fall into R bins at random the share that is found,
-`expected_recall`, is expected to be `(R / K) (1 - (1 - 1/R)^K)`: 64% for R = K = 32, 97% for R = 512. Tokens next to
-each other lie in different bins, so that a passage that is retrieved as a whole does not compete with itself.
+Only the best slot of each bin can be found. If K neighbors fall into R bins at random, the expected recall is `(R / K)
+(1 - (1 - 1/R)^K)`: 64% for R = K = 32, 97% for R = 512. Adjacent tokens are in different bins, so that a passage that
+is retrieved as a whole does not compete with itself.
 
-This is the algorithm of the kernels (`pallas_gpu.py`, `pallas_tpu.py`), written for any device, and their oracle: of
-equal scores the lower slot wins, in its bin and among the winners.
+The kernels (`pallas_gpu.py`, `pallas_tpu.py`) use the same algorithm; this version runs on any device and is their
+reference. Equal scores are won by the lower slot, within a bin and among the winners.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ from jax import lax
 from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSettings, counted, inner_products, pad
 
 LANES = 128
-"""Bins come in multiples of this: the width of a TPU's vector registers, and of comfortable tiles on GPUs."""
+"""The number of bins is a multiple of this: the width of a TPU's vector registers, and of efficient tiles on GPUs."""
 
 
 def expected_recall(bins: int, neighbors: int) -> float:
-    """Share of the neighbors that are the best of their bin, when each is in any bin with equal probability."""
+    """Returns the share of neighbors that are the best of their bin, if each is in any bin with equal probability."""
     return bins / neighbors * (1 - (1 - 1 / bins) ** neighbors)
 
 
 def bins_for(recall_target: float, neighbors: int) -> int:
-    """The least power of two of bins, at least `LANES`, for which `expected_recall` reaches `recall_target` (< 1)."""
+    """Returns the smallest power of two from `LANES` on whose `expected_recall` reaches `recall_target` (< 1)."""
     bins = LANES
     while bins < neighbors or expected_recall(bins, neighbors) < recall_target:
         bins *= 2
@@ -40,11 +40,11 @@ def bins_for(recall_target: float, neighbors: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Binned(Search):
-    """The best of each of many bins, streaming.
+    """Finds the best slot of each of many bins, block by block.
 
     Attributes:
-        recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
-        block_size: slots whose scores are held at a time.
+        recall_target: expected recall, which sets the number of bins. Measure the recall of real queries.
+        block_size: number of slots scored at a time.
     """
 
     recall_target: float = 0.95
@@ -55,9 +55,10 @@ class Binned(Search):
         return top_winners(self.winners(queries_BHND, keys, valid_BM, bins), neighbors)
 
     def winners(self, queries_BHND, keys: Keys, valid_BM, bins: int) -> Neighbors:
-        """The best of each bin, `[B, H, N, bins]`, in the order of bins; score `-inf` where a bin has no slot."""
+        """Returns the best slot of each bin, `[B, H, N, bins]`, in the order of bins; score `-inf` for a bin without a
+        slot."""
         slots = valid_BM.shape[1]
-        steps = max(1, min(self.block_size, slots) // bins)  # strides over all bins that one block makes
+        steps = max(1, min(self.block_size, slots) // bins)  # passes over all bins in one block
         block_size = steps * bins
         blocks = -(-slots // block_size)
         padded = blocks * block_size
@@ -84,8 +85,8 @@ class Binned(Search):
 
 
 def top_winners(winners: Neighbors, neighbors: int) -> Neighbors:
-    """The best `neighbors` of the winners of bins, of equal scores the lower slot first."""
-    # Winners stand in the order of their bins, not of their slots: sorted by both score and slot.
+    """Returns the best `neighbors` winners; equal scores by lower slot first."""
+    # Winners are in the order of bins, not of slots, so they are sorted by score and slot.
     scores, slots = lax.sort((-winners.scores_BHNK, winners.slots_BHNK), dimension=-1, num_keys=2)
     return Neighbors(-scores[..., :neighbors], slots[..., :neighbors])
 

@@ -1,16 +1,16 @@
-"""Exact search in a stream: one block of slots at a time, merged into a running top-K.
+"""Exact search over blocks of slots, merged into a running top-k.
 
-At most the scores `[B, H, N, block]` are held at a time, never those of a larger memory. Within a block the selection
-has two stages, exact, and faster on a CPU than one `top_k` over everything:
+It holds only the scores `[B, H, N, block]` at a time, never those of all slots. Within a block the selection has two
+stages. It is exact, and faster on a CPU than one `top_k` over everything:
 
-    scores   | group 0 | group 1 | group 2 | ...        groups of G slots next to each other
+    scores   | group 0 | group 1 | group 2 | ...        groups of G adjacent slots
     maxima        .9        .4        .7                the K groups with the largest maxima
     candidates   group 0 and group 2, in slot order     hold every one of the K best slots
     top-K    of K * G candidates
 
-Why exact, ties included: for a slot in a group that was left out, each of the K chosen groups has a member that is
-better, or equal with a lower slot; so the slot is not among the K best. Candidates stay in slot order, and the
-running top-K stands before a later block, so `top_k`, which is stable, prefers the lower slot throughout.
+This is exact, ties included. Take a slot in a group that was left out: each of the K chosen groups has a slot that is
+better, or equal and lower, so the slot is not among the K best. Candidates stay in slot order, and the running top-k
+comes before a later block, so the stable `top_k` prefers the lower slot throughout.
 """
 
 import dataclasses
@@ -27,9 +27,9 @@ from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSet
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Blocked(Search):
-    """Exact neighbors while holding the scores of `block_size` slots at a time.
+    """Finds the exact neighbors and holds the scores of `block_size` slots at a time.
 
-    `block_size` (slots) need not divide `M`: the last block is then padded with slots that are not valid.
+    `block_size` need not divide `M`: the last block is padded with invalid slots.
     """
 
     block_size: int = 8192
@@ -58,7 +58,7 @@ class Blocked(Search):
 
 
 def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbors: int) -> Neighbors:
-    """The best slots of one block (at most `neighbors`), by maxima of groups first where that saves work."""
+    """Returns the best slots of a block (at most `neighbors`), by maxima of groups first if that saves work."""
     slots = scores_BHNM.shape[-1]
     group = group_size(slots, neighbors)
     if slots % group or slots // group <= neighbors:
@@ -73,12 +73,12 @@ def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbors: int) -> N
 
 
 def group_size(slots: int, neighbors: int) -> int:
-    """The power of two for which both selections, of `slots / G` groups and of `K * G` candidates, are small."""
+    """Returns the power of two that balances the two selections, of `slots / G` groups and of `K * G` candidates."""
     return 1 << round(math.log2(max(slots / neighbors, 1)) / 2)
 
 
 def merge(first: Neighbors, second: Neighbors) -> Neighbors:
-    """The best of both, as many as `first` holds; of equal scores, those of `first`."""
+    """Returns the best of both, as many as `first` has; equal scores by `first` first."""
     neighbors = first.scores_BHNK.shape[-1]
     scores = jnp.concatenate([first.scores_BHNK, second.scores_BHNK], axis=-1)
     slots = jnp.concatenate([first.slots_BHNK, second.slots_BHNK], axis=-1)

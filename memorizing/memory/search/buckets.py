@@ -1,11 +1,11 @@
-"""What searches that look at a few slots only have in common: slots in buckets, candidates, and the best of these.
+"""The shared part of searches that score only some slots: buckets of slots, candidates, and their top-k.
 
-    slots by bucket, the latest of each first     | 7 2 | 9 8 4 1 | 5 | 6 3 0 |     sorted once for a segment
-    runs of a query, most promising first           b       d                       its buckets, in each table
-    its candidates                                  9 8 4 1 6 3                     a fixed number, filled run by run
+    slots by bucket, newest first        | 7 2 | 9 8 4 1 | 5 | 6 3 0 |     sorted once per segment
+    runs of a query, most promising first    b       d                       its buckets, in each table
+    its candidates                           9 8 4 1 6 3                     a fixed number, filled run by run
 
-The candidates' keys are gathered and scored as in every search, and the best of them chosen by the rule of all: by
-score, of equal scores the lower slot. So recall is all that there is to lose.
+The candidates' keys are gathered and scored as in every search. The best are chosen by score, equal scores by lower
+slot. So these searches can only lose recall.
 """
 
 import functools
@@ -21,15 +21,15 @@ from memorizing.memory.search.contract import Keys, Neighbors, inner_products, p
 from memorizing.memory.search.gather import gather
 
 GATHERED = 1 << 24
-"""Features of candidates' keys that are held at a time: queries are searched in blocks so that there are no more."""
+"""Largest number of gathered features held at a time; queries are searched in blocks that stay below it."""
 
 
 class Buckets(NamedTuple):
-    """Slots sorted into the buckets of each table; those that are not valid lie in none.
+    """Slots sorted into the buckets of each table. Invalid slots are in no bucket.
 
     Attributes:
-        order_BHTM: slots by bucket, within one the latest first; behind them those that are not valid.
-        sorted_BHTM: the buckets that these lie in.
+        order_BHTM: slots by bucket, newest first within a bucket; invalid slots at the end.
+        sorted_BHTM: bucket of each entry of `order_BHTM`.
     """
 
     order_BHTM: Int[jax.Array, "B H T M"]
@@ -37,11 +37,11 @@ class Buckets(NamedTuple):
 
 
 class Runs(NamedTuple):
-    """Stretches of `Buckets.order_BHTM`, for each query in the order in which they are to be looked at.
+    """Runs of slots in `Buckets.order_BHTM`, for each query in the order in which it scores them.
 
     Attributes:
-        starts_BHNR: where they start, counted through all tables.
-        sizes_BHNR: slots in them; may be 0.
+        starts_BHNR: first index of each run, counted through all tables.
+        sizes_BHNR: number of slots in each run; may be 0.
     """
 
     starts_BHNR: Int[jax.Array, "B H N R"]
@@ -61,7 +61,7 @@ def sort_into_buckets(
 
 
 def runs_of(buckets: Buckets, wanted_BHNTP: Int[jax.Array, "B H N T P"]) -> Runs:
-    """The whole buckets that each query wants in each table: first the first of all tables, then the second ..."""
+    """Returns the buckets of each query as runs: the first bucket of every table, then the second of every table."""
     slots = buckets.sorted_BHTM.shape[-1]
     shape = wanted_BHNTP.shape
     wanted_BHTX = jnp.moveaxis(wanted_BHNTP, 2, 3).reshape(*shape[:2], shape[3], -1)
@@ -76,11 +76,11 @@ def runs_of(buckets: Buckets, wanted_BHNTP: Int[jax.Array, "B H N T P"]) -> Runs
 
 
 def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[jax.Array, "B H N C"]]:
-    """Places in `Buckets.order_BHTM` of the first `candidates` of each query's runs, and which of them there are."""
+    """Returns the indices in `Buckets.order_BHTM` of each query's first `candidates` slots, and which of them exist."""
     ends_BHNR = jnp.cumsum(runs.sizes_BHNR, axis=-1)
-    # Candidate c lies in the run that it reaches: as far behind the run's start as it is behind all runs before.
+    # Candidate c is in the run whose cumulative size it reaches, at its distance from the end of the run before.
     shift_BHNR = runs.starts_BHNR - (ends_BHNR - runs.sizes_BHNR)
-    # On CPUs XLA would otherwise compute the sums anew for each candidate.
+    # Without the barrier, XLA would recompute the sums for each candidate on CPUs.
     ends_BHNR, shift_BHNR = lax.optimization_barrier((ends_BHNR, shift_BHNR))
     steps_BHNR = jnp.diff(shift_BHNR, axis=-1)
     number_C = jnp.arange(candidates, dtype=jnp.int32)
@@ -92,7 +92,7 @@ def fill(runs: Runs, candidates: int) -> tuple[Int[jax.Array, "B H N C"], Bool[j
 
 
 def by_queries[T](find: Callable[[T], Neighbors], queries: T, features: int) -> Neighbors:
-    """`find` for blocks of queries, of which each gathers `features`: `GATHERED` are held at a time.
+    """Applies `find` to blocks of queries, each of which gathers `features`, so that at most `GATHERED` are held.
 
     `queries` are arrays `[B, H, N, ...]`.
     """
@@ -121,9 +121,9 @@ def best_candidates(
     neighbors: int,
     minimum_score: float | None,
 ) -> Neighbors:
-    """The best of the candidates, by their present keys; one that is named several times counts once."""
+    """Returns the best candidates by their current keys. A candidate that is named several times counts once."""
     slots_BHNC, is_one_BHNC = pad(slots_BHNC, {3: neighbors}), pad(is_one_BHNC, {3: neighbors})
-    # In the order of slots: what is named again stands next to itself, and of equal scores `top_k` takes the first.
+    # Sorting by slot puts duplicates next to each other, and `top_k` takes the lower slot of equal scores.
     none = keys.vectors_BHMD.shape[2]
     slots_BHNC = jnp.sort(jnp.where(is_one_BHNC, slots_BHNC, none), axis=-1)
     is_new_BHNC = jnp.pad(slots_BHNC[..., 1:] != slots_BHNC[..., :-1], [(0, 0)] * 3 + [(1, 0)], constant_values=True)
@@ -139,18 +139,18 @@ def best_candidates(
 def scores_of(
     queries_BHND: Float[jax.Array, "B H N D"], keys: Keys, slots_BHNC: Int[jax.Array, "B H N C"]
 ) -> Float[jax.Array, "B H N C"]:
-    """The inner product of each query with the keys in slots of its own."""
+    """Returns the inner products of each query with the keys in its slots."""
     rows, heads, tokens, size = queries_BHND.shape
     vectors = gather(keys.vectors_BHMD, slots_BHNC).reshape(rows, heads * tokens, -1, size)
     scales = None
     if keys.scales_BHM is not None:
         scales = gather(keys.scales_BHM[..., None], slots_BHNC).reshape(rows, heads * tokens, -1)
-    # Queries as heads of their own, each with its own memory: scored as in every search.
+    # Treats each query as a head with its own memory, so that scores are those of every search.
     queries = queries_BHND.reshape(rows, heads * tokens, 1, size)
     return inner_products(queries, vectors, scales).reshape(slots_BHNC.shape)
 
 
 def take(numbers_BHX: Int[jax.Array, "B H X"], places_BHNC: Int[jax.Array, "B H N C"]) -> Int[jax.Array, "B H N C"]:
-    """The numbers in the named places."""
+    """Returns the values at these indices, per row and head."""
     flat = places_BHNC.reshape(*places_BHNC.shape[:2], -1)
     return jnp.take_along_axis(numbers_BHX, flat, axis=2, mode="clip").reshape(places_BHNC.shape)

@@ -1,9 +1,9 @@
-"""What every search takes, keeps and returns.
+"""The contract of all searches: what a search takes, stores and returns.
 
-    index entries, learned = search.entries(keys, learned)       # as a segment is written
-    neighbors             = search(queries, keys, valid, K)     # as one is read
+    index entries, learned = search.entries(keys, learned)      # while a segment is written
+    neighbors             = search(queries, keys, valid, K)     # while a segment is read
 
-Most searches keep nothing beside the keys: their index is empty, and `entries` gives none.
+Most searches store nothing next to the keys: their index is empty.
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from memorizing.memory.sections import Section
 
 
 class Neighbors(NamedTuple):
-    """The `K` best slots of each query, best first, equal scores by lower slot first.
+    """The `K` best slots of each query, best first; equal scores by lower slot first.
 
-    Where fewer than `K` slots are valid the rest have score `-inf`, and their slot means nothing.
+    If fewer than `K` slots are valid, the other scores are `-inf` and their slots are meaningless.
     """
 
     scores_BHNK: Float[jax.Array, "B H N K"]
@@ -32,12 +32,12 @@ class Neighbors(NamedTuple):
 
 
 class Index(NamedTuple):
-    """What a search keeps beside the keys. The letters at the end of each name say how it is spread over devices.
+    """Data that a search stores next to the keys. The letters that end each name say how the array is sharded.
 
     Attributes:
-        slots: by name, arrays `[B, H, M, ...]`: an entry for each slot, written together with its key.
-        learned: by name, arrays without `M`: what was learned from all keys so far. Devices that each hold a part of
-            the slots hold this alike.
+        slots: arrays `[B, H, M, ...]` by name, with an entry for each slot, written together with its key.
+        learned: arrays without `M` by name, learned from all keys so far. Devices that hold different slots hold the
+            same values.
     """
 
     slots: dict[str, jax.Array]
@@ -48,12 +48,12 @@ NO_INDEX = Index({}, {})
 
 
 class Keys(NamedTuple):
-    """What is searched.
+    """Keys to search.
 
     Attributes:
-        vectors_BHMD: keys; or, in 8 bits, keys divided by their scale.
-        scales_BHM: of keys in 8 bits; else None.
-        index: what the search itself asked to be kept.
+        vectors_BHMD: keys, or keys divided by their scale if stored in 8 bits.
+        scales_BHM: scales of keys in 8 bits; else None.
+        index: the search's index.
     """
 
     vectors_BHMD: Float[jax.Array, "B H M D"] | Int[jax.Array, "B H M D"]
@@ -61,25 +61,25 @@ class Keys(NamedTuple):
     index: Index = NO_INDEX
 
     def plain(self) -> Float[jax.Array, "B H M D"]:
-        """The keys at their own scale; in float32 where they are kept in 8 bits."""
+        """Returns the keys with their scale applied; in float32 if they are stored in 8 bits."""
         return self.vectors_BHMD if self.scales_BHM is None else dequantize(self.vectors_BHMD, self.scales_BHM)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """Finds, for each query, the `neighbors` valid slots of the same row and head with the largest inner product.
+    """Finds the `neighbors` valid slots of the same row and head with the largest inner product, for each query.
 
-    Scores are float32 whatever the dtype of the keys. No gradient flows through a search. Rows and heads never mix.
+    Scores are float32, whatever the dtype of the keys. No gradient flows through a search.
 
     Attributes:
-        minimum_score: slots whose inner product with the query is lower do not count; None for no such bound.
+        minimum_score: smallest inner product with the query at which a slot counts; None for no bound.
     """
 
     minimum_score: float | None = None
 
     @property
     def is_dense(self) -> bool:
-        """Whether all valid slots are attended to, without selection; neighbors are then only told to who asks."""
+        """True for attention over all valid slots; neighbors are then computed only on request."""
         return False
 
     def __call__(
@@ -89,32 +89,32 @@ class Search:
         valid_BM: Bool[jax.Array, "B M"],
         neighbors: int,
     ) -> Neighbors:
-        """The neighbors; `neighbors` may not exceed the number of slots."""
+        """Returns the neighbors. `neighbors` may not exceed the number of slots."""
         raise NotImplementedError
 
     def empty_index(self, rows: int, heads: int, slots: int, head_size: int) -> Index:
-        """The index of a memory in which nothing has been written."""
+        """Returns the index of an empty memory."""
         return NO_INDEX
 
     def entries(
         self, keys_BHND: Float[jax.Array, "B H N D"], learned: dict[str, jax.Array]
     ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """What to write for new keys, as arrays `[B, H, N, ...]` by name, and what has been learned with them."""
+        """Returns the index entries of new keys, arrays `[B, H, N, ...]` by name, and the learned arrays after them."""
         return {}, learned
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchSettings(Section):
-    """Settings of one search, and what the search states about itself. The table `SEARCHES` names the subclasses.
+    """Settings of one search, and the properties that `auto` and `plan` need. `SEARCHES` names the subclasses.
 
     The fields of a subclass are the settings of a gin section of its name: `IvfSettings.lists` is `Ivf.lists`.
 
     Attributes:
         is_exact: whether the search finds all true neighbors.
         selects: whether the search selects neighbors at all; False for dense attention over all slots.
-        keeps_index: whether the search stores data of its own next to the keys.
+        keeps_index: whether the search stores an index next to the keys.
         writes_scores: whether scores `[B, H, N, M]` go through device memory, whole or in blocks.
-        platforms: platforms on which the search is a choice worth timing (`cpu`, `gpu`, `tpu`).
+        platforms: platforms on which the search is worth timing (`cpu`, `gpu`, `tpu`).
     """
 
     is_exact: ClassVar[bool] = False
@@ -133,7 +133,7 @@ class SearchSettings(Section):
 
     @classmethod
     def auto_rank(cls, platform: str, slots: int, neighbors: int) -> int:
-        """Returns how well the search suits a platform and size: `auto` takes the highest; 0 for never."""
+        """Returns the search's rank for a platform and size. `auto` takes the highest rank; 0 means never."""
         return 0
 
     @classmethod
@@ -142,14 +142,14 @@ class SearchSettings(Section):
         return ""
 
     def check_size(self, slots: int, retrieved: Mapping[str, int]) -> None:
-        """Checks the settings against the size of the memory and what is retrieved from it, by setting name.
+        """Checks the settings against the size of the memory and the numbers of retrieved slots, by setting name.
 
         Raises:
-            InputError: naming the setting, its value and values that work.
+            InputError: names the setting, its value and values that work.
         """
 
     def cheaper(self) -> str | None:
-        """Returns the change of settings that makes the search hold less in device memory; None if there is none."""
+        """Returns advice on a setting that makes the search use less device memory; None if there is none."""
         return None
 
     def _check_block_size(self, block_size: int) -> None:
@@ -166,8 +166,8 @@ class SearchSettings(Section):
             )
 
     def _check_candidates(self, candidates: int, slots: int, retrieved: Mapping[str, int], part: str) -> None:
-        """Checks a search that looks at `candidates` slots only; `part` names the setting that divides the slots."""
-        if candidates >= slots:  # then it looks at all slots
+        """Checks a search that scores only `candidates` slots; `part` names the setting that divides the slots."""
+        if candidates >= slots:  # then the search scores all slots
             return
         name, most = max(retrieved.items(), key=lambda item: item[1])
         if candidates < min(most, slots):
@@ -188,11 +188,11 @@ def inner_products(
     vectors_BHMD: jax.Array,
     scales_BHM: Float[jax.Array, "B H M"] | None = None,
 ) -> Float[jax.Array, "B H N M"]:
-    """Scores in float32, with the precision of the keys where that is of 16 bits or more."""
+    """Returns scores in float32, computed in the precision of the keys, or of the queries for keys in 8 bits."""
     if scales_BHM is not None:
-        # Queries keep their own precision: what is in 8 bits are the keys.
+        # Queries keep their precision; only keys are stored in 8 bits.
         vectors_BHMD = vectors_BHMD.astype(queries_BHND.dtype)
-    # Scores are float32 from the start: more exact, and `top_k` on bfloat16 is many times slower on CPUs.
+    # Float32 scores are more exact, and `top_k` on bfloat16 is many times slower on CPUs.
     scores_BHNM = jnp.einsum(
         "BHND,BHMD->BHNM", queries_BHND.astype(vectors_BHMD.dtype), vectors_BHMD, preferred_element_type=jnp.float32
     )
@@ -202,7 +202,7 @@ def inner_products(
 def counted(
     scores_BHNM: Float[jax.Array, "B H N M"], valid_BM: Bool[jax.Array, "B M"], minimum_score: float | None
 ) -> Float[jax.Array, "B H N M"]:
-    """The scores, `-inf` at slots that do not count."""
+    """Returns the scores, with `-inf` at slots that do not count."""
     counts_BHNM = valid_BM[:, None, None, :]
     if minimum_score is not None:
         counts_BHNM = counts_BHNM & (scores_BHNM >= minimum_score)
@@ -210,17 +210,17 @@ def counted(
 
 
 def pad(part: jax.Array, sizes: dict[int, int], value: float = 0.0) -> jax.Array:
-    """`part` made at least as long along each of these axes, by `value` behind it."""
+    """Returns the array padded at the end with `value` to at least these sizes, by axis."""
     widths = [(0, max(sizes.get(axis, 0) - size, 0)) for axis, size in enumerate(part.shape)]
     return jnp.pad(part, widths, constant_values=jnp.asarray(value, part.dtype)) if any(map(any, widths)) else part
 
 
 def just_below(minimum_score: float | None) -> float:
-    """A bound that the scores from the minimum on are above, and no others; for kernels that keep what is larger."""
+    """Returns the largest float32 below the minimum, for kernels that keep scores strictly above a bound."""
     if minimum_score is None:
         return -math.inf
     below = float(np.nextafter(np.float32(minimum_score), np.float32(-np.inf)))
     smallest = float(np.finfo(np.float32).tiny)
-    if abs(below) < smallest:  # which chips, and CPUs as XLA sets them, take for zero
+    if abs(below) < smallest:  # a subnormal, which accelerators and CPUs under XLA flush to zero
         return 0.0 if minimum_score > 0 else -smallest
     return below

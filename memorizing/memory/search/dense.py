@@ -1,6 +1,6 @@
 """No search: attention over all valid slots, for small memories (as the authors' later code does).
 
-What it finds, when it is called, is all slots by their scores: for those who want to see what was attended to.
+Called as a search, it returns all slots by score, to show what was attended to.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from memorizing.memory.search.exact import Exact
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dense(Exact):
-    """Asks `attend_to_memory` not to select; see there."""
+    """Makes `attend_to_memory` attend to all valid slots."""
 
     @property
     def is_dense(self) -> bool:

@@ -12,7 +12,7 @@ SMALL = 1024
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exact(Search):
-    """Materializes the scores `[B, H, N, M]` in float32 and sorts out the best of each query."""
+    """Computes all scores `[B, H, N, M]` in float32 and selects the best of each query."""
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         scores_BHNM = inner_products(queries_BHND, keys.vectors_BHMD, keys.scales_BHM)

@@ -1,12 +1,12 @@
-"""Faiss on the host, behind a callback: graphs (HNSW) or inverted lists (IVF), with no index on the device.
+"""Faiss on the host, behind a callback: graphs (HNSW) or inverted lists (IVF), without an index on the device.
 
-    device    bank with a stamp for each slot: a hash of its key       queries            exact scores of what was found
-    host      compares stamps with those of the keys it has added;     searches among
-              adds what is new, gives up what is stale                 valid, current keys
+    device    the bank holds a stamp per slot, a hash of its key      queries                  exact scores
+    host      compares stamps with those of the keys it indexed;      searches valid,
+              adds new keys, drops stale ones                         current keys
 
-The host's indexes are only a cache of what the bank holds. A bank is recognized by its stamps: when they differ from
-those of each bank seen before in more slots than one segment writes (another process, a resumed run, an evaluation
-beside training), its index is built afresh. So nothing has to be told to the host, saved or kept in step.
+The host's indexes are only a cache of the bank. A bank is recognized by its stamps. If more slots differ from every
+known bank than one segment writes (another process, a resumed run, an evaluation during training), its index is built
+again. So nothing has to be saved or kept in step.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, Se
 
 
 def load_faiss() -> Any:
-    """The module `faiss`.
+    """Returns the module `faiss`.
 
     Raises:
-        InputError: when it is not installed.
+        InputError: if it is not installed.
     """
     try:
         with warnings.catch_warnings():
@@ -44,7 +44,7 @@ def load_faiss() -> Any:
 
 
 class Part:
-    """The index of one row and head. Keys are added under running numbers; a slot's latest number is the one in use."""
+    """The index of one row and head. Keys are numbered as they are added; a slot's latest number is its current key."""
 
     def __init__(self, settings: "Faiss", slots: int):
         self.settings = settings
@@ -55,10 +55,10 @@ class Part:
         self.slots = np.zeros(0, np.int64)  # by number
 
     def update(self, stamp_M: np.ndarray, valid_M: np.ndarray, read: Any) -> None:
-        """Adds the valid keys that are not there. `read` gives the keys of slots."""
+        """Adds the valid keys that are missing. `read` returns the keys of slots."""
         missing = np.flatnonzero(valid_M & ((self.number_M < 0) | (self.stamp_M != stamp_M)))
         count = int(valid_M.sum())
-        # Half of what is searched may be stale; lists that were learned from few keys are learned again from more.
+        # Up to half of the index may be stale. Lists learned from few keys are learned again from more.
         if self.index is None or len(self.slots) + len(missing) > 2 * count or self.trained_on < count // 4:
             missing = np.flatnonzero(valid_M)
             self.index = self._made(read(missing))
@@ -71,14 +71,14 @@ class Part:
             self.slots = np.concatenate([self.slots, missing])
 
     def search(self, queries_ND: np.ndarray, valid_M: np.ndarray, neighbors: int) -> np.ndarray:
-        """Slots of the best keys, `[N, K]`; -1 where too few are found."""
+        """Returns the slots of the best keys, `[N, K]`; -1 where fewer are found."""
         faiss, settings = load_faiss(), self.settings
         in_use = np.zeros(len(self.slots), bool)
         in_use[self.number_M[valid_M]] = True
         bits = np.packbits(in_use, bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
         if settings.kind == "hnsw":
-            # What is stale takes places in the queue, too.
+            # Stale keys take places in the queue, too.
             effort = max(settings.effort, neighbors) * len(in_use) // max(int(valid_M.sum()), 1)
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
         else:
@@ -93,13 +93,13 @@ class Part:
             return faiss.IndexHNSWFlat(size, self.settings.links, faiss.METRIC_INNER_PRODUCT)
         lists = max(1, min(self.settings.lists, len(keys_XD) // 8))
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(size), size, lists, faiss.METRIC_INNER_PRODUCT)
-        index.cp.min_points_per_centroid = 1  # no warnings of few keys
+        index.cp.min_points_per_centroid = 1  # silences warnings about few keys
         index.train(keys_XD)
         return index
 
 
 class Known:
-    """A bank as it was last seen, and the indexes of its rows and heads."""
+    """A bank as last seen, and the indexes of its rows and heads."""
 
     def __init__(self, settings: "Faiss", stamps_BHM: np.ndarray):
         rows, heads, slots = stamps_BHM.shape
@@ -107,29 +107,29 @@ class Known:
         self.parts = [[Part(settings, slots) for _ in range(heads)] for _ in range(rows)]
 
     def differs(self, stamps_BHM: np.ndarray) -> int:
-        """In how many slots of a row and head at most this is not the bank of these stamps."""
+        """Returns the largest number of slots of a row and head whose stamps differ."""
         if self.stamps_BHM.shape != stamps_BHM.shape:
             return stamps_BHM.shape[2] + 1
         return int((self.stamps_BHM != stamps_BHM).sum(-1).max())
 
 
 class Host:
-    """The banks that this process has seen last, latest last. Callbacks may come from several threads.
+    """The banks that this process saw last, latest last. Callbacks may come from several threads.
 
-    So many are kept as compiled programs can ask for in turns: a bank for each call that is part of one (a memory
-    layer), on each device of this process. Fewer would be right too, but would be built again and again.
+    It keeps as many banks as compiled programs can use in turns: one per call in a program (a memory layer) and local
+    device. Fewer would also be correct, but would be built again and again.
     """
 
     def __init__(self):
         self.banks: list[Known] = []
         self.calls = 0
-        """Calls that are part of compiled programs."""
+        """Number of calls in compiled programs."""
         self._lock = threading.Lock()
 
     def search(self, settings: "Faiss", neighbors: int, queries, vectors, scales, stamps, valid) -> np.ndarray:
-        """The slots found, `[B, H, N, K]`; -1 where too few are."""
+        """Returns the slots found, `[B, H, N, K]`; -1 where fewer are found."""
         queries_BHND, vectors_BHMD, valid_BM = np.asarray(queries, np.float32), np.asarray(vectors), np.asarray(valid)
-        stamps_BHM = np.array(stamps)  # the buffer is the device's, and is written again
+        stamps_BHM = np.array(stamps)  # copies the buffer, because the device writes it again
         scales_BHM = None if scales is None else np.asarray(scales)
         rows, heads, tokens = queries_BHND.shape[:3]
         found = np.full((rows, heads, tokens, neighbors), -1, np.int32)
@@ -164,19 +164,19 @@ class Host:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Faiss(Search):
-    """Neighbors from Faiss' indexes in the memory of the host.
+    """Finds neighbors with Faiss indexes in host memory.
 
-    What is found is right at any time, but which neighbors are missed depends on what an index has seen before: a
-    resumed run need not repeat the interrupted one to the last digit. All keys pass to the host with each search, which
-    costs nothing much on CPUs alone.
+    Results are valid neighbors at any time, but which neighbors are missed depends on earlier searches: a resumed run
+    may differ from the uninterrupted one in the last digits. Each search copies all keys to the host, which is cheap
+    only on CPUs.
 
     Attributes:
-        kind: the index: a graph of near keys, or inverted lists.
-        links: of a key in the graph.
-        effort: keys of the graph that a query holds in view (`efSearch`).
-        lists: inverted lists of each row and head.
-        probes: lists that a query looks into.
-        host: where the banks' indexes are kept.
+        kind: kind of index: a graph (`hnsw`) or inverted lists (`ivf`).
+        links: number of links of a key in the graph.
+        effort: number of keys of the graph in a query's queue (`efSearch`).
+        lists: number of inverted lists of each row and head.
+        probes: number of lists that a query looks into.
+        host: cache of the banks' indexes.
     """
 
     kind: Literal["hnsw", "ivf"] = "hnsw"
@@ -210,9 +210,9 @@ class Faiss(Search):
 
 
 def stamps(keys_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N"]:
-    """A hash of each key: other keys have others, but for one pair in 2^32."""
+    """Returns a hash of each key, in 32 bits."""
     bits = lax.bitcast_convert_type(keys_BHND.astype(jnp.float32), jnp.uint32)
-    # Each feature is mixed by itself (the end of MurmurHash3) before they are summed: keys may be of few small numbers.
+    # Mixes each feature (as MurmurHash3 ends) before summing, because keys may consist of few small numbers.
     bits = bits + np.random.default_rng(0).integers(0, 2**32, bits.shape[-1], np.uint32)
     bits = (bits ^ (bits >> 16)) * np.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * np.uint32(0xC2B2AE35)

@@ -1,6 +1,6 @@
-"""The vectors that lie in named slots: what a search is followed by.
+"""Gathers the vectors of given slots, after a search.
 
-On CPUs XLA gathers number by number; the kernel beside the native search copies vector by vector.
+On CPUs XLA gathers number by number; the kernel in `native.cc` copies vector by vector.
 """
 
 import jax
@@ -14,7 +14,7 @@ from memorizing.parallel.topology import platform_compiled_for
 
 
 def gather(slots_BHMD: jax.Array, index_BHNK: Int[jax.Array, "B H N K"]) -> jax.Array:
-    """Vectors `[B, H, N, K, D]` from `[B, H, M, D]`; an index beyond the slots means the nearest of them."""
+    """Returns vectors `[B, H, N, K, D]` from `[B, H, M, D]`; an index outside the slots is clipped."""
     slots, size = slots_BHMD.shape[2:]
     index_GR = index_BHNK.reshape(index_BHNK.shape[0] * index_BHNK.shape[1], -1)
     way = _gather_natively if platform_compiled_for() == "cpu" and not why_unavailable() else _gather_by_xla
@@ -23,7 +23,7 @@ def gather(slots_BHMD: jax.Array, index_BHNK: Int[jax.Array, "B H N K"]) -> jax.
 
 
 def gather_keys(keys: Keys, index_BHNK: Int[jax.Array, "B H N K"]) -> Float[jax.Array, "B H N K D"]:
-    """The keys in the named slots, at their own scale."""
+    """Returns the keys in these slots, with their scale applied."""
     vectors_BHNKD = gather(keys.vectors_BHMD, index_BHNK)
     if keys.scales_BHM is None:
         return vectors_BHNKD

@@ -1,13 +1,13 @@
-"""Inverted lists: keys near the same centroid lie in one list, and a query looks into the most promising lists.
+"""Inverted lists: keys near the same centroid form a list, and a query looks into the most promising lists.
 
-    written     list = argmax of key . centroid                       kept with the slot
-    learned     sum  = decay * count * centroid + keys of the list    spherical k-means, a segment at a time
+    written     list = argmax of key . centroid                       stored with the slot
+    learned     sum  = decay * count * centroid + keys of the list    spherical k-means, one segment at a time
                 centroid = sum / |sum|
-    searched    the `probes` lists with the largest query . centroid, until `candidates` slots are looked at
+    searched    the `probes` lists with the largest query . centroid, until `candidates` slots are scored
 
-Centroids are of a row and head. They follow the keys as the ring turns: what is old weighs less and less, and a
-centroid that few keys come to starts anew where keys are many. They only guide: what a slot's list is was settled when
-it was written, and that a row begins a new document, or centroids have moved on, costs recall but is never wrong.
+Each row and head has its own centroids. They follow the newest keys: older keys weigh less, and a centroid with few
+keys moves to where keys are many. A slot's list is fixed when it is written. If its centroid moves later, or the row
+starts a new document, recall drops, but results stay valid.
 """
 
 import dataclasses
@@ -23,22 +23,23 @@ from memorizing.memory.search.buckets import Runs, best_candidates, by_queries, 
 from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, SearchSettings
 
 FIRST_ROUNDS = 8
-"""Rounds of k-means over the first segment, which finds no centroids."""
+"""Rounds of k-means over the first segment, before there are centroids."""
 
 DEAD = 0.02
-"""A centroid whose count is below this share of the mean starts anew. Not sooner: slots of its list may still be valid,
-and would be looked for where it has gone."""
+"""A centroid whose count is below this share of the mean is placed again. Not sooner: its list may still have valid
+slots, which queries would then look for in the wrong place.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class IVF(Search):
-    """Centroids learned as keys come.
+    """Inverted lists whose centroids are learned while keys are written.
 
     Attributes:
-        lists: centroids of each row and head.
-        probes: lists that a query looks into.
-        candidates: slots that a query looks at: of the lists in their order, the latest slots of each first.
-        decay: what the keys before count when a segment is written, as a share of what they counted.
+        lists: number of lists (centroids) of each row and head.
+        probes: number of lists that a query looks into.
+        candidates: number of slots that a query scores, list by list, newest slots of a list first.
+        decay: factor on the counts of earlier keys when a segment is written.
     """
 
     lists: int = 128
@@ -77,7 +78,7 @@ class IVF(Search):
         return entries, learned
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
-        if self.candidates >= valid_BM.shape[1]:  # all may be looked at
+        if self.candidates >= valid_BM.shape[1]:  # all slots may be scored
             return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbors)
         entries, learned = keys.index.slots, keys.index.learned
         age_BHM = learned["written"] - entries["stamps_BHM"]
@@ -98,7 +99,7 @@ class IVF(Search):
         return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.probes))
 
     def _first(self, keys_BHND: Float[jax.Array, "B H N D"]) -> tuple[jax.Array, jax.Array]:
-        """Centroids of a first segment; those for which it has no keys have a count of 0."""
+        """Returns the centroids of a first segment; those without keys have a count of 0."""
         tokens = keys_BHND.shape[2]
         chosen = jnp.arange(self.lists) * tokens // max(self.lists, tokens)
         centroids_BHCD = unit(keys_BHND[:, :, chosen])
@@ -110,7 +111,7 @@ class IVF(Search):
         return lax.fori_loop(0, FIRST_ROUNDS, again, centroids_BHCD), nothing_BHC
 
     def _moved(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
-        """Centroids and counts with these keys added to those that they are nearest to."""
+        """Returns centroids and counts after each key is added to its nearest centroid."""
         nearest_BHN = jnp.einsum("BHND,BHCD->BHNC", keys_BHND, centroids_BHCD).argmax(-1)
         is_in_BHNC = (nearest_BHN[..., None] == jnp.arange(self.lists)).astype(jnp.float32)
         sums_BHCD = counts_BHC[..., None] * centroids_BHCD + jnp.einsum("BHNC,BHND->BHCD", is_in_BHNC, unit(keys_BHND))
@@ -118,15 +119,15 @@ class IVF(Search):
         return jnp.where(counts_BHC[..., None] > 0, unit(sums_BHCD), centroids_BHCD), counts_BHC
 
     def _reseeded(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
-        """Centroids that few keys come to, put where keys are many: on keys of the segment out of the fullest lists.
+        """Returns the centroids after those with few keys are moved to keys of the fullest lists in the segment.
 
-        Each takes half the count of the list that it splits. At most as many as the segment has keys.
+        Each takes half the count of the list that it splits. At most `N` centroids move.
         """
         tokens, lists = keys_BHND.shape[2], self.lists
         most = min(tokens, lists)
         nearest_BHN = jnp.einsum("BHND,BHCD->BHNC", keys_BHND, centroids_BHCD).argmax(-1)
         fullness_BHN = jnp.take_along_axis(counts_BHC, nearest_BHN, axis=-1)
-        # One key of each list first, those of the fullest lists in front: of a list, its k-th key counts its k-th part.
+        # Takes one key of each list before the second of any, fullest lists first: a list's k-th key counts 1/k.
         is_before_BHN = jnp.tril(nearest_BHN[..., :, None] == nearest_BHN[..., None, :], -1).sum(-1)
         _, seeds_BHC = lax.top_k(fullness_BHN / (2.0 + is_before_BHN), most)
         seed_BHC = jnp.take_along_axis(nearest_BHN, seeds_BHC, axis=-1)
@@ -147,7 +148,7 @@ class IVF(Search):
 
 
 def unit(vectors: Float[jax.Array, "*any D"]) -> Float[jax.Array, "*any D"]:
-    """The vectors at length 1; zeros stay zeros."""
+    """Returns the vectors scaled to length 1; zeros stay zeros."""
     return vectors * lax.rsqrt(jnp.maximum((vectors**2).sum(-1, keepdims=True), 1e-30))
 
 

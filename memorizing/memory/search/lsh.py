@@ -1,13 +1,13 @@
-"""Locality-sensitive hashing: only slots whose key lies on the same side of some random planes are looked at.
+"""Locality-sensitive hashing: a query scores only slots whose keys are on the same side of some random planes.
 
-            |  key              The code in a table: the sides of `bits` planes, 0 or 1 each. Two vectors at an angle a
-       -----+----- plane        have the same one with probability (1 - a / pi)^bits; several tables, several chances;
-      query |                   and probes across the planes that the query lies nearest to (Lv et al., 2007).
+            |  key              A key's code in a table has a bit for each of `bits` planes: its side of the plane.
+       -----+----- plane        Two vectors at angle a share a code with probability (1 - a / pi)^bits. Several tables
+      query |                   and probes across the planes nearest to the query raise it (Lv et al., 2007).
 
-The best keys of a query can lie at wide angles, and then it takes probes more than bits to find them. Keys of a trained
-model have much in common, so that most lie on one side of a plane through the origin: codes are of what a key differs
-by from the running mean of keys, which changes no order of inner products with a query. Codes are computed as keys are
-written, and as the mean moves on they go stale. Planes follow from a seed alone, orthogonal within a table.
+The best keys of a query can be at wide angles; then more probes help more than more bits. Keys of a trained model have
+much in common, so most of them lie on one side of a plane through the origin. Codes are therefore computed from the key
+minus the running mean of keys, which changes no order of inner products. Codes are computed when keys are written, so
+they go stale as the mean moves. The planes depend only on a seed and are orthogonal within a table.
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, Se
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LSH(Search):
-    """Random hyperplanes in several tables.
+    """Locality-sensitive hashing with random planes in several tables.
 
     Attributes:
-        tables: how often keys are hashed, each time with other planes.
-        bits: planes of a table; it has `2^bits` buckets.
-        probes: buckets of each table that a query looks into, the most likely ones first.
-        candidates: slots that a query looks at, over all tables; first the best bucket of each, then the next ...
-        bucket_size: slots of a bucket that are looked at, the latest ones, so that none takes all the candidates.
-        decay: what the mean of the keys before counts when a segment is written.
-        seed: of the planes.
+        tables: number of hash tables, each with its own planes.
+        bits: number of planes in a table; it has `2^bits` buckets.
+        probes: number of buckets that a query looks into in each table, most likely ones first.
+        candidates: number of slots that a query scores, over all tables: the best bucket of each table, then the next.
+        bucket_size: number of newest slots scored in a bucket, so that no bucket takes all candidates.
+        decay: factor on the mean of earlier keys when a segment is written.
+        seed: random seed of the planes.
     """
 
     tables: int = 4
@@ -67,10 +67,10 @@ class LSH(Search):
         return {"codes_BHMT": codes, "stamps_BHM": stamps_BHN}, {"mean_BHD": mean_BHD, "written": written + tokens}
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
-        if self.candidates >= valid_BM.shape[1]:  # all may be looked at
+        if self.candidates >= valid_BM.shape[1]:  # all slots may be scored
             return Blocked(minimum_score=self.minimum_score)(queries_BHND, keys, valid_BM, neighbors)
         entries = keys.index.slots
-        # Ages by subtraction are right even when the count of what was written has wrapped around.
+        # Ages by subtraction are right even after the count of written tokens has wrapped around.
         age_BHM = keys.index.learned["written"] - entries["stamps_BHM"]
         buckets = sort_into_buckets(entries["codes_BHMT"], age_BHM, valid_BM)
         flat_BHX = buckets.order_BHTM.reshape(*buckets.order_BHTM.shape[:2], -1)
@@ -85,10 +85,10 @@ class LSH(Search):
         return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.tables * self.probes))
 
     def _probed(self, queries_BHND: Float[jax.Array, "B H N D"]) -> Int[jax.Array, "B H N T P"]:
-        """The codes of the buckets to look into: the query's own, then by how near the planes are to be crossed."""
+        """Returns the codes of the buckets to look into: the query's own, then those across the nearest planes."""
         distances_BHNTb = self._distances(queries_BHND)
         code_BHNT = ((distances_BHNTb >= 0) * self._weights()).sum(-1, dtype=jnp.int32)
-        # Of the nearest planes all subsets: two more planes than it takes to make as many.
+        # All subsets of the nearest planes: two planes more than needed for `probes` subsets.
         near = min(self.bits, math.ceil(math.log2(self.probes)) + 2)
         costs, planes = lax.top_k(-(distances_BHNTb**2), near)
         subsets = (np.arange(2**near)[:, None] >> np.arange(near)) & 1
@@ -97,10 +97,10 @@ class LSH(Search):
         return code_BHNT[..., None] ^ jnp.take_along_axis(flips_BHNTS, chosen, axis=-1)
 
     def _distances(self, vectors_BHND: Float[jax.Array, "B H N D"]) -> Float[jax.Array, "B H N T b"]:
-        """How far vectors lie above each plane, times their length."""
+        """Returns the distance of vectors above each plane, times their length."""
         size = vectors_BHND.shape[-1]
         rng = np.random.default_rng(self.seed)
-        # Bases of the whole space, as many as make up the planes of a table.
+        # Enough orthogonal bases of the whole space for the planes of a table.
         bases = -(-self.bits // size)
         planes = np.linalg.qr(rng.normal(size=(self.tables, bases, size, size)))[0]
         planes = np.swapaxes(planes, 2, 3).reshape(self.tables, -1, size)[:, : self.bits].astype(np.float32)

@@ -1,8 +1,8 @@
-"""Exact search on CPUs, by a C++ kernel that keeps its scores in registers.
+"""Exact search on CPUs, with a C++ kernel that keeps its scores in registers.
 
-XLA writes all scores to memory and selects from them on a single core; `native.cc` does neither. It is compiled by this
-machine's C++ compiler, for this machine's processor, when it is first used (some seconds; then kept in
-`~/.cache/memorizing`). Where there is no compiler, `why_unavailable()` says so, and other searches have to do.
+XLA writes all scores to memory and selects from them on a single core; `native.cc` does neither. The machine's C++
+compiler compiles it for this processor on first use. That takes some seconds; the result is stored in
+`~/.cache/memorizing`. If there is no compiler, `why_unavailable()` says so, and `auto` takes another search.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ TIMEOUT = 120  # seconds to compile in; it takes three to ten
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Native(Search):
-    """Exact neighbors; holds no scores. For keys in float32, bfloat16, int8 and float8."""
+    """Finds the exact neighbors without storing scores. Keys may be float32, bfloat16, int8 and float8."""
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
@@ -49,12 +49,13 @@ class Native(Search):
 
 @functools.cache
 def why_unavailable() -> str:
-    """Makes the kernels known to XLA, compiled if they are not yet; says why they cannot be used, or nothing."""
+    """Compiles the kernels if necessary and registers them with XLA. Returns why they cannot be used, or an empty
+    string."""
     try:
         path = _compiled()
         try:
             library = ctypes.CDLL(str(path))
-        except OSError:  # a file that a full disk cut short
+        except OSError:  # a file truncated by a full disk
             path.unlink(missing_ok=True)
             library = ctypes.CDLL(str(_compiled()))
         for name in ("memorizing_search", "memorizing_gather"):
@@ -67,7 +68,7 @@ def why_unavailable() -> str:
 
 
 def _compiled() -> Path:
-    """The library for this processor, compiler, source and version of XLA's interface; compiled only once."""
+    """Returns the compiled library for this processor, compiler, source and version of XLA; compiles it only once."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     asked = subprocess.run([*compiler, "--version"], capture_output=True, check=True, text=True, timeout=TIMEOUT)
     cpu_info = Path("/proc/cpuinfo")
@@ -88,10 +89,10 @@ def _compiled() -> Path:
             return library
         folder.mkdir(parents=True, exist_ok=True)
         making = Path(tempfile.mkdtemp(dir=folder))
-    except (OSError, RuntimeError):  # no home, or one that cannot be written to
+    except (OSError, RuntimeError):  # no writable home folder
         making = Path(tempfile.mkdtemp())
         library = making / "native.so"
-    # Under a name of its own, then renamed: other processes may be doing the same.
+    # Compiles under a temporary name and renames it, because other processes may do the same.
     out = making / "unfinished.so"
     command = [*compiler, *FLAGS, "-isystem", jax.ffi.include_dir(), str(SOURCE), "-o", str(out)]
     try:

@@ -1,4 +1,4 @@
-"""Approximate search on NVIDIA GPUs: `binned.py` in one Pallas kernel with the score matmul; no `[N, M]` is written.
+"""Approximate search on NVIDIA GPUs: `binned.py` as one Pallas kernel with the score matmul. No `[N, M]` is written.
 
     keys of a head, M = S strides of R bins              one program: 128 queries, 64 bins, all strides
                 bins 0..63   64..127   ...  R-1                      scores        best
@@ -6,12 +6,12 @@
     stride 1   [ ######## | ........ | ........ ]        queries  x  stride 1  ->  max   [128, 64] each, in registers
     ...        [ ######## | ........ | ........ ]
 
-Score and stride share one 32-bit word (`words.py`), so that the best of a bin is one float maximum: per score an add, a
-bitwise operation and a maximum. A second kernel extracts the top-K of the R winners.
+Score and stride share one 32-bit word (`words.py`), so that the best slot of a bin is one float maximum. Each score
+takes an addition, a bitwise operation and a maximum. A second kernel extracts the top-k of the R winners.
 
-Budget of a program of 4 warps at 128 features in 16 bits: 64 registers a thread for scores, 64 for the best, 254 in all
-(none spilled), and 80 KiB of shared memory: two programs fit on an SM, and one multiplies while the other compares.
-Keys are read `N / 128` times, from the L2 cache: fewer queries to a program would wait for it.
+Budget of a program of 4 warps at 128 features in 16 bits: 64 registers per thread for scores, 64 for the best, 254 in
+all (none spilled), and 80 KiB of shared memory. Two programs fit on an SM: one multiplies while the other compares.
+Keys are read `N / 128` times from the L2 cache; with fewer queries per program, the program would wait for it.
 """
 
 import dataclasses
@@ -32,41 +32,40 @@ from memorizing.memory.search.pallas_hopper import hopper_winners
 from memorizing.memory.search.words import LOWEST, ordered, pack, scores_of, stride_bits_for, strides_of
 
 FLOAT32 = lax.DotAlgorithmPreset.BF16_BF16_F32_X6
-"""How float32 is multiplied: on tensor cores, as the six larger products of three bfloat16 parts each, about as exact
-as float32 (TF32 is not). Without tensor cores, a block of it does not fit in registers."""
+"""Algorithm of float32 products on tensor cores: the six larger products of three bfloat16 parts each, about as exact
+as float32 (TF32 is not). Without tensor cores, a block does not fit in registers.
+"""
 
 QUERY_BYTES = 32 * 1024
-"""Of a block of queries, at most: what 128 of 128 features in bfloat16 take."""
+"""Largest size of a block of queries in bytes: 128 queries of 128 features in bfloat16."""
 
 MOST_EXTRACTED, MOST_BINS = 64 * 1024, 2048
-"""Up to this `K R`, and `R`, the top-K is extracted in registers, one at a time: beyond, sorting is less work."""
+"""Largest `K R` and `R` for which the top-k is extracted in registers, one at a time. Beyond, sorting is less work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PallasGPU(Search):
-    """`Binned`, fused. Differs from it in what scores are and in ties, by the bits that the stride takes.
+    """The binned search as fused kernels. It differs from `Binned` in ties and rounding, by the bits of the stride.
 
-    With `S = ceil(M / R)` strides and `b = ceil(log2 S)`, scores are those of `Binned` rounded towards zero to `23 - b`
-    bits behind the leading one (a relative error below `2^-16` for `S = 128`), and slots whose scores are equal by
-    then are ties. The lower slot wins them, but for scores below zero within one bin: there the higher does. It is
-    the rounded scores that are compared with `minimum_score`.
+    With `S = ceil(M / R)` strides and `b = ceil(log2 S)`, scores are those of `Binned` rounded toward zero to `23 - b`
+    bits after the leading one (a relative error below `2^-16` for `S = 128`). Slots with equal rounded scores are ties;
+    the lower slot wins, except for negative scores within a bin, where the higher slot wins. `minimum_score` is
+    compared with rounded scores.
 
-    Products are those of `Binned`: 8-bit keys are multiplied as numbers of the dtype of the queries, and float32 as
-    `FLOAT32` says, six times the work: for speed, keep keys in bfloat16 or 8 bits.
-
-    Nothing is copied where bins divide `M`, `block_queries` divides `N`, and `D` is a power of two of at least 16;
-    otherwise what does not fit is padded, by a copy.
+    8-bit keys are multiplied in the dtype of the queries. Float32 takes six times the work (see `FLOAT32`); for speed,
+    store keys in bfloat16 or 8 bits. Nothing is copied if bins divide `M`, `block_queries` divides `N`, and `D` is a
+    power of two of at least 16; otherwise arrays are padded, which copies them.
 
     Attributes:
-        recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
-        backend: what compiles the first kernel: Pallas Triton; or, for keys of 16 bits on Hopper, Mosaic GPU, see
-            `pallas_hopper.py` (other keys then still take Triton).
-        block_queries: queries of a program, a power of two, at least 16; fewer where they take more than `QUERY_BYTES`.
-            With Mosaic twice as many.
+        recall_target: expected recall, which sets the number of bins. Measure the recall of real queries.
+        backend: compiler of the first kernel: Pallas Triton; or, for 16-bit keys on Hopper, Mosaic GPU
+            (`pallas_hopper.py`; other keys still take Triton).
+        block_queries: queries of a program, a power of two of at least 16; fewer if they take more than `QUERY_BYTES`.
+            Mosaic takes twice as many.
         block_bins: bins of a program; a power of two from 16 to 128.
-        warps: of a program, each of 32 threads; Mosaic always takes 12.
-        stages: tiles of keys in shared memory, all but one of them loaded ahead.
-        interpret: run on any device, slowly, as a test of the kernel.
+        warps: warps of a program, 32 threads each; Mosaic always takes 12.
+        stages: tiles of keys in shared memory; all but one are loaded ahead.
+        interpret: whether to run on any device, slowly, to test the kernel.
     """
 
     recall_target: float = 0.95
@@ -85,7 +84,7 @@ class PallasGPU(Search):
         words_BHNK, bins_BHNK = (part[:, :, : queries_BHND.shape[2]] for part in (words_BHNK, bins_BHNK))
         scores_BHNK = scores_of(words_BHNK, stride_bits)
         if self.minimum_score is not None:
-            # Winners with a lower score are the last: what they kept out has a lower score still.
+            # Winners below the minimum come last, and the slots that lost to them score even lower.
             scores_BHNK = jnp.where(scores_BHNK >= self.minimum_score, scores_BHNK, -jnp.inf)
         slots_BHNK = strides_of(words_BHNK, stride_bits) * bins + bins_BHNK
         return Neighbors(scores_BHNK, jnp.where(scores_BHNK > -jnp.inf, slots_BHNK, 0))
@@ -93,10 +92,10 @@ class PallasGPU(Search):
     def winners(
         self, queries_BHND: jax.Array, keys: Keys, valid_BM: Bool[jax.Array, "B M"], bins: int
     ) -> Float[jax.Array, "B H N_padded R"]:
-        """The best of each bin, as a word of score and stride; `N` is padded to whole blocks of queries."""
+        """Returns the best slot of each bin as a word of score and stride. `N` is padded to whole blocks of queries."""
         rows, heads, tokens, _ = queries_BHND.shape
         strides = -(-valid_BM.shape[1] // bins)
-        # Triton multiplies blocks whose sides are powers of two, 16 or more. Zeros change no product.
+        # Triton multiplies blocks whose sides are powers of two of at least 16. Padding with zeros changes no product.
         head_size = max(16, pl.next_power_of_2(queries_BHND.shape[3]))
         vectors_BHMD, scales_BHM = keys.vectors_BHMD, keys.scales_BHM
         dtype = vectors_BHMD.dtype if scales_BHM is None else queries_BHND.dtype
@@ -127,12 +126,13 @@ class PallasGPU(Search):
     def select(
         self, words_BHNR: Float[jax.Array, "B H N R"], stride_bits: int, neighbors: int
     ) -> tuple[Int[jax.Array, "B H N K"], Int[jax.Array, "B H N K"]]:
-        """The exact top-K of the winners: ordered words, best first, and their bins; equal words by lower bin first."""
+        """Returns the exact top-k of the winners: ordered words, best first, and their bins; equal words by lower bin
+        first."""
         bins = words_BHNR.shape[3]
         if neighbors * bins > MOST_EXTRACTED or bins > MOST_BINS:
             return tuple(lax.top_k(ordered(words_BHNR, stride_bits), neighbors))
         words = words_BHNR.reshape(-1, bins)
-        block_rows = 2 if bins <= MOST_BINS // 2 else 1  # one warp: its maxima then need no shared memory
+        block_rows = 2 if bins <= MOST_BINS // 2 else 1  # with one warp, maxima need no shared memory
         width = pl.next_power_of_2(neighbors)
         found = pl.pallas_call(
             functools.partial(select_kernel, stride_bits=stride_bits, neighbors=neighbors),
@@ -161,12 +161,12 @@ def triton_winners(
     stages: int,
     interpret: bool,
 ) -> Float[jax.Array, "heads N R"]:
-    """The best of each bin as a word, over a run of strides and others: words of these are at most their bound."""
+    """Returns the best slot of each bin as a word, over a run of full strides and over partial strides with a mask."""
     heads, tokens, head_size = queries.shape
     _, strides, bins, _ = tiles.shape
     heads_of_row = heads // len(run_B3)
     if scales is not None and tiles.size > 2**31:
-        # Triton's offsets into an array of up to 4 GiB have 32 bits and a sign.
+        # Triton's offsets are signed 32-bit numbers.
         raise InputError(
             f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, of which this kernel "
             f"can search {2**31:,}: split slots over more devices (Mesh.memory) or rows (Mesh.data), set "
@@ -186,7 +186,7 @@ def triton_winners(
         arguments.append((scales, pl.BlockSpec((None, strides, block_bins), lambda _, group, head: (head, 0, group))))
     return pl.pallas_call(
         functools.partial(winners_kernel, stride_bits=stride_bits_for(strides * bins, bins)),
-        # Programs that run at the same time differ first in their queries: they share keys, through the L2 cache.
+        # Programs that run at the same time differ in their queries first, so they share keys in the L2 cache.
         grid=(tokens // block_queries, bins // block_bins, heads),
         in_specs=[spec for _, spec in arguments],
         out_specs=pl.BlockSpec((None, block_queries, block_bins), lambda block, group, head: (head, block, group)),
@@ -198,25 +198,26 @@ def triton_winners(
 
 
 def itinerary(valid_BSR: Bool[jax.Array, "B S R"]) -> tuple[Int[jax.Array, "B 3"], Int[jax.Array, "B S"]]:
-    """Which strides are visited: a run of full ones, around the end if need be, and then others, which need a mask.
+    """Returns the strides to visit: a run of full ones, which may wrap around, and partial ones, which need a mask.
 
-        valid      xxxx xx.. .... ..xx xxxx       a ring buffer: a run of two strides from 4 on, and the others 1, 3
+        valid      xxxx xx.. .... ..xx xxxx       a ring buffer: a run of two strides from 4 on, and partial 1, 3
         strides    0    1    2    3    4
 
-    Returns the first of the run, its length and the number of others; and the others. Strides without a slot are none.
+    Returns the first stride of the run with its length and the number of partial strides; and the partial strides.
+    Strides without a valid slot are skipped.
     """
     strides = valid_BSR.shape[1]
     is_full_BS = valid_BSR.all(-1)
     first_B = (is_full_BS & ~jnp.roll(is_full_BS, 1, axis=1)).argmax(1)
     place_BS = (jnp.arange(strides) - first_B[:, None]) % strides
-    length_B = jnp.where(is_full_BS, strides, place_BS).min(1)  # up to the first that is not full
+    length_B = jnp.where(is_full_BS, strides, place_BS).min(1)  # up to the first partial stride
     is_other_BS = valid_BSR.any(-1) & (place_BS >= length_B[:, None])
     others_BS = jnp.argsort(~is_other_BS, axis=1)
     return jnp.stack([first_B, length_B, is_other_BS.sum(1)], 1).astype(jnp.int32), others_BS.astype(jnp.int32)
 
 
 def winners_kernel(run_ref, others_ref, bounds_ref, queries_ref, keys_ref, *rest, stride_bits: int):
-    """One program: the best of some bins for some queries, over all strides that hold a slot."""
+    """One program: the best slots of some bins for some queries, over all strides with a valid slot."""
     *scales, words_ref = rest
     queries_ND = queries_ref[...]
     strides = keys_ref.shape[0]
@@ -234,7 +235,7 @@ def winners_kernel(run_ref, others_ref, bounds_ref, queries_ref, keys_ref, *rest
         return pack(scores_NR, stride, stride_bits)
 
     def visit_full(at, best_NR):
-        # Computed, not looked up: the compiler then loads the keys of strides to come while it multiplies.
+        # Computed instead of looked up, so that the compiler loads keys of later strides while it multiplies.
         stride = first + at
         return jnp.maximum(best_NR, words_of(jnp.where(stride < strides, stride, stride - strides)))
 
@@ -249,7 +250,7 @@ def winners_kernel(run_ref, others_ref, bounds_ref, queries_ref, keys_ref, *rest
 
 
 def select_kernel(words_ref, selected_ref, bins_ref, *, stride_bits: int, neighbors: int):
-    """One program: of some rows of words the greatest, one after the other."""
+    """One program: extracts the largest words of some rows, one after the other."""
     left_NR = ordered(words_ref[...], stride_bits)
     rows, bins = left_NR.shape
     bins_NR = lax.broadcasted_iota(jnp.int32, (rows, bins), 1)

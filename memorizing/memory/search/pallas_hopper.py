@@ -1,13 +1,13 @@
-"""The first kernel of `pallas_gpu.py` once more, in Mosaic GPU, for Hopper's own matrix units: keys of 16 bits.
+"""The first kernel of `pallas_gpu.py` in Mosaic GPU, for the matrix units of Hopper and 16-bit keys.
 
     warpgroup 0    queries   0..127     waits for a tile of 64 keys, multiplies, compares
     warpgroup 1    queries 128..255     the same; one compares while the other multiplies
     warpgroup 2    a ring of tiles      loads the tiles ahead, in the order of their strides
 
-Budget of a program, one to an SM, for 128 features: 64 registers a thread for scores and 64 for the best, of 232; in
-shared memory 64 KiB of queries, 64 KiB of results and 16 KiB a tile. Keys are read `N / 256` times from the L2 cache,
-half as often as by Triton's kernel. A tile takes matrix units 1024 cycles, comparisons 600 at the same time, and shared
-memory, from which both operands come at 128 bytes a cycle, 1150.
+Budget of a program, one per SM, for 128 features: 64 registers per thread for scores and 64 for the best, of 232; in
+shared memory 64 KiB of queries, 64 KiB of results and 16 KiB per tile. Keys are read `N / 256` times from the L2 cache,
+half as often as by the Triton kernel. Per tile the matrix units take 1024 cycles, the comparisons 600 at the same time,
+and shared memory, from which both operands come at 128 bytes per cycle, 1150.
 """
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from memorizing.memory.search.words import LOWEST, pack, stride_bits_for
 
 WARPGROUPS = 2
-"""That multiply; one more loads."""
+"""Number of warpgroups that multiply; one more loads tiles."""
 
 
 def hopper_winners(
@@ -35,10 +35,10 @@ def hopper_winners(
     stages: int,
     interpret: bool,
 ) -> Float[jax.Array, "heads N R"]:
-    """The best of each bin as a word, over the run of strides and the others: words of these are at most their bound.
+    """Returns the best slot of each bin as a word, over a run of full strides and over partial strides with a mask.
 
-    `block_queries`, which divides `N`, is 128 or 256; `block_bins`, which divides `R`, a multiple of 8; of as many
-    tiles of keys as there are `stages` all but one are loaded ahead.
+    `block_queries` divides `N` and is 128 or 256. `block_bins` divides `R` and is a multiple of 8. Of `stages` tiles of
+    keys, all but one are loaded ahead.
     """
     heads, tokens, head_size = queries.shape
     _, strides, bins, _ = tiles.shape
@@ -85,7 +85,7 @@ def hopper_winners(
 
             pl.loop(0, length)(lambda at: load(at, full_stride(at)))
             pl.loop(0, others)(lambda at: load(length + at, others_ref[row, at]))
-            # Until all is used: barriers are not to be given up while someone is to arrive at them.
+            # Waits until all tiles are used, because a barrier must outlive its arrivals.
             total = length + others
             pl.loop(lax.max(total - stages, jnp.int32(0)), total)(
                 lambda at: plgpu.barrier_wait(tile_used.at[lax.rem(at, jnp.int32(stages))])
@@ -132,7 +132,7 @@ def hopper_winners(
     return plgpu.kernel(
         kernel,
         out_type=jax.ShapeDtypeStruct((heads, tokens, bins), jnp.float32),
-        # Programs that run at the same time differ first in their queries: they share keys, through the L2 cache.
+        # Programs that run at the same time differ in their queries first, so they share keys in the L2 cache.
         grid=(tokens // block_queries, bins // block_bins, heads),
         grid_names=("blocks", "bins", "heads"),
         num_threads=WARPGROUPS + 1,

@@ -1,14 +1,14 @@
-"""`binned` as one TPU kernel: scores are made, binned and selected from on the chip, and never leave it.
+"""The binned search as one TPU kernel: scores are computed, binned and selected on the chip and never leave it.
 
-    grid (B, H, N blocks, M blocks)    M innermost; of each block, for 128 bins and each stride over all bins at a time:
+    grid (B, H, N blocks, M blocks)    M innermost; for each block, per 128 bins and pass over all bins:
     keys stream in                     scores = queries . keys     on the matrix unit
-    best_NR, stride_NR stay            better than the bin's?      on the vector unit, meanwhile
-    with the last block                transposed, so that 128 queries lie side by side; bitonic top-K of the R bins
+    best_NR, stride_NR stay            better than the bin's?      on the vector unit, at the same time
+    at the last block                  transposed, so that 128 queries lie side by side; bitonic top-K of the R bins
 
-A register of scores takes the matrix units 2 cycles (D up to 128), in which the vector units could do 8 operations and
-here do 4 (mask, compare, two selects): the product sets the pace. 512 queries use what is loaded of the keys often
-enough to hide the loading; 4,096 slots make steps long enough for what begins and ends a step not to count. See
-tests/memory/search/test_compiled_for_tpu.py for what the compiler says of it.
+A register of scores takes the matrix units 2 cycles (D up to 128). In that time the vector units could do 8 operations
+and do 4 (mask, compare, two selects), so the product sets the pace. Blocks of 512 queries reuse loaded keys often
+enough to hide the loading; blocks of 4,096 slots make the overhead of a step negligible. See
+tests/memory/search/test_compiled_for_tpu.py for the compiler's figures.
 """
 
 import dataclasses
@@ -25,30 +25,30 @@ from memorizing.memory.search.binned import LANES, bins_for, top_winners
 from memorizing.memory.search.contract import Keys, Neighbors, Search, just_below, pad
 
 SUBLANES = 8
-"""Rows of a vector register, of `LANES` numbers each."""
+"""Number of rows of a vector register, of `LANES` numbers each."""
 
 MOST_SELECTED = 64
-"""More neighbors than these are selected by XLA: their network of comparisons would be too long to write out."""
+"""Largest number of neighbors that the kernel selects itself; beyond, its network of comparisons is too long."""
 
 ACCUMULATED = 2**19
-"""Bins of all queries of a block, at most: 8 bytes each, 4 MiB."""
+"""Largest number of bins of all queries of a block: 8 bytes each, 4 MiB."""
 
 VMEM_LIMIT = 32 * 2**20
-"""Bytes, of 64 MiB or more that these chips have."""
+"""Largest VMEM use in bytes; these chips have 64 MiB or more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PallasTPU(Search):
-    """The best of each of many bins, fused with the scores; finds what `Binned` finds.
+    """Finds the same neighbors as `Binned`, fused with the scores.
 
     Float32 keys are multiplied in full precision, at six times the cost of bfloat16. Keys in 8 bits are converted to
-    the queries' dtype on the chip.
+    the dtype of the queries on the chip.
 
     Attributes:
-        recall_target: the expected recall for which bins are chosen; what it is on real queries is to be measured.
-        query_block: queries that are scored at a time, at most; a multiple of 128.
-        slot_block: slots that they are scored with at a time, at most; but at least one for each bin.
-        interpret: run the kernel's steps on any device, slowly: for tests.
+        recall_target: expected recall, which sets the number of bins. Measure the recall of real queries.
+        query_block: largest number of queries scored at a time; a multiple of 128.
+        slot_block: largest number of slots scored at a time; at least one per bin.
+        interpret: whether to run the kernel on any device, slowly, for tests.
     """
 
     recall_target: float = 0.95
@@ -66,9 +66,9 @@ class PallasTPU(Search):
         grid = (rows, heads, padded // query_block, pl.cdiv(slots, slot_block))
 
         dtype = keys.vectors_BHMD.dtype if keys.scales_BHM is None else queries_BHND.dtype
-        # What a last block reads beyond the keys is anything: these see to it that it does not count.
+        # A last block reads undefined values beyond the keys; the mask excludes them.
         offsets_B1M = pad(jnp.where(valid_BM, 0.0, -jnp.inf)[:, None], {2: grid[3] * slot_block}, -jnp.inf)
-        # As XLA lays out heads of other sizes than a register's width: anything else would copy the memory.
+        # The layout that XLA gives heads narrower than a register; any other would copy the memory.
         is_turned = features % LANES != 0
         vectors = pad(keys.vectors_BHMD, {2: slot_block})
         operands = [
@@ -84,7 +84,7 @@ class PallasTPU(Search):
             pl.BlockSpec((None, 1, slot_block), lambda b, h, n, m: (b, 0, m)),
         ]
         if keys.scales_BHM is not None:
-            # Those of all heads: one head's rows do not lie together.
+            # Scales of all heads, because the rows of one head are not contiguous.
             operands.append(pad(keys.scales_BHM.astype(jnp.float32), {2: slot_block}))
             in_specs.append(pl.BlockSpec((None, heads, slot_block), lambda b, h, n, m: (b, 0, m)))
         selects = selects_inside(bins, neighbors)
@@ -118,7 +118,7 @@ class PallasTPU(Search):
 
 
 def strides_of_block(slots: int, bins: int, slot_block: int) -> int:
-    """How many times a block of slots goes over all bins: as often as it has room for, dividing `slots` if it can."""
+    """Returns the number of passes over all bins in a block of slots: as many as fit, dividing `slots` if possible."""
     most = max(1, min(slot_block, slots) // bins)
     if slots % bins:
         return most
@@ -126,26 +126,26 @@ def strides_of_block(slots: int, bins: int, slot_block: int) -> int:
 
 
 def selects_inside(bins: int, neighbors: int) -> bool:
-    """Whether the kernel selects from the winners; else it gives all of them."""
+    """True if the kernel selects from the winners; otherwise it returns all of them."""
     return power_of_two(neighbors) <= min(MOST_SELECTED, bins // SUBLANES)
 
 
 def power_of_two(number: int) -> int:
-    """The least that is not smaller."""
+    """Returns the smallest power of two that is not smaller."""
     return 1 << (number - 1).bit_length()
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The least multiple that is not smaller."""
+    """Returns the smallest multiple that is not smaller."""
     return -(-number // multiple) * multiple
 
 
 def cost(operands: list[jax.Array], query_blocks: int, bins: int, selected: int) -> pl.CostEstimate:
-    """What XLA is to think that the kernel takes: the product, and the selection in the time of a product as long.
+    """Returns the cost of the kernel for XLA's scheduler: the product, and the selection as a product of equal time.
 
-    A vector unit's operation on one number takes as long as 32 FLOPs of the matrix units: 4 x 1,024 of the one and
-    4 x 128 x 128 x 2 of the other in a cycle. One comparison takes 12 of them, as scheduled; those of scores with
-    their bins go on beside the product.
+    A vector unit's operation on one number takes as long as 32 FLOPs of the matrix units: per cycle, 4 x 1,024 of the
+    one and 4 x 128 x 128 x 2 of the other. A comparison takes 12 such operations, as scheduled. Comparing scores with
+    their bins runs at the same time as the product.
     """
     queries, vectors, offsets, *scales = operands
     rows, heads, tokens, features = queries.shape
@@ -169,7 +169,7 @@ def cost(operands: list[jax.Array], query_blocks: int, bins: int, selected: int)
 
 
 def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_scaled, selects, floor):
-    """One step of the grid: the best of each bin so far; and with the last block of slots, what is found."""
+    """One step of the grid: updates the best slot of each bin, and selects the result in the last block of slots."""
     *scales_HM, scores_KN, slots_KN, best_NR, stride_NR = refs
     block, head, bins = pl.program_id(3), pl.program_id(1), best_NR.shape[1]
 
@@ -187,7 +187,7 @@ def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_sca
             if is_scaled:
                 scores = scores * row_of(scales_HM[0][:, slots], head)
             scores = scores + offsets_1M[:, slots]
-            is_better = scores > best  # not where equal: the lower slot stays; nor where one is NaN
+            is_better = scores > best  # strictly better, so that equal scores keep the lower slot and NaN never wins
             best = jnp.where(is_better, scores, best)
             stride = jnp.where(is_better, block * strides + step, stride)
         best_NR[:, lanes], stride_NR[:, lanes] = best, stride
@@ -205,41 +205,44 @@ def search_block(queries_ND, keys, offsets_1M, *refs, strides, is_turned, is_sca
 
 
 def row_of(part_HM: jax.Array, head: jax.Array) -> jax.Array:
-    """One row `[1, M]`; by a sum, because rows cannot be addressed by what is only known as the kernel runs."""
+    """Returns one row `[1, M]`, by a masked sum, because a kernel cannot index rows by a run-time value."""
     heads = lax.broadcasted_iota(jnp.int32, part_HM.shape, 0)
     return jnp.where(heads == head, part_HM, 0.0).sum(0, keepdims=True)
 
 
 def products(queries_ND: jax.Array, keys: jax.Array, is_turned: bool) -> jax.Array:
-    """Scores `[N, M]` of keys `[M, D]`, or turned `[D, M]`."""
+    """Returns scores `[N, M]` for keys `[M, D]`, or for transposed keys `[D, M]`."""
     return lax.dot_general(
         queries_ND,
         keys.astype(queries_ND.dtype),
         (((1,), (0 if is_turned else 1,)), ((), ())),
-        # In full, not in the one pass of bfloat16 that is the default: who keeps keys in float32 has a reason.
+        # Full precision instead of the default single bfloat16 pass, because float32 keys were chosen on purpose.
         precision=lax.Precision.HIGHEST if queries_ND.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
 
 
 Pair = tuple[jax.Array, jax.Array]
-"""Scores and slots, of one shape."""
+"""Scores and slots of the same shape."""
 
 
 def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbors: int) -> Pair:
-    """The best of each column, best first: `neighbors`, a power of two, of at least eight times as many.
+    """Returns the best of each column, best first. `neighbors` is a power of two; there are at least eight times as
+    many rows.
 
-    Each of the eight sublanes has lists of its own, which lie along registers: so almost all comparisons are of one
-    register with another, and nothing moves within them until the last eight lists are merged.
+    Each of the eight sublanes has its own lists, which lie along registers. So almost all comparisons are between
+    registers, and nothing moves within a register until the last eight lists are merged.
     """
     # [R, N] -> [R / 8, 8, N]: bin r in sublane r mod 8.
     shape = (-1, SUBLANES, scores_RN.shape[1])
     pair = scores_RN.reshape(shape), slots_RN.reshape(shape)
     size = 2
-    while size <= neighbors:  # lists of 1, 2, 4 .. that go down and up by turns, each two merged
+    while size <= neighbors:  # merges pairs of lists of 1, 2, 4, ... that alternate between descending and ascending
         pair = merge(pair, size)
         size *= 2
-    while pair[0].shape[0] > neighbors:  # of two lists, one down and one up, the better of each two are bitonic again
+    while (
+        pair[0].shape[0] > neighbors
+    ):  # the elementwise better ones of a descending and an ascending list are bitonic again
         scores, slots = (part.reshape(-1, 2, neighbors, *shape[1:]) for part in pair)
         (scores, slots), _ = exchange((scores[:, 0], slots[:, 0]), (scores[:, 1], slots[:, 1]))
         pair = merge((scores.reshape(shape), slots.reshape(shape)), neighbors)
@@ -251,7 +254,7 @@ def top(scores_RN: jax.Array, slots_RN: jax.Array, neighbors: int) -> Pair:
 
 
 def merge(pair: Pair, size: int) -> Pair:
-    """Sorts bitonic lists of `size` along the first axis: the first best first, the second best last, and so on."""
+    """Sorts bitonic lists of `size` along the first axis, alternating between best first and best last."""
     length, rest = pair[0].shape[0], pair[0].shape[1:]
     turns = 2 if length > size else 1
     distance = size // 2
@@ -271,7 +274,7 @@ def merge(pair: Pair, size: int) -> Pair:
 
 
 def exchange(first: Pair, second: Pair) -> tuple[Pair, Pair]:
-    """The better and the worse, elementwise: the higher score, or of equal ones the lower slot."""
+    """Returns the better and the worse of each pair: higher score first, equal scores by lower slot."""
     is_first = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
     better = jnp.where(is_first, first[0], second[0]), jnp.where(is_first, first[1], second[1])
     worse = jnp.where(is_first, second[0], first[0]), jnp.where(is_first, second[1], first[1])
@@ -279,5 +282,5 @@ def exchange(first: Pair, second: Pair) -> tuple[Pair, Pair]:
 
 
 def backwards(part: jax.Array) -> jax.Array:
-    """From the last to the first, along the first axis."""
+    """Reverses the order along the first axis."""
     return jnp.concatenate([part[at : at + 1] for at in reversed(range(part.shape[0]))])

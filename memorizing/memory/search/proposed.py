@@ -1,15 +1,15 @@
-"""Two stages: a small copy of the keys proposes, the keys themselves decide.
+"""Two-stage search: a small copy of the keys proposes candidates, and the keys themselves decide.
 
     copy        int8, float8    a quarter or half of the bytes to read      score . scale
                 projection      P of D features: (R q) . (R k), with R a fixed P x D matrix of orthonormal rows
-                learned         P of D features: (Wq q) . (Wk k), as the model's index has learned them
+                learned         P of D features: (Wq q) . (Wk k), from the model's learned index
     inner       any search over the copy: its best `candidates` slots
-    decision    their keys gathered, scored in full; the K best by score, then slot
+    decision    their keys gathered and scored in full precision; the K best by score, then slot
 
-A neighbor is lost only if `candidates` others look better in the copy. What `inner` keeps itself, it keeps of the
-copy, under names that begin with `inner_`. A learned copy is made as the memory is read (`model/learned_index.py`), by
-parameters that come with the keys, so that nothing of it is kept; where few ask, that would cost more than it saves,
-and `inner` searches the keys.
+A neighbor is lost only if `candidates` other slots score higher in the copy. The index of `inner` is over the copy,
+under names that begin with `inner_`. A learned copy is computed when the memory is read, from parameters that come with
+the keys (`model/learned_index.py`), so it is not stored. With few queries that costs more than it saves, and `inner`
+searches the keys instead.
 """
 
 import dataclasses
@@ -30,14 +30,14 @@ INNER = "inner_"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposed(Search):
-    """`inner` proposes on a small copy of the keys, full precision decides.
+    """Searches a small copy of the keys with `inner`, then decides in full precision.
 
     Attributes:
-        inner: the search over the copy; without a minimum score of its own, since the copy's scores are not the keys'.
-        kind: what the copy is.
-        candidates: proposals for each query; at least `neighbors` are made.
-        projection_size: features of a projected copy (`P`); a turned copy of all where there are not so many.
-        seed: of the projection.
+        inner: search over the copy. It has no minimum score, because scores in the copy differ.
+        kind: kind of copy.
+        candidates: number of proposals for each query; at least `neighbors` are made.
+        projection_size: number of features of a projected copy (`P`); at most the head size.
+        seed: random seed of the projection.
     """
 
     inner: Search = dataclasses.field(default_factory=Blocked)
@@ -86,7 +86,7 @@ class Proposed(Search):
         return by_queries(decide, (queries_BHND, proposals), candidates * queries_BHND.shape[-1])
 
     def _copies(self, queries_BHND: jax.Array, keys: Keys) -> tuple[jax.Array, Keys]:
-        """What `inner` is given, of queries and of keys."""
+        """Returns queries and keys for `inner`."""
         entries, learned = keys.index
         if self.kind == "learned":
             queries_BHNP = in_features(Keys(queries_BHND), learned["index_query_HDP"])
@@ -100,29 +100,29 @@ class Proposed(Search):
 
 
 def is_worth_it(queries: int, size: int, features: int) -> bool:
-    """Whether so many queries save more by comparing learned features of the keys than computing these takes."""
+    """True if this number of queries saves more by comparing learned features than computing the features costs."""
     return queries * (size - features) > size * features
 
 
 def orthonormal(features: int, size: int, seed: int = 0) -> Float[np.ndarray, "P D"]:
-    """`size` random directions, orthogonal and of length 1; as many as there are `features` where that is less."""
+    """Returns `size` random orthonormal directions, at most `features`."""
     return np.linalg.qr(np.random.default_rng(seed).normal(size=(features, features)))[0][:size].astype(np.float32)
 
 
 def in_features(keys: Keys, weight_HDP: Float[Array, "H D P"]) -> Float[jax.Array, "B H M P"]:
-    """Vectors in the features of a learned index, in the dtype of the vectors (in 8 bits: in bfloat16)."""
+    """Returns keys in the features of a learned index, in the dtype of the keys (bfloat16 for 8 bits)."""
     vectors_BHMD, dtype = keys.vectors_BHMD, jnp.bfloat16 if keys.scales_BHM is not None else keys.vectors_BHMD.dtype
-    # A weight for each row, since a product that shares it between them begins with a copy of all vectors, transposed.
+    # A weight per row, because a product with a shared weight would first transpose a copy of all vectors.
     weight_BHDP = jnp.broadcast_to(weight_HDP.astype(dtype), (len(vectors_BHMD), *weight_HDP.shape))
     features_BHMP = jnp.einsum("BHMD,BHDP->BHMP", vectors_BHMD.astype(dtype), weight_BHDP)
     return features_BHMP if keys.scales_BHM is None else features_BHMP * keys.scales_BHM[..., None].astype(dtype)
 
 
 def named(inner: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the inner search keeps, by names that are not the outer one's."""
+    """Returns the arrays of the inner search under names with the prefix `inner_`."""
     return {INNER + name: part for name, part in inner.items()}
 
 
 def inners(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The inner search's parts, by its own names."""
+    """Returns the arrays of the inner search under its own names."""
     return {name.removeprefix(INNER): part for name, part in parts.items() if name.startswith(INNER)}

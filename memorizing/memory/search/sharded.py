@@ -1,10 +1,10 @@
-"""Any search over slots that are split over devices: each searches its own, then only candidates travel.
+"""Runs any search over slots that are split over devices: each searches its own slots, and only candidates travel.
 
     device 0   slots   0 .. 255    its K best  \
-    device 1   slots 256 .. 511    its K best   > gathered: devices x K scores and slots, whatever M is; the K best
+    device 1   slots 256 .. 511    its K best   > gathered: devices x K scores and slots for any M; then the K best
     device 2   slots 512 .. 767    its K best  /
 
-The result is that of one search over all slots, ties included: candidates stand in the order of their slots.
+The result equals one search over all slots, ties included, because candidates stay in the order of their slots.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from memorizing.memory.search.contract import Keys, Neighbors, Search
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sharded(Search):
-    """`inner` over the slots of all devices along a mesh axis; to be called within `jax.shard_map` over it.
+    """Runs `inner` over the slots of all devices along a mesh axis, inside `jax.shard_map`.
 
-    It is given the same queries on each device, and the device's own keys and validity; slots are numbered through.
+    Each device gets the same queries, and its own keys and valid slots. Slots are numbered over all devices.
     """
 
     inner: Search

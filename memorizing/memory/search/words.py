@@ -1,11 +1,11 @@
-"""A score and a stride in one 32-bit word, so that the best slot of a bin is one float maximum in a kernel.
+"""Packs a score and a stride into one 32-bit word, so that the best slot of a bin is one float maximum in a kernel.
 
     float32      sign, exponent, mantissa of 23 bits                 score   0 10000001 0100000 00000000 00000000
     word         its lowest bits number the stride, from above       word    0 10000001 0100000 00000000 01111100
 
-With `b` bits for the stride a score keeps `23 - b` of its mantissa: it is rounded towards zero, by less than `2^(b-23)`
-of itself. Of positive numbers the greater is the one with more in its lowest bits, so the lower stride wins a tie; of
-negative ones it is the other way round, until they are `ordered`.
+With `b` bits for the stride a score keeps `23 - b` bits of its mantissa: it is rounded toward zero, by less than
+`2^(b-23)` of itself. Of equal positive scores, the word of the lower stride is larger and wins the tie. For negative
+scores the higher stride wins, until the words are `ordered`.
 """
 
 import jax
@@ -14,34 +14,34 @@ from jax import lax
 from jaxtyping import Float, Int
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Of a bin without a slot. Not `-inf`, which with a stride in its lowest bits would be NaN."""
+"""Word of a bin without a slot. Not `-inf`, which with a stride in its lowest bits would be NaN."""
 
 TINY = 2.0**-100
-"""Added to every score, so that a score of zero is no subnormal number, which some devices take for zero, stride and
-all. No score above 1e-23 feels it."""
+"""Added to every score, so that a score of zero is not subnormal: some devices flush subnormals to zero, stride
+included."""
 
 
 def stride_bits_for(slots: int, bins: int) -> int:
-    """How many bits number the strides over all bins."""
+    """Returns the number of bits that number the strides over all bins."""
     return (-(-slots // bins) - 1).bit_length()
 
 
 def pack(scores: Float[jax.Array, "*any"], stride: Int[jax.Array, ""], stride_bits: int) -> Float[jax.Array, "*any"]:
-    """Scores with the stride in their lowest bits: greater by score, and of equal scores the lower stride."""
+    """Returns scores with the stride in their lowest bits: larger by score, then by lower stride."""
     low = (1 << stride_bits) - 1
     bits = lax.bitcast_convert_type(scores + TINY, jnp.int32)
     return lax.bitcast_convert_type((bits & ~low) | (low - stride), jnp.float32)
 
 
 def ordered(words: Float[jax.Array, "*any"], stride_bits: int) -> Int[jax.Array, "*any"]:
-    """Words as integers: greater by score, and of equal scores the lower stride, also below zero."""
+    """Returns words as integers: larger by score, then by lower stride, also for negative scores."""
     bits = lax.bitcast_convert_type(words, jnp.int32)
-    # Of a negative number the magnitude is turned around, but for the stride.
+    # Inverts the magnitude of negative numbers, except for the stride.
     return jnp.where(bits < 0, bits ^ (0x7FFFFFFF & -(1 << stride_bits)), bits)
 
 
 def scores_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Float[jax.Array, "*any"]:
-    """The scores of ordered words; `-inf` for bins without a slot."""
+    """Returns the scores of ordered words; `-inf` for bins without a slot."""
     high = -(1 << stride_bits)
     bits = jnp.where(words < 0, words ^ 0x7FFFFFFF, words) & high
     scores = lax.bitcast_convert_type(bits, jnp.float32)
@@ -49,6 +49,6 @@ def scores_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Float[jax.Arra
 
 
 def strides_of(words: Int[jax.Array, "*any"], stride_bits: int) -> Int[jax.Array, "*any"]:
-    """The strides of ordered words."""
+    """Returns the strides of ordered words."""
     low = (1 << stride_bits) - 1
     return low - (words & low)
