@@ -1,4 +1,4 @@
-"""What a bench of searches is asked for: shapes, dtypes and searches, and what each platform is asked by default."""
+"""Shapes, dtypes and searches to benchmark, and the defaults of each platform."""
 
 import dataclasses
 import re
@@ -42,15 +42,15 @@ class Shape:
 
     @property
     def flops(self) -> float:
-        """Multiplications and additions of the scores."""
+        """FLOPs of the scores."""
         return 2.0 * self.B * self.H * self.N * self.M * self.D
 
 
 def read_shapes(text: str, default: Mapping[str, int]) -> list[Shape]:
-    """`B8xH8xN512xM65536xD128xK32,M8192`: shapes with commas between; a letter that is left out takes its default.
+    """Reads shapes such as `B8xH8xN512xM65536xD128xK32,M8192`. A letter that is left out takes its default.
 
     Raises:
-        InputError: naming what cannot be read.
+        InputError: names what cannot be read.
     """
     shapes = []
     for part in text.split(","):
@@ -69,7 +69,7 @@ def read_shapes(text: str, default: Mapping[str, int]) -> list[Shape]:
 
 
 class Choices(NamedTuple):
-    """What is measured: each search at each shape and dtype of keys; no searches stand for those of the platform."""
+    """The measurements: each search at each shape and dtype of keys. No searches stand for those of the platform."""
 
     shapes: list[Shape]
     dtypes: list[str]
@@ -83,10 +83,10 @@ def choose(
     searches: str | None,
     run: Mapping[str, int] | None = None,
 ) -> Choices:
-    """Reads what was asked for; what is left out is that of the platform (`cpu`, `gpu`, ...), or the sizes of a `run`.
+    """Reads the options. Missing ones take the defaults of the platform (`cpu`, `gpu`, ...) or the sizes of a `run`.
 
     Raises:
-        InputError: naming what cannot be, and what can.
+        InputError: names what is impossible, and what is possible.
     """
     if platform == "cpu":
         sizes, slots, default_dtypes = _CPU, _CPU_SLOTS, "float32,bfloat16"
@@ -112,17 +112,18 @@ def default_searches(platform: str) -> list[str]:
 
 
 def run_sizes(model: ModelSettings, memory: MemorySettings, segment_length: int) -> dict[str, int]:
-    """The sizes of a run by their letters, of one row."""
+    """Returns the sizes of a run by their letters, for one row."""
     return {"B": 1, **searched_sizes(model, segment_length), "M": memory.size, "K": memory.neighbors}
 
 
 def searched_sizes(model: ModelSettings, segment_length: int) -> dict[str, int]:
-    """Those of what a memory layer asks: query heads that share a key head are searched as more queries of one."""
+    """Returns the sizes that a memory layer searches: query heads that share a key head count as more queries of one
+    head."""
     return {"H": model.kv_head_count, "N": segment_length * model.group, "D": model.head_size}
 
 
 def check_rounds(rounds: int) -> None:
-    """Refuses no rounds."""
+    """Rejects fewer than one round."""
     if rounds < 1:
         raise InputError(f"--rounds={rounds}: must be at least 1; the spread needs some, such as 10")
 

@@ -1,11 +1,10 @@
-"""What launch/gpu_check.sh runs on a node beside the benches: is every search right on this device, and a summary.
+"""The checks of launch/gpu_check.sh that are not benchmarks: whether every search is correct here, and a summary.
 
-    python -m memorizing.benchmarks.gpu_check searches --json=FILE     each search against what it must be
-    python -m memorizing.benchmarks.gpu_check collect --out=DIR        what the script's parts left: file, table
+    python -m memorizing.benchmarks.gpu_check searches --json=FILE     checks the result of each search
+    python -m memorizing.benchmarks.gpu_check collect --out=DIR        collects the results of the script's parts
 
-Right is: every slot that is found is valid, and named once; its score is that of its key; the best stand first; and
-where fewer slots are valid than neighbors are asked for, the rest have score -inf. Searches that promise all
-neighbors have to find them; of the others the share is told.
+A result is correct if every slot is valid and appears once, its score is that of its key, scores descend, and scores
+beyond the number of valid slots are -inf. Exact searches must find all neighbors; of the others the recall is reported.
 """
 
 import argparse
@@ -41,14 +40,14 @@ CASES = (
     (_NARROW, "float32", 1.0),
     (_NARROW, "bfloat16", 0.004),
 )
-"""Shape, dtype of keys, share of the slots that are valid: of 0.004 fewer than neighbors are asked for."""
+"""Shape, dtype of keys, and share of valid slots; with 0.004, fewer slots are valid than neighbors requested."""
 ALL = ("exact", "native", "blocked")
-"""Searches that find all neighbors. In float32 a GPU rounds what it multiplies, so nearly all."""
+"""Searches that find all neighbors; nearly all in float32 on a GPU, which rounds products."""
 LEAST = 0.98
 
 
 def check_searches(json_file: Path | None) -> bool:
-    """Says a line for each search, and writes all; whether all are right."""
+    """Prints a line for each search and writes all results. Returns True if all are correct."""
     rows, left_out = [], {}
     platform = jax.devices()[0].platform
     named: dict[str, dict[str, Any]] = {name: {"search": name} for name in default_searches(platform)}
@@ -82,7 +81,7 @@ def check_searches(json_file: Path | None) -> bool:
 
 
 def _checked(name: str, search: Search, shape: Shape, dtype: str, share: float) -> dict[str, Any]:
-    """One search at one shape, dtype and share of valid slots."""
+    """Checks one search at one shape, dtype and share of valid slots."""
     row: dict[str, Any] = {"search": name, "kind": type(search).__name__, "shape": str(shape), "dtype": dtype}
     row |= {"valid": share, "recall": None, "problem": None}
     try:
@@ -99,13 +98,13 @@ def _checked(name: str, search: Search, shape: Shape, dtype: str, share: float) 
                 row["problem"] = f"recall {row['recall']:.3f}: it promises all neighbors"
         elif name in ALL and (found.scores_BHNK > -np.inf).sum(-1).min() < fewest:
             row["problem"] = row["problem"] or f"of {fewest} valid slots not all are found"
-    except Exception as error:  # the others are still to be checked
+    except Exception as error:  # the other searches are still worth checking
         row["problem"] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return row
 
 
 def wrong_with(found: Any, vectors: Any, loose: bool = False) -> str | None:
-    """What is wrong with neighbors, in a few words; None when nothing is. `loose` allows for keys in 8 bits."""
+    """Returns what is wrong with neighbors, in a few words; None if nothing is. `loose` allows for keys in 8 bits."""
     scores, slots = np.asarray(found.scores_BHNK, np.float64), np.asarray(found.slots_BHNK)
     there = scores > -np.inf
     if np.isnan(scores).any():
@@ -118,7 +117,9 @@ def wrong_with(found: Any, vectors: Any, loose: bool = False) -> str | None:
     valid = np.asarray(vectors.valid_BM)[np.arange(slots.shape[0])[:, None, None, None], safe]
     if (~valid & there).any():
         return "slots that are not valid"
-    own = np.where(there, slots, -1 - np.arange(slots.shape[-1]))  # those that were not found all differ
+    own = np.where(
+        there, slots, -1 - np.arange(slots.shape[-1])
+    )  # slots that were not found get different negative numbers
     if (np.diff(np.sort(own, axis=-1)) == 0).any():
         return "slots that are named twice"
     keys = np.take_along_axis(
@@ -130,7 +131,8 @@ def wrong_with(found: Any, vectors: Any, loose: bool = False) -> str | None:
 
 
 def collect(out: Path) -> bool:
-    """Puts what the parts left into `OUT/gpu_check.json`, and says a table; whether all of them ended well."""
+    """Collects the results of the parts into `OUT/gpu_check.json` and prints a table. Returns True if all parts ended
+    well."""
     parts = []
     for line in (out / "parts").read_text().splitlines():
         name, status, seconds, *words = line.split("\t")
@@ -157,7 +159,7 @@ def collect(out: Path) -> bool:
 
 
 def main() -> int:
-    """Exit status 0 when all is right."""
+    """Runs a check. Returns exit status 0 if all is well."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("searches", "collect"))
     parser.add_argument("--json", type=Path)

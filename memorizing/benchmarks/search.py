@@ -1,12 +1,12 @@
-"""`memorizing bench search`: what each search takes and finds, beside the product of queries and keys alone.
+"""`memorizing bench search`: time and recall of each search, next to the product of queries and keys alone.
 
-    square matmul      a large product: the most that this device multiplies, measured
-    score matmul       queries times keys and nothing else: what every exact search has to do
-    einsum + top_k     the same, then `lax.top_k` of all scores: what one writes first
+    square matmul      a large product: the highest rate of this device, measured
+    score matmul       queries times keys only: the work of every exact search
+    einsum + top_k     the same, then `lax.top_k` of all scores: the straightforward way
     exact, ...         the searches that settings can name
 
-All of a shape take turns (see `timing.py`). `of peak` is the rate of the score's multiplications, as a share of the
-larger rate of the two products.
+All measurements of a shape take turns (see `timing.py`). `of peak` is the rate of the score's multiplications, as a
+share of the larger rate of the two products.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ from memorizing.memory.settings import MemorySettings
 
 SQUARE, SCORES, NAIVE = "square matmul", "score matmul", "einsum + top_k"
 _SQUARE_SIZE = {"cpu": 2048}
-"""Elsewhere 8192: large enough to fill an accelerator."""
+"""Size of the square product by platform; 8192 elsewhere, large enough to fill an accelerator."""
 
 
 def bench_search(
@@ -51,13 +51,13 @@ def bench_search(
     json_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Measures every search at every shape and dtype; says tables, and with `json_file` writes what it returns.
+    """Measures every search at every shape and dtype. Prints tables, and writes and returns the results.
 
-    Of searches that were not asked for by name it tells which refuse to be made here. `draw` gives the vectors; of
-    `memory` everything but size, neighbors, minimum score, search and dtypes is used.
+    Without names of searches it takes those of the platform and reports which cannot be made here. `draw` returns the
+    vectors. `memory` gives all settings except size, neighbors, minimum score, search and dtypes.
 
     Raises:
-        BenchFailed: at the end, when a search failed for another reason than too little memory.
+        BenchFailed: at the end, if a search failed for another reason than too little memory.
     """
     result = report.new_result("search", arguments)
     result |= {"rounds": rounds, "settings": memory.by_name(), "not_made": {}, "rows": []}
@@ -90,7 +90,7 @@ def _bench_shape(
     vectors: Vectors,
     not_made: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """The rows of one shape and dtype."""
+    """Returns the rows of one shape and dtype."""
     platform = jax.devices()[0].platform
     changes: dict[str, Any] = {"size": shape.M, "neighbors": shape.K, "minimum_score": None}
     changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
@@ -138,15 +138,15 @@ def _bench_shape(
 
 @dataclasses.dataclass
 class Trial:
-    """A function to be measured, and what became of it.
+    """A function to measure, and its results.
 
     Attributes:
-        name: in the table.
-        kind: what runs.
-        function, arguments, static: what is compiled; `static` are places of arguments.
-        recall: where it returns neighbors.
-        program_bytes: by the compiler's account, see `timing.program_bytes`.
-        device_peak_bytes: by the device's, where it held more than any program of this process before it.
+        name: name in the table.
+        kind: name of the program that runs.
+        function, arguments, static: function to compile; `static` are positions of static arguments.
+        recall: recall, if it returns neighbors.
+        program_bytes: bytes by the compiler's analysis, see `timing.program_bytes`.
+        device_peak_bytes: bytes by the device's count, if it held more than any earlier program of this process.
         problem: why it could not run; `failed` unless it was too large for the device.
     """
 
@@ -162,7 +162,7 @@ class Trial:
     failed: bool = False
 
     def prepare(self, vectors: Vectors) -> Callable[[], float] | None:
-        """Compiles, runs once and judges; gives what measures a call, or None when it cannot run."""
+        """Compiles, runs once and checks the result. Returns a function that measures a call; None if it cannot run."""
         if self.problem is not None:
             return None
         given = [argument for place, argument in enumerate(self.arguments) if place not in self.static]
@@ -179,7 +179,7 @@ class Trial:
                 self.recall = recall(found, vectors)
             del found
             return stopwatch(lambda: compiled(*given))
-        except Exception as error:  # whatever it is, the others are still worth measuring
+        except Exception as error:  # whatever the error, the other searches are still worth measuring
             self.problem, self.failed = _told(error), not is_out_of_memory(error)
             return None
 
@@ -189,14 +189,14 @@ def _naive(queries_BHND: jax.Array, keys_BHMD: jax.Array, neighbors: int) -> Nei
 
 
 def _told(error: Exception) -> str:
-    """In a line."""
+    """Returns an error in one line."""
     if is_out_of_memory(error):
         return "out of memory"
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """As a person reads it."""
+    """Returns the results as a table."""
     header = ["search", "ms", "+-%", "x matmul", "of peak", "recall", "MiB"]
     cells = []
     for row in rows:

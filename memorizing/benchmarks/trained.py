@@ -1,9 +1,9 @@
-"""Queries and keys of a trained run: documents are read until the memory is full, then a segment more asks.
+"""Queries and keys of a trained run: documents are read until the memory is full, then one more segment asks.
 
     segment 0 ... M/N - 1     written to the memory: the keys
-    segment M/N               its queries, as the memory layer asks them, of a memory that is full
+    segment M/N               the queries of the memory layer, with a full memory
 
-Trained queries are not distributed like keys, which is what misleads indices that are built from keys alone.
+Trained queries are not distributed like keys, which misleads indexes that are built from keys alone.
 """
 
 import dataclasses
@@ -60,10 +60,11 @@ def trained_vectors(
     dtype: str,
     origin: str,
 ) -> Vectors:
-    """Of the first memory layer, from the `shape.B` longest documents of a split; what they find on the way is exact.
+    """Returns vectors of the first memory layer, from the `shape.B` longest documents of a split, read with an exact
+    search.
 
     Raises:
-        InputError: when the model has other sizes than the shape, or documents are too short to fill the memory.
+        InputError: if the model has other sizes than the shape, or documents are too short to fill the memory.
     """
     own = searched_sizes(model, segment_length)
     for letter, size in own.items():
@@ -113,10 +114,11 @@ def run_vectors(
     evaluation: EvaluationSettings,
     data: str,
 ) -> Callable[[Shape, str], Vectors]:
-    """What gives the vectors of the run in `workdir` at its newest checkpoint, reading the split of `evaluation`.
+    """Returns a function that draws vectors of the run in `workdir` at its newest checkpoint, from a split of
+    `evaluation`.
 
     Raises:
-        InputError: when there is no checkpoint, or no tokens that the model can read.
+        InputError: if there is no checkpoint, or no tokens that the model can read.
     """
     tokens = readable_tokens(workdir, evaluation.data or data, model)
     mesh = open_mesh(MeshSettings(), split_sizes(model, memory, segment_length, 1), devices=jax.devices()[:1])

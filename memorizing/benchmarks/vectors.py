@@ -1,7 +1,7 @@
-"""What is searched in a bench: shapes, random unit vectors, the index that a search keeps of them, and its recall.
+"""The vectors of a search benchmark: random unit vectors, the index of a search over them, and its recall.
 
-Random unit vectors are the hard case for indices and the easy one for judging: no two keys are alike. Vectors of a
-trained run, whose queries lie elsewhere than its keys: `trained.py`.
+Random unit vectors are the hard case for indexes and the easy one to check: no two keys are alike. `trained.py` has
+vectors of a trained run, whose queries are distributed unlike its keys.
 """
 
 from typing import NamedTuple
@@ -20,14 +20,14 @@ from memorizing.memory.search.gather import gather
 from memorizing.model.attention import l2_normalize
 
 SAMPLE = 16
-"""Tokens of each row and head whose neighbors are compared with the exact ones."""
+"""Number of tokens of each row and head whose neighbors are compared with the exact ones."""
 
 
 class Vectors(NamedTuple):
-    """Queries, keys and validity of one search.
+    """Queries, keys and valid slots of one search.
 
     Attributes:
-        origin: where they come from, for people.
+        origin: source of the vectors, for people.
     """
 
     queries_BHND: Float[jax.Array, "B H N D"]
@@ -37,12 +37,12 @@ class Vectors(NamedTuple):
 
 
 def plain_dtype(dtype: str) -> str:
-    """Of the vectors that are then stored in `dtype`: bfloat16 for those of 8 bits."""
+    """Returns the dtype of vectors before they are stored in `dtype`: bfloat16 for 8 bits."""
     return "bfloat16" if dtype in DTYPES else dtype
 
 
 def random_vectors(shape: Shape, dtype: str, seed: int = 0) -> Vectors:
-    """Queries and keys of length 1 in all directions alike, every slot valid. Of 8-bit dtypes they are in bfloat16."""
+    """Returns random queries and keys of length 1, with every slot valid; in bfloat16 for 8-bit dtypes."""
     dtype = plain_dtype(dtype)
 
     def draw(rng: jax.Array, slots: int) -> jax.Array:
@@ -56,7 +56,7 @@ def random_vectors(shape: Shape, dtype: str, seed: int = 0) -> Vectors:
 
 
 def stored(search: Search, keys_BHMD: Float[jax.Array, "B H M D"], tokens: int, dtype: str) -> Keys:
-    """The keys as a memory holds them that was written `tokens` at a time: in `dtype`, with the search's index."""
+    """Returns the keys as in a memory written `tokens` at a time: in `dtype`, with the search's index."""
     slots = keys_BHMD.shape[2]
     tokens = tokens if slots % tokens == 0 else slots
     full = Bank(keys_BHMD, keys_BHMD, jnp.zeros((), jnp.int32), jnp.full(keys_BHMD.shape[0], slots, jnp.int32))
@@ -68,14 +68,14 @@ def stored(search: Search, keys_BHMD: Float[jax.Array, "B H M D"], tokens: int, 
 
 
 def sample(tokens: int) -> np.ndarray:
-    """Which tokens of a segment are compared, spread over it."""
+    """Returns the positions of the compared tokens, spread over the segment."""
     return np.unique(np.linspace(0, tokens - 1, min(tokens, SAMPLE)).astype(int))
 
 
 def recall(found: Neighbors, vectors: Vectors) -> float:
-    """Share of the `K` exact neighbors that were found, of a `sample` of the queries.
+    """Returns the share of the `K` exact neighbors that were found, for a `sample` of the queries.
 
-    A slot whose score equals that of the last neighbor is as good as that one; a slot that is named twice counts once.
+    A slot whose score equals that of the last neighbor counts as one; a slot that appears twice counts once.
     """
     place = sample(vectors.queries_BHND.shape[2])
     neighbors = found.slots_BHNK.shape[-1]
@@ -93,5 +93,5 @@ def recall(found: Neighbors, vectors: Vectors) -> float:
         return ((is_among | (scores >= last - 1e-6 * size)) & counts & ~again).mean()
 
     slots = jnp.where(found.scores_BHNK > -jnp.inf, found.slots_BHNK, -1)[:, :, place]
-    with jax.default_matmul_precision("highest"):  # else GPUs round float32 to 19 bits in products
+    with jax.default_matmul_precision("highest"):  # otherwise GPUs round float32 to 19 bits in products
         return float(judge(vectors.queries_BHND[:, :, place], vectors.keys_BHMD, vectors.valid_BM, slots))

@@ -1,10 +1,10 @@
-"""Many processes, one run: joining them, agreeing, and ending together.
+"""Joins the processes of a distributed run, lets them agree, and ends them together.
 
-A process joins the others (`jax.distributed`) when flags or the environment say that there are others: a TPU pod,
-SLURM, Open MPI, Kubernetes, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Every process then runs
-the same program on its own devices, and only the first one talks and writes metrics.
+A process joins the others (`jax.distributed`) if flags or the environment name them: a TPU pod, SLURM, Open MPI,
+Kubernetes, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. Every process then runs the same program
+on its local devices. Only the first process prints and writes metrics.
 
-When one dies, the others notice within `HEARTBEAT_SECONDS`: jaxlib ends them, naming the process that died.
+If a process dies, the others notice within `HEARTBEAT_SECONDS`: jaxlib ends them and names the process that died.
 """
 
 import os
@@ -18,21 +18,22 @@ from jax.experimental import multihost_utils
 from memorizing.errors import InputError
 
 HEARTBEAT_SECONDS = 60
-"""A process that is silent for so long counts as dead."""
+"""Seconds without a sign of life after which a process counts as dead."""
 
 SHUTDOWN_SECONDS = 60
-"""At the end of the program each process waits so long for the others."""
+"""Seconds that each process waits for the others at the end of the program."""
 
 
 def start(coordinator: str | None = None, processes: int | None = None, process: int | None = None) -> None:
-    """Joins the other processes of the run, if there are any. Call before anything asks JAX for devices.
+    """Joins the other processes of the run, if there are any. Call it before anything asks JAX for devices.
 
     Args:
-        coordinator: `HOST:PORT` on which the first process listens; without it, the environment decides.
-        processes, process: how many there are, and which of them this is, from 0.
+        coordinator: `HOST:PORT` on which the first process listens; if empty, the environment decides.
+        processes: number of processes in this run.
+        process: rank of this process, from 0.
 
     Raises:
-        InputError: when only some of the three are given, or they contradict each other.
+        InputError: if only some of the three are given, or they contradict each other.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     processes = _number("JAX_NUM_PROCESSES") if processes is None else processes
@@ -41,11 +42,11 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     timeouts = {"heartbeat_timeout_seconds": HEARTBEAT_SECONDS, "shutdown_timeout_seconds": SHUTDOWN_SECONDS}
     if all(value is None for value in given.values()):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on Kubernetes, that JAX would need another package to look further
+            warnings.simplefilter("ignore")  # on Kubernetes, JAX would need another package to find the others
             try:
                 jax.distributed.initialize(**timeouts)
             except RuntimeError as error:
-                # A command called by a program that uses JAX already: it has joined others before, or stays alone.
+                # The calling program already uses JAX: it has joined others before, or stays alone.
                 if "before any JAX calls" not in str(error):
                     raise
             except ValueError as error:
@@ -67,7 +68,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     if not 0 <= process < processes:
         raise InputError(f"--process={process}: must be from 0 to {processes - 1}, one less than --processes")
     print(f"process {process}: waiting for {processes} processes at {coordinator}, 5 minutes at most", file=sys.stderr)
-    # Devices are for the processes themselves to see: CUDA_VISIBLE_DEVICES and the like say which.
+    # CUDA_VISIBLE_DEVICES and similar variables select the devices of each process.
     jax.distributed.initialize(coordinator, processes, process, cluster_detection_method="deactivate", **timeouts)
 
 
@@ -81,58 +82,58 @@ def _number(variable: str) -> int | None:
 
 
 def is_distributed() -> bool:
-    """Whether this process has joined others."""
+    """True if this process has joined others."""
     return jax.distributed.is_initialized()
 
 
 def is_first() -> bool:
-    """Whether this is the process that talks and writes metrics."""
+    """True for the first process, which prints and writes metrics."""
     return jax.process_index() == 0
 
 
 def number() -> int:
-    """Which process this is, from 0."""
+    """Returns the rank of this process, from 0."""
     return jax.process_index()
 
 
 def say(text: str) -> None:
-    """Prints, in the first process."""
+    """Prints in the first process only."""
     if is_first():
         print(text, flush=True)
 
 
 def wait(name: str) -> None:
-    """Until all processes are here."""
+    """Waits until all processes get here."""
     if is_distributed():
         multihost_utils.sync_global_devices(name)
 
 
 def broadcast_from_first(number: int) -> int:
-    """The number that the first process has."""
+    """Returns the first process's number in every process."""
     return int(multihost_utils.broadcast_one_to_all(np.asarray(number))) if is_distributed() else number
 
 
 def all_agree(yes: bool) -> bool:
-    """Whether every process says yes."""
+    """Returns True if every process passes True."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(yes)))) if is_distributed() else yes
 
 
 class Preemption:
-    """Whether all processes are to save now, since one of them got SIGTERM. All ask, at the same places."""
+    """Agreement of all processes to save and stop, after one of them got SIGTERM. All ask at the same steps."""
 
     def __init__(self):
-        self._asked = 0  # JAX lets the processes agree on one of these numbers, and none may be skipped
+        self._asked = 0  # JAX lets the processes agree on one of these numbers; none may be skipped
 
     def is_agreed(self) -> bool:
-        """Asks once more."""
+        """Returns True once the processes have agreed to stop."""
         self._asked += 1
         return is_distributed() and multihost_utils.reached_preemption_sync_point(self._asked)
 
 
 def shutdown(status: int, together: bool) -> None:
-    """Before the process ends: waits for the others where all of them end alike, else ends at once.
+    """Leaves the run: waits for the other processes if all of them end normally, otherwise ends at once.
 
-    A process that fails alone would wait for the others, and they for it; this way they notice.
+    A process that fails alone would wait for the others, and they for it; ending at once lets them notice.
     """
     if not is_distributed():
         return

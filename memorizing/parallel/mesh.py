@@ -1,10 +1,10 @@
-"""Which device holds what: a mesh of three axes, and one table of rules from the letters of a tensor's name.
+"""The mesh of devices with its three axes, and the one table of rules from shape letters to axes.
 
-    data      rows, and slices of every parameter and of the optimizer's state (fully sharded data parallel)
-    model     heads, feed-forward columns and the vocabulary (tensor parallel)
-    memory    slots of the memory, and the tokens of a segment (so that these devices share the other work too)
+    data      rows, and slices of every parameter and of the optimizer state (fully sharded data parallelism, FSDP)
+    model     heads, feed-forward columns and the vocabulary (tensor parallelism)
+    memory    slots of the memory, and tokens of a segment (so that these devices share the other work too)
 
-The letters of a leaf are the part of its field's name after the last underscore (`keys_BHMD`, `length_B`).
+The letters of an array are the part of its field's name after the last underscore (`keys_BHMD`, `length_B`).
 """
 
 import dataclasses
@@ -29,20 +29,20 @@ RULES: dict[str, str | tuple[str, ...]] = {
     "W": "memory",
     "M": "memory",
 }
-"""Shape letter to mesh axis; letters that are not here are not split."""
+"""Mesh axis of each shape letter; other letters are not split."""
 
 PARAMETER_RULES: dict[str, str | tuple[str, ...]] = RULES | {"E": ("data", "memory")}
-"""The same for parameters and what the optimizer keeps of them: they have no rows, so `E` takes the other axes."""
+"""Rules for parameters and optimizer state: they have no rows, so the `data` and `memory` axes split `E`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """How many devices each axis of the mesh has.
+    """Number of devices along each axis of the mesh.
 
     Attributes:
-        data: devices over which rows, parameters and optimizer state are spread; 0 for all that the others leave.
-        model: over which heads, feed-forward and vocabulary are spread.
-        memory: over which the slots of a row's memory are spread: for memories too large for one device's share.
+        data: devices that split rows, parameters and optimizer state (FSDP); 0 for all devices that other axes leave.
+        model: devices that split heads, feed-forward columns and vocabulary (tensor parallelism).
+        memory: devices that split the slots of a row's memory, for memories too large for one device.
     """
 
     data: int = 0
@@ -58,10 +58,10 @@ class MeshSettings:
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over all devices of all processes, or over `devices`, neighbors in the network next to each other.
+    """Returns the mesh over all devices of all processes, or over `devices`, with network neighbors next to each other.
 
     Raises:
-        InputError: when the axes do not make up the devices.
+        InputError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     others = settings.model * settings.memory
@@ -79,7 +79,7 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
 
 
 class SplitSize(NamedTuple):
-    """A size that the mesh splits: its shape letter, the setting that decides it, and its value."""
+    """A size that the mesh splits: its shape letter, the setting that holds it, and its value."""
 
     letter: str
     setting: str
@@ -116,10 +116,10 @@ def check_sizes(mesh: Mesh | AbstractMesh, sizes: Iterable[SplitSize]) -> None:
 
 
 def spec(letters: str, rules: Mapping[str, Any] = RULES) -> PartitionSpec:
-    """How a tensor of these letters is split.
+    """Returns the partition of an array with these shape letters.
 
     Raises:
-        ValueError: when two of its letters go to the same axis of the mesh.
+        ValueError: if two of the letters go to the same axis of the mesh.
     """
     parts = [rules.get(letter) for letter in letters]
     used = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
@@ -129,10 +129,11 @@ def spec(letters: str, rules: Mapping[str, Any] = RULES) -> PartitionSpec:
 
 
 def specs(tree: Any, rules: Mapping[str, Any] = RULES, leading: str = "") -> Any:
-    """The `spec` of each leaf by the letters of its name; `leading` are letters of axes before those.
+    """Returns the `spec` of each leaf of a tree by the letters of its name, after the letters `leading`.
 
-    Leaves whose names have no letters, or not as many as they have axes (what Adafactor keeps instead of a matrix),
-    are held whole by every device; so are parameters of one axis, which cost more to gather than to hold.
+    Every device holds a whole copy of leaves whose names have no letters, or another number of letters than axes (what
+    Adafactor stores instead of a matrix). So it does of parameters with one axis, which cost more to gather than to
+    hold.
     """
 
     def of(path: tuple, leaf: Array | jax.ShapeDtypeStruct) -> PartitionSpec:
@@ -148,41 +149,41 @@ def specs(tree: Any, rules: Mapping[str, Any] = RULES, leading: str = "") -> Any
 
 
 def shardings(mesh: Mesh, tree: Any, rules: Mapping[str, Any] = RULES, leading: str = "") -> Any:
-    """`specs` on a mesh."""
+    """Returns the `specs` of a tree as shardings on a mesh."""
     return jax.tree.map(lambda each: NamedSharding(mesh, each), specs(tree, rules, leading))
 
 
 def placed(tree: Any, where: Any) -> Any:
-    """Shapes and dtypes of a tree with the shardings `where`: what a restore or a compilation is told."""
+    """Returns the shapes and dtypes of a tree with the shardings `where`, for a restore or a compilation."""
     describe = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     return jax.tree.map(describe, tree, where)
 
 
 def current_mesh() -> AbstractMesh | None:
-    """The mesh of the surrounding `jax.set_mesh`, or None where there is none or nothing to split."""
+    """Returns the mesh of the surrounding `jax.set_mesh`; None if there is none or it has one device."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
 
 
 def row_parts() -> int:
-    """Into how many parts the current mesh splits the rows."""
+    """Returns the number of parts into which the current mesh splits the rows."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape[str(RULES["B"])]
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Tells the compiler how an activation of these letters is split over the current mesh."""
+    """Tells the compiler how the current mesh splits an activation with these letters."""
     return x if current_mesh() is None else jax.lax.with_sharding_constraint(x, spec(letters))
 
 
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
-    """The rows that devices of this process hold: only these does it have to read."""
+    """Returns the rows that this process's devices hold. The process only has to read these."""
     places = NamedSharding(mesh, spec("B")).addressable_devices_indices_map((rows,))
     return sorted({row for place in places.values() if place for row in range(rows)[place[0]]})
 
 
 def assemble[T](mesh: Mesh, tree: T, rows: int, own: Sequence[int], leading: str = "") -> T:
-    """Arrays of all `rows` rows from the `own` ones of each process (see `local_rows`), split by their letters.
+    """Returns arrays of all `rows` rows from the local rows of each process (see `local_rows`), split by their letters.
 
     The axis of rows is the first after `leading`.
     """
@@ -202,19 +203,19 @@ def assemble[T](mesh: Mesh, tree: T, rows: int, own: Sequence[int], leading: str
 
 
 def constrain_tree[T](tree: T, rules: Mapping[str, Any] = RULES) -> T:
-    """`constrain` for each leaf of a tree, by the letters of its name."""
+    """Applies `constrain` to each leaf of a tree, by the letters of its name."""
     return tree if current_mesh() is None else jax.lax.with_sharding_constraint(tree, specs(tree, rules))
 
 
 def everywhere[T](tree: T) -> T:
-    """Tells the compiler that every device is to hold all of it: what each process reads."""
+    """Tells the compiler that every device holds the whole array, so that every process can read it."""
     return tree if current_mesh() is None else jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def init_sharded[T](mesh: Mesh, make: Callable[[], T], where: Callable[[T], Any]) -> T:
-    """What `make` makes, each part of it made where it belongs: whole on no device, and on no host.
+    """Returns the result of `make`, with each part created on its own device: never whole on a device or host.
 
-    `where` gives the shardings of its leaves, from a tree of their shapes.
+    `where` returns the shardings of the leaves, given a tree of their shapes.
     """
     with jax.set_mesh(mesh):
         return jax.jit(make, out_shardings=where(jax.eval_shape(make)))()

@@ -1,4 +1,4 @@
-"""Chips, and descriptions of TPU slices for which programs can be compiled on a machine that has none."""
+"""Data of chips, and descriptions of TPU slices, which let a machine without TPUs compile programs for them."""
 
 import dataclasses
 import functools
@@ -14,14 +14,14 @@ from memorizing.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What one device of a kind has, from its maker's data sheets.
+    """Properties of one kind of device, from its maker's data sheets.
 
     Attributes:
-        kinds: what JAX calls it (`device_kind`), in full: chips of other memories or speeds have names like it.
-        flops: per second, dense bfloat16.
+        kinds: full names that JAX has for it (`device_kind`); chips with other memories or speeds have similar names.
+        flops: dense bfloat16 FLOPs per second.
         memory: bytes of high-bandwidth memory.
-        memory_bandwidth: bytes per second from it.
-        network_bandwidth: bytes per second that the device can send to its neighbors: half of the sheet's figure,
+        memory_bandwidth: bytes per second from that memory.
+        network_bandwidth: bytes per second that the device can send to its neighbors: half of the data sheet's figure,
             which counts both directions.
     """
 
@@ -47,12 +47,12 @@ CHIPS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """What is known of a device's kind; None for a CPU, or a chip that is not listed."""
+    """Returns the data of a device's chip; None for a CPU, or a chip that is not listed."""
     return next((chip for chip in CHIPS.values() if device.device_kind in chip.kinds), None)
 
 
 def platform_compiled_for() -> str:
-    """`cpu`, `tpu` or `gpu`, as are the devices of the surrounding `jax.set_mesh`, or else those here."""
+    """Returns the platform (`cpu`, `tpu`, `gpu`) of the surrounding `jax.set_mesh`, or of the local devices."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is None:
         return jax.default_backend()
@@ -61,9 +61,9 @@ def platform_compiled_for() -> str:
 
 
 def training_options() -> dict[str, bool] | None:
-    """What the compiler of a train step is told on these devices; None for nothing.
+    """Returns compiler options for a train step on these devices; None for the defaults.
 
-    Also for nothing where JAX keeps compiled programs (`JAX_COMPILATION_CACHE_DIR`): it cannot write those of oneDNN.
+    Also None if JAX caches compiled programs (`JAX_COMPILATION_CACHE_DIR`), because it cannot store those of oneDNN.
     """
     is_kept = bool(jax.config.jax_compilation_cache_dir)
     return _onednn() if platform_compiled_for() == "cpu" and not is_kept else None
@@ -71,28 +71,30 @@ def training_options() -> dict[str, bool] | None:
 
 @functools.cache
 def _onednn() -> dict[str, bool] | None:
-    """XLA's own products of a transposed matrix, which the backward pass of attention has, take four times as long."""
+    """Returns options that use oneDNN: XLA's product with a transposed matrix, as in the backward pass of attention, is
+    four times slower.
+    """
     options = {"xla_cpu_experimental_onednn_custom_call": True}
     try:
         jax.jit(lambda x: x, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:  # a jaxlib that does not know the option
+    except jax.errors.JaxRuntimeError:  # this jaxlib lacks the option
         return None
     return options
 
 
 def has_ampere() -> bool:
-    """Whether all GPUs here are NVIDIA's of Ampere (compute capability 8.0) or later; true where there are none."""
+    """True if all local GPUs are NVIDIA GPUs from Ampere (compute capability 8.0) on, or if there are none."""
     here = [device for device in jax.local_devices() if device.platform == "gpu"]
-    # ROCm tells of names such as gfx90a.
+    # ROCm reports names such as gfx90a.
     versions = [re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", ""))) for device in here]
     return all(version is not None and int(version[1]) >= 8 for version in versions)
 
 
 def memory_of(device: jax.Device) -> int | None:
-    """Bytes that programs may take of a device; None where nothing says.
+    """Returns the bytes of a device's memory that programs may use; None if unknown.
 
-    One that is here says it itself (of a GPU, JAX takes three quarters: XLA_PYTHON_CLIENT_MEM_FRACTION); of others the
-    data sheet does.
+    A local device reports them itself (JAX takes three quarters of a GPU: XLA_PYTHON_CLIENT_MEM_FRACTION); for others
+    the data sheet counts.
     """
     stats = device.memory_stats() if device in jax.local_devices() else None
     if stats and "bytes_limit" in stats:
@@ -102,10 +104,11 @@ def memory_of(device: jax.Device) -> int | None:
 
 
 def topology_devices(name: str) -> Sequence[jax.Device]:
-    """Devices of a TPU slice (`v5p:4x4x4`, `v5e:8x8`) that need not exist, to compile for; or `local`, those here.
+    """Returns the devices of a TPU slice (`v5p:4x4x4`, `v5e:8x8`) to compile for, which need not exist; or `local`
+    devices.
 
     Raises:
-        InputError: when there is no such slice, or what compiles for it is not installed.
+        InputError: if there is no such slice, or the compiler for it is not installed.
     """
     if name == "local":
         return jax.devices()
@@ -116,7 +119,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
             f"--topology={name}: must be VERSION:SHAPE, such as v4:2x2x4, v5e:8x8, v5p:4x4x4 or v6e:8x8 (versions: "
             f"{', '.join(known)}), or `local`"
         )
-    # libtpu would otherwise look for the machine that it runs on, and for others beside it.
+    # Without this, libtpu would look for the TPU machine that it runs on, and for its neighbors.
     quiet = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

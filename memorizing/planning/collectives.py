@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read off its HLO text: which arrays, how often, how many bytes."""
+"""Reads the collectives of a compiled program from its HLO text: which arrays, how often, and how many bytes."""
 
 import dataclasses
 import math
@@ -16,8 +16,8 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
-# What the TPU compiler calls a fusion that sums over devices and keeps each one's share: in its text an all-reduce of
-# the whole and slices of it, on the device (`emitter`: AllReduceScatterFusion) a reduce-scatter.
+# The TPU compiler's name for a fusion that sums over devices and leaves each its share. Its text has an all-reduce of
+# the whole array and slices of it; the device runs a reduce-scatter (`emitter`: AllReduceScatterFusion).
 _SCATTERED_SUM = "all-reduce-scatter"
 _STARTS = 'custom_call_target="AsyncCollectiveStart"'
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
@@ -29,10 +29,10 @@ class Collective:
 
     Attributes:
         kind: one of `KINDS`.
-        arrays: what each device holds of the result: dtype and shape.
-        devices: that take part in each group.
-        times: that it runs in one call of the program, loops counted; a loop of unknown length counts once.
-        sent: bytes that each device sends each time, by the ring algorithm of its kind.
+        arrays: dtypes and shapes of the result on each device.
+        devices: number of devices in each group.
+        times: number of runs in one call of the program, loops counted; a loop of unknown length counts once.
+        sent: bytes that each device sends per run, by the ring algorithm of its kind.
     """
 
     kind: str
@@ -43,20 +43,20 @@ class Collective:
 
     @property
     def total(self) -> int:
-        """Bytes that each device sends for it in one call of the program."""
+        """Bytes that each device sends in one call of the program."""
         return self.sent * self.times
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Every collective of a compiled module's text (`jax.stages.Compiled.as_text()`), with loops counted."""
+    """Returns every collective in the text of a compiled module (see `jax.stages.Compiled.as_text`), loops counted."""
     bodies, entry = _computations(hlo)
     found: list[Collective] = []
 
     def visit(name: str, times: int, in_fusion: bool = False) -> None:
         body = bodies.get(name, [])
         scatters = name.startswith(_SCATTERED_SUM)
-        # One that runs beside other work is written down in the fusion that starts it, in those that it runs beside,
-        # and in the one that ends it. (Their `channel_id` does not tell them apart: several can have the same.)
+        # An asynchronous collective appears in the fusion that starts it, in those that run at the same time, and in
+        # the one that ends it. (Several can have the same `channel_id`, so it does not tell them apart.)
         counts = not in_fusion or scatters or any(_STARTS in line for line in body)
         for line in body:
             match = _INSTRUCTION.match(line)
@@ -92,13 +92,13 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _result(body: list[str]) -> str:
-    """The type of what a computation gives."""
+    """Returns the type of a computation's result."""
     [root] = (match[1] for line in body if "ROOT " in line and (match := _INSTRUCTION.match(line)))
     return root
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: as the compiler says (CPU, GPU), or the bound that its condition compares with (TPU)."""
+    """Returns the number of iterations of a loop, from the compiler (CPU, GPU) or the bound in its condition (TPU)."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = bodies.get(match[1], []) if (match := _CONDITION.search(line)) else []
@@ -108,7 +108,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _devices(line: str) -> int:
-    """Of each group, from one of the ways in which HLO writes groups."""
+    """Returns the number of devices in a group, from any of the forms in which HLO writes groups."""
     group = _GROUPS.search(line)
     if group is None:
         return 2

@@ -1,15 +1,15 @@
-"""`memorizing plan`: compiles the real train call for devices that need not be here, and says what it would take.
+"""`memorizing plan`: compiles the real train call for devices that are not here, and reports what it takes.
 
-What each device holds and sends is read off the compiled program; the time of a step is an estimate, the largest of
-three that a chip could do side by side at best:
+Bytes held and sent come from the compiled program. The time of a step is an estimate: the largest of three times that a
+chip could at best overlap.
 
-    arithmetic    FLOPs executed: the model's, and what Model.remat computes again (see flops.py) / the chip's peak
+    arithmetic    FLOPs executed: the model's, and those that Model.remat repeats (see flops.py) / the chip's peak
     memory        parameters and optimizer state, read and written; gathered weights, read by each pass; keys of the
-                  memory, read; float32 scores of the search, written and read (forward alone) / its bandwidth
-    network       bytes that the program's collectives send / what the chip can send
+                  memory, read; float32 scores of the search, written and read (forward only) / its bandwidth
+    network       bytes that the program's collectives send / the chip's sending bandwidth
 
-Left out: the selection among the scores, reading what it found, and activations that go to memory and back. So a real
-step takes longer.
+The estimate leaves out the selection of neighbors, reading them, and activations that go to device memory and back, so
+a real step takes longer.
 """
 
 import json
@@ -42,8 +42,8 @@ GIB = 2**30
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _AMOUNT = r"(([\d.]+)([KMGT]?))"
-# The two ways in which libtpu says that a program does not fit. "Temporaries" are all that it needs, arguments and
-# results too: `x * 2` of 12 GiB has no temporaries, and is said to need 24.00G (libtpu 0.0.50).
+# The two forms in which libtpu says that a program does not fit. "Temporaries" are everything that it needs, arguments
+# and results included: `x * 2` of 12 GiB has no temporaries, and is reported to need 24.00G (libtpu 0.0.50).
 _NEEDS = tuple(
     re.compile(words.replace("AMOUNT", _AMOUNT))
     for words in (r"[Uu]sed AMOUNT of AMOUNT hbm", r"temporaries \(AMOUNT\) exceeds available HBM \(AMOUNT\)")
@@ -51,15 +51,15 @@ _NEEDS = tuple(
 
 
 class DoesNotFit(RuntimeError):
-    """The program needs more memory than a device has."""
+    """Raised if the program needs more memory than a device has."""
 
 
 def plan(run: RunSettings, topology: str, json_file: Path | None = None, say: Callable[[str], None] = print) -> dict:
-    """Compiles, says a table, and with `json_file` writes what it returns.
+    """Compiles the train call, prints a table of what it takes, and writes and returns the figures.
 
     Raises:
-        InputError: for a topology that is not known, or settings that do not divide over it.
-        DoesNotFit: when the program needs more memory than the chip has; the table is said and written all the same.
+        InputError: for an unknown topology, or settings that do not divide over it.
+        DoesNotFit: if the program needs more memory than the chip has; the table is printed and written nevertheless.
     """
     devices, (model, memory, batch) = topology_devices(topology), (run.model, run.memory, run.batch)
     mesh = open_mesh(run.mesh, split_sizes(model, memory, batch.segment_length, batch.size), devices=devices)
@@ -106,7 +106,7 @@ def plan(run: RunSettings, topology: str, json_file: Path | None = None, say: Ca
 
 
 def compile_call(factory: StateFactory, state: TrainState) -> jax.stages.Compiled:
-    """The call that `memorizing train` makes, compiled for the devices of `factory.mesh`; nothing is allocated."""
+    """Compiles the train call of `memorizing train` for the devices of `factory.mesh`; allocates nothing."""
     batch = factory.run.batch
     shape = (batch.segments_per_call, batch.size, batch.segment_length)
     tokens: Any = jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -120,7 +120,7 @@ def compile_call(factory: StateFactory, state: TrainState) -> jax.stages.Compile
 
 
 def held_bytes(state: TrainState) -> dict[str, int]:
-    """What each device holds of a state, by its parts."""
+    """Returns the bytes of a state that each device holds, by part."""
     parts = {
         "parameters": state.parameters,
         "optimizer": state.optimizer,
@@ -135,14 +135,14 @@ def _share(leaf: Any) -> int:
 
 
 def _measure(figures: dict[str, Any], compiled: jax.stages.Compiled, batch: BatchSettings) -> None:
-    """What the compiled program takes and sends."""
+    """Returns the bytes that the compiled program holds and sends."""
     analysis = compiled.memory_analysis()
     if analysis is not None:
         held = figures["bytes_per_device"]
         program = int(analysis.generated_code_size_in_bytes)
         held["temporaries"] = int(analysis.temp_size_in_bytes)
         held["program"] = program
-        new = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)  # what is not written in place
+        new = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)  # outputs that are not written in place
         held["total"] = int(analysis.argument_size_in_bytes) + held["temporaries"] + new + program
     found = collectives(compiled.as_text() or "")
     figures["collectives"] = summary(found, batch.segments_per_call)
@@ -150,7 +150,7 @@ def _measure(figures: dict[str, Any], compiled: jax.stages.Compiled, batch: Batc
 
 
 def summary(found: Sequence[Collective], steps: int) -> dict[str, dict[str, float]]:
-    """By kind and number of devices: how many run in a step, and the bytes that each device sends for them."""
+    """Returns the runs per step and the bytes sent per device of all collectives, by kind and number of devices."""
     sums: dict[str, dict[str, float]] = {}
     for each in found:
         entry = sums.setdefault(f"{each.kind} over {each.devices}", {"times": 0.0, "bytes": 0.0})
@@ -166,7 +166,7 @@ def _estimate(
     batch: BatchSettings,
     devices: Sequence[jax.Device],
 ) -> None:
-    """FLOPs, and the time of a step by the roofline; only FLOPs where the chip is not known."""
+    """Returns FLOPs, and the step time by the roofline model; only FLOPs for an unknown chip."""
     tokens = batch.size * batch.segment_length
     tokens_each = tokens / len(devices)
     executed = executed_flops_per_token(model, memory, batch.segment_length) * tokens_each
@@ -175,14 +175,14 @@ def _estimate(
     chip, held = chip_of(devices[0]), figures["bytes_per_device"]
     if chip is None:
         return
-    # Parameters and optimizer state are read and written; gathered weights are read forward, once more where that is
-    # computed again, and twice backward.
+    # Parameters and optimizer state are read and written. Gathered weights are read once in the forward pass, once more
+    # if it is repeated (remat), and twice in the backward pass.
     weights = 2 * figures["parameters"] / figures["mesh"]["model"]
     traffic = 2 * (held["parameters"] + held["optimizer"]) + (4 if model.remat else 3) * weights
-    # Keys of each bank are read by every layer that searches it.
+    # Every layer that searches a bank reads its keys.
     traffic += held["memory"] / 2 * len(model.memory_layers) / max(len(model.bank_layers), 1)
-    # Searches but for kernels write the scores [B, H, N, M] in float32, whole or by blocks, and read them to select.
-    # Not again backward: what was found is kept. B, H and M are split over the mesh, each over an axis of its own.
+    # Searches without a fused kernel write the float32 scores [B, H, N, M] and read them to select, in the forward pass
+    # only, because neighbors are saved. The mesh splits B, H and M, each over its own axis.
     is_written = chosen_settings(memory, devices[0].platform).writes_scores
     traffic += is_written * len(model.memory_layers) * 2 * 4 * tokens_each * model.heads * memory.size
     seconds = {
@@ -195,15 +195,16 @@ def _estimate(
         "seconds_per_step": seconds,
         "bound_by": max(seconds, key=lambda name: seconds[name]),
         "tokens_per_second": tokens / step,
-        # Nothing of one behind the other: what a program that overlaps nothing would reach.
+        # The sum is the time of a program that overlaps nothing.
         "tokens_per_second_without_overlap": tokens / sum(seconds.values()),
     }
 
 
 def needed(message: str, held: dict[str, int]) -> str:
-    """What the compiler says of how much too much it is; adds its total to `held`, and what of it is temporary.
+    """Reads from the compiler's message how much memory is missing; adds the total to `held`, and the temporaries in
+    it.
 
-    Temporaries are then what is left of the total, so with the padding of what is held.
+    Temporaries are then the rest of the total, so they include padding.
     """
     match = next((match for pattern in _NEEDS if (match := pattern.search(message))), None)
     if match is None:
@@ -215,7 +216,7 @@ def needed(message: str, held: dict[str, int]) -> str:
 
 
 def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings, batch: BatchSettings) -> str:
-    """Which settings to change, by what takes the most."""
+    """Returns advice on settings to change, by what takes the most memory."""
     held, mesh = figures["bytes_per_device"], figures["mesh"]
     state, banks = held["parameters"] + held["optimizer"], held["memory"]
     temporaries = held.get("temporaries", 0)
@@ -228,7 +229,7 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
             ways.append("Model.remat = True, which computes activations again instead of keeping them")
         if memory.size and (change := chosen_settings(memory, figures["platform"]).cheaper()):
             ways.append(change)
-        if banks > temporaries / 10:  # large enough for padding and copies of it to count
+        if banks > temporaries / 10:  # large enough for its padding and copies to matter
             ways.append(f"{smaller}: the memory takes {banks / GIB:.1f} GiB, and temporaries can grow with it")
     elif banks >= state:
         ways.append(f"the memory takes most, {banks / GIB:.1f} GiB: {smaller}")
@@ -240,7 +241,7 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
 
 
 def table(figures: dict[str, Any]) -> str:
-    """As a person reads it."""
+    """Returns the figures as a table for a person."""
     held, mesh = figures["bytes_per_device"], figures["mesh"]
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
     lines = [

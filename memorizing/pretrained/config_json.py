@@ -1,7 +1,7 @@
-"""config.json of a Hugging Face folder to settings of the model, and back.
+"""Converts config.json of a Hugging Face folder to model settings, and back.
 
-Every key is one that is known: it becomes a setting, must have the one value that is supported, or changes nothing
-(names, training, generation). Any other one that is switched on is refused, for it may change what the model computes.
+Every key must be known: it becomes a setting, must have the one supported value, or changes nothing (names, training,
+generation). Any other key that is switched on is rejected, because it may change what the model computes.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu
 
 
 class Keys:
-    """The keys of a config.json, each of which has to be taken."""
+    """Reads the keys of a config.json. Each key must be read or known to change nothing."""
 
     def __init__(self, config: Mapping[str, Any], source: str):
         self._left, self.source = dict(config), source
 
     def take(self, name: str, default: Any = ...) -> Any:
-        """A value; `default` where it is missing or null."""
+        """Returns a value; `default` if it is missing or null."""
         value = self._left.pop(name, None)
         if value is not None:
             return value
@@ -44,40 +44,40 @@ class Keys:
         return default
 
     def count(self, name: str, default: Any = ...) -> int:
-        """A whole number from 1; `default` where it is missing or null."""
+        """Returns an integer from 1; `default` if it is missing or null."""
         value = self.take(name, default)
         if value is not default and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             self.refuse(name, value, "has to be a whole number from 1")
         return value
 
     def number(self, name: str, default: Any = ...) -> float:
-        """A finite number above 0; `default` where it is missing or null."""
+        """Returns a finite number above 0; `default` if it is missing or null."""
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             self.refuse(name, value, "has to be a number above 0")
         return float(value)
 
     def switch(self, name: str, default: bool) -> bool:
-        """True or false; `default` where it is missing or null."""
+        """Returns True or False; `default` if it is missing or null."""
         if not isinstance(value := self.take(name, default), bool):
             self.refuse(name, value, "has to be true or false")
         return value
 
     def inner(self, name: str, default: Mapping[str, Any]) -> dict[str, Any]:
-        """Keys within keys; `default` where they are missing or null."""
+        """Returns the reader of a nested dictionary; `default` if it is missing or null."""
         if not isinstance(value := self.take(name, default), Mapping):
             self.refuse(name, value, "has to have keys of its own")
         return dict(value)
 
     def names(self, name: str) -> list[str]:
-        """A list of names; none where it is missing or null."""
+        """Returns a list of names; empty if it is missing or null."""
         value = self.take(name, [])
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
             self.refuse(name, value, "has to be a list of names")
         return value
 
     def only(self, name: str, supported: Any) -> None:
-        """Refuses any other value."""
+        """Rejects any other value."""
         if (value := self.take(name, supported)) != supported:
             self.refuse(name, value, f"only {supported!r} is supported")
 
@@ -85,7 +85,7 @@ class Keys:
         raise InputError(f"{self.source}: {name} = {value!r}: {why}")
 
     def finish(self) -> None:
-        """Refuses what was not taken, unless it changes nothing."""
+        """Rejects keys that were not read, unless they change nothing."""
         for name, value in self._left.items():
             if name not in _INERT and value not in (None, False, {}, []):
                 self.refuse(
@@ -98,7 +98,7 @@ class Keys:
 def _gpt2(keys: Keys) -> dict[str, Any]:
     size, heads = keys.count("n_embd"), keys.count("n_head")
     activation = keys.take("activation_function", "gelu_new")
-    if activation not in list(_ACTIVATIONS):  # which may be anything, also what a dictionary cannot look up
+    if activation not in list(_ACTIVATIONS):  # may be anything, also unhashable
         keys.refuse("activation_function", activation, f"supported are {', '.join(_ACTIVATIONS)}")
     keys.only("scale_attn_weights", True)
     keys.only("scale_attn_by_inverse_layer_idx", False)
@@ -176,7 +176,7 @@ def _divided(keys: Keys, name: str, size: int, by: str, heads: int) -> int:
 
 
 def _window(keys: Keys) -> float:
-    """The most tokens that one sees where some layers have a sliding window: up to these it changes nothing."""
+    """Returns the largest distance at which a sliding window of some layers has no effect."""
     uses, window = keys.switch("use_sliding_window", True), keys.count("sliding_window", 0)
     kinds = keys.names("layer_types")
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
@@ -211,7 +211,7 @@ def _rope(keys: Keys) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A family of models: its name in config.json, its classes, its tensors, and how its config is read."""
+    """An architecture: its name in config.json, its classes, its tensors, and the functions that read its config."""
 
     model_type: str
     classes: tuple[str, str]
@@ -233,10 +233,10 @@ ARCHITECTURES = {
 
 
 def read_config(config: Mapping[str, Any], source: str) -> tuple[Architecture, dict[str, Any]]:
-    """The architecture, and those settings of the model that it decides.
+    """Returns the architecture and the model settings that its config decides.
 
     Raises:
-        InputError: naming what is not supported.
+        InputError: names what is not supported.
     """
     keys = Keys(config, source)
     name = keys.take("model_type")
@@ -251,7 +251,7 @@ def read_config(config: Mapping[str, Any], source: str) -> tuple[Architecture, d
 
 
 def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, Any]:
-    """A config.json that says what of the settings the architecture can say; compare what `read_config` makes of it."""
+    """Returns a config.json with the settings that the architecture can express; check it with `read_config`."""
     common = {
         "architectures": [architecture.classes[0]],
         "model_type": architecture.model_type,
@@ -265,7 +265,7 @@ def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, 
             "n_head": model.heads,
             "n_layer": model.layers,
             "n_inner": model.feed_forward_size,
-            "n_positions": model.max_positions or 1,  # without learned positions the model is none of these anyway
+            "n_positions": model.max_positions or 1,  # a model without learned positions matches no architecture anyway
             "layer_norm_epsilon": model.norm_epsilon,
             "activation_function": named.get(model.feed_forward, "gelu_new"),
         }
@@ -288,7 +288,7 @@ def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, 
         "max_position_embeddings": model.max_positions or 1 << 20,
         "rms_norm_eps": model.norm_epsilon,
         "hidden_act": "silu",
-        # Twice, for versions of transformers before and from 5.
+        # Written twice, for transformers before and from version 5.
         "rope_parameters": rope,
         "rope_theta": model.rope_theta,
         "rope_scaling": None if model.rope_scaling == "none" else {n: v for n, v in rope.items() if n != "rope_theta"},

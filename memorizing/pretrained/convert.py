@@ -1,6 +1,6 @@
-"""Tensors of a checkpoint to parameters and back, by a table (tables.py).
+"""Converts tensors of a checkpoint to parameters and back, by a table (tables.py).
 
-Both ways are moves of numbers: transposed, split by heads, joined. So export and import are each other's inverse.
+Both directions only move numbers: transpose, split by heads, join. So export and import are inverses.
 """
 
 import math
@@ -29,7 +29,7 @@ class Place(NamedTuple):
 
 
 def places(architecture: Architecture, like: Parameters) -> list[Place]:
-    """Every tensor that the architecture has for these parameters (or their shapes)."""
+    """Returns every tensor of the architecture for these parameters (or their shapes)."""
     leaves, found = by_path(like), []
     layers = len(like["layers"])
     for row in architecture.rows:
@@ -42,7 +42,7 @@ def places(architecture: Architecture, like: Parameters) -> list[Place]:
 
 
 def _matrix_shape(path: str, shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
-    """A parameter as `[in, out]`, or `[out]`: heads and their features as one axis."""
+    """Returns the shape of a parameter as `[in, out]` or `[out]`: heads and their features as one axis."""
     if row.layout == VECTOR:
         return (math.prod(shape),)
     is_last = path.endswith("E") and len(shape) == 3  # [H, D, E]
@@ -55,13 +55,13 @@ def _shape(matrices: list[tuple[int, ...]], row: Row) -> tuple[int, ...]:
 
 
 def check_tensors(tensors: Tensors, architecture: Architecture, wanted: list[Place]) -> dict[str, str]:
-    """The name in the files of each wanted tensor.
+    """Returns the name in the files of each wanted tensor.
 
     Raises:
-        InputError: for tensors that are missing, too many, or of another shape or dtype, naming them.
+        InputError: names tensors that are missing, unknown, or of another shape or dtype.
     """
     prefix, given = architecture.prefix, tensors.names
-    bare = not any(name.startswith(prefix) for name in given)  # of a model without its head, saved by itself
+    bare = not any(name.startswith(prefix) for name in given)  # a model saved without its head
     named = {place.tensor: place.tensor.removeprefix(prefix) if bare else place.tensor for place in wanted}
     if missing := sorted(name for name in named.values() if name not in given):
         raise InputError(f"{tensors.folder}: {_some(missing)} missing, which config.json asks for: is it whole?")
@@ -97,7 +97,7 @@ def _some(names: list[str]) -> str:
 
 
 def to_parameters(place: Place, tensor: np.ndarray, like: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters in a tensor, by path."""
+    """Returns the parameters in a tensor, by path."""
     matrix = tensor.T if place.layout == LINEAR else tensor
     first = 0
     for path in place.parameters:
@@ -111,7 +111,7 @@ def to_parameters(place: Place, tensor: np.ndarray, like: Mapping[str, Any]) -> 
 
 
 def to_tensor(place: Place, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The tensor that holds these parameters."""
+    """Returns the tensor that holds these parameters."""
     parts = [np.asarray(leaves[path]) for path in place.parameters]
     if place.layout == TABLE:
         return parts[0]
@@ -121,6 +121,6 @@ def to_tensor(place: Place, leaves: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def layer_of(path: str) -> int | None:
-    """The number of the layer, from 1, that a parameter is part of."""
+    """Returns the number of a parameter's layer, from 1."""
     found = re.match(r"layers/(\d+)/", path)
     return int(found[1]) + 1 if found else None

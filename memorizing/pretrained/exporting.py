@@ -1,7 +1,7 @@
-"""`memorizing export`: a run becomes a Hugging Face folder, as far as it is one of the architectures there.
+"""`memorizing export`: writes a run as a Hugging Face folder, if its model fits one of the architectures there.
 
-What has no place there is named and refused: gates, layers that normalize or shift keys, T5's biases and others. What
-only memory layers have can be dropped, by its name, if it is asked for; what is left then is another function.
+Parts without a place there are rejected by name: gates, layers that normalize or shift keys, T5's biases and others.
+`--omit` leaves out parts that only memory layers have; the exported model then computes another function.
 """
 
 import json
@@ -36,10 +36,10 @@ def export(
     drop: Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
-    """Writes `out`, which must not be there yet: weights of the newest checkpoint in float32, config, tokenizer.
+    """Writes `out`, which must not exist: weights of the newest checkpoint in float32, config and tokenizer.
 
     Raises:
-        InputError: naming what has no place there.
+        InputError: names parts without a place there.
     """
     if out.exists():
         raise InputError(f"--out={out} is there already: name a folder that is to be made")
@@ -64,7 +64,7 @@ def export(
     tensors = _tensors(architecture, parameters, it.model)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f"{out.name}.unfinished")
-    if unfinished.exists():  # of an export that was cut short: nothing else writes there
+    if unfinished.exists():  # left by an interrupted export: nothing else writes there
         shutil.rmtree(unfinished)
     unfinished.mkdir()
     write_tensors(unfinished, tensors)
@@ -80,10 +80,10 @@ def export(
 
 
 def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str, Any]]:
-    """The config that the model came with, or one that says the same of it.
+    """Returns the config that the model came with, or one with the same meaning.
 
     Raises:
-        InputError: when no architecture computes what the model does, naming what keeps the nearest from it.
+        InputError: if no architecture computes what the model does; names the differences from the nearest one.
     """
     differ: dict[str, list[str]] = {}
     original = kept / "config.json"
@@ -107,7 +107,7 @@ def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str
 
 
 def _differences(model: ModelSettings, settings: dict[str, Any]) -> list[str]:
-    """Settings that the architecture decides otherwise. How far a text may reach is no part of the function."""
+    """Returns the settings that differ from the architecture's. The longest text is not part of the function."""
     same = {"kv_heads": model.kv_heads if model.kv_heads != model.heads else None}
     if model.embedding_scale is None:
         same["embedding_scale"] = model.embedding_size**0.5
@@ -120,7 +120,7 @@ def _differences(model: ModelSettings, settings: dict[str, Any]) -> list[str]:
 
 
 def _dropped(model: ModelSettings) -> dict[str, str]:
-    """What memory layers have besides, by the name under which it is left out."""
+    """Returns the additional parameters of memory layers, by the name under which `--omit` leaves them out."""
     layers = ", ".join(map(str, model.memory_layers))
     if not layers:
         return {}
@@ -139,13 +139,13 @@ def _tensors(architecture: Architecture, parameters: Parameters, model: ModelSet
     covered = {path for place in wanted for path in place.parameters}
     memory = tuple(f"layers/{number - 1}/attention/" for number in model.memory_layers)
     left = [path for path in leaves if path not in covered and not path.startswith(memory)]
-    assert not left, left  # `_config` has compared all settings that make parameters
+    assert not left, left  # `_config` has compared all settings that add parameters
     return {place.tensor: to_tensor(place, jax.device_get({path: leaves[path] for path in place.parameters}))
             for place in wanted}  # fmt: skip
 
 
 def _own_tokenizer(vocabulary: Vocabulary, out: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes a vocabulary that was made here, if it has a form there; gives what the config says of it."""
+    """Writes a vocabulary made here, if Hugging Face has a form for it. Returns its entries of the config."""
     if isinstance(vocabulary, SentencePieceVocabulary | PretrainedVocabulary):
         name = "tokenizer.json" if vocabulary.model.startswith(b"{") else "tokenizer.model"
         (out / name).write_bytes(vocabulary.model)

@@ -1,12 +1,12 @@
-"""`memorizing import`: a pretrained model of a Hugging Face folder becomes the folder of a run.
+"""`memorizing import`: converts a pretrained model in a Hugging Face folder to the folder of a run.
 
-    config.json          -> settings           config_json.py; every key is known, or refused
-    tokenizer files      -> WORKDIR/vocabulary prepared tokens of no documents (data/tokens.py)
-    *.safetensors        -> parameters         tables.py, convert.py; every tensor has a place, and every place a tensor
-                            WORKDIR/pretrained what `memorizing export` gives back as it was
+    config.json          -> settings           config_json.py; every key is known, or rejected
+    tokenizer files      -> WORKDIR/vocabulary prepared tokens without documents (data/tokens.py)
+    *.safetensors        -> parameters         tables.py, convert.py; every tensor has a place, every place a tensor
+                            WORKDIR/pretrained files that `memorizing export` returns unchanged
 
-Memory layers get what they need besides. Queries and keys are not normalized in them, as elsewhere they would be: that
-is another function than the one that was pretrained. So with gates shut the model is just the pretrained one.
+Memory layers get the additional parameters that they need. Their queries and keys are not normalized as in new models,
+because that would change the pretrained function. With closed gates the model computes what the pretrained one does.
 """
 
 import json
@@ -34,19 +34,19 @@ from memorizing.storage.checkpoints import Checkpoints
 from memorizing.storage.workdir import PRETRAINED, VOCABULARY, record_data
 
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-"""The first that is there is read."""
+"""Names of tokenizer files; the first that exists is read."""
 SMALL_FILES = (
     *TOKENIZERS, "config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "generation_config.json", "chat_template.jinja", "LICENSE",
 )  # fmt: skip
 GATE_BIAS = -4.0
-"""Of new gates: nearly shut, so that the model starts out as what it was, and open enough to be learned."""
+"""Bias of new gates: nearly closed, so that the model starts as it was, and open enough to learn."""
 SEGMENT_LENGTH = 512
-"""Of segments, unless the model knows fewer positions or other settings are given."""
+"""Segment length, unless the model has fewer positions or other settings are given."""
 
 
 class Pretrained(NamedTuple):
-    """A pretrained model as one of this program: settings (and their text), vocabulary, parameters."""
+    """A pretrained model in this package's form: settings (and their text), vocabulary, parameters."""
 
     architecture: str
     experiment: Experiment
@@ -63,16 +63,16 @@ def import_pretrained(
     bindings: Sequence[str],
     say: Callable[[str], None] = print,
 ) -> None:
-    """Writes `workdir`, which must not be there yet: all of it, or nothing.
+    """Writes `workdir`, which must not exist, completely or not at all.
 
     Raises:
-        InputError: see `read_pretrained`; also when something is in the way.
+        InputError: see `read_pretrained`; also if something is in the way.
     """
     _check_workdir(workdir)
     data = f"Training.data = {str(Path(workdir).absolute() / VOCABULARY)!r}"
     read = read_pretrained(folder, memory_layers, files, [data, *bindings])
     work = Path(workdir).absolute().with_name(f"{Path(workdir).name}.unfinished")
-    if work.exists():  # of an import that was cut short: nothing else writes there
+    if work.exists():  # left by an interrupted import: nothing else writes there
         shutil.rmtree(work)
     write_vocabulary(work / VOCABULARY, read.vocabulary)
     (work / PRETRAINED).mkdir()
@@ -97,10 +97,10 @@ def import_pretrained(
 def read_pretrained(
     folder: Path, memory_layers: Sequence[int], files: Sequence[str | Path], bindings: Sequence[str]
 ) -> Pretrained:
-    """What is in a folder, with a memory in some layers; parameters on the host, whatever devices there are.
+    """Returns the model in a folder, with a memory in some layers and its parameters on the host.
 
     Raises:
-        InputError: naming what is not supported, missing, too much, or of the wrong form.
+        InputError: names what is not supported, missing, unknown, or malformed.
     """
     path = folder / "config.json"
     config = _read_json(path)
@@ -148,7 +148,8 @@ def _experiment(
     files: Sequence[str | Path],
     bindings: Sequence[str],
 ) -> tuple[Experiment, str]:
-    """The settings of the run: those of files, the checkpoint's, and the bindings, which may not contradict it."""
+    """Returns the settings of the run: those of files, then the checkpoint's, then bindings, which may not contradict
+    it."""
     own = {f"Model.{name}": value for name, value in settings.items()}
     own["Model.memory_layers"] = memory_layers
     if memory_layers:
@@ -161,7 +162,7 @@ def _experiment(
     if (fits := settings["max_positions"] - (not learned)) < SEGMENT_LENGTH:
         own["Batch.segment_length"] = fits
     it, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
-    if it.model.memory_layers != memory_layers:  # which decide more than themselves
+    if it.model.memory_layers != memory_layers:  # macros set more than one setting
         raise InputError(
             f"Model.memory_layers = {it.model.memory_layers}: name them by --memory_layers, so that all that goes with "
             "them is set"
@@ -191,7 +192,7 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
         vocabulary = PretrainedVocabulary(path.read_bytes(), begin)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # of the library, which has no class for them
+    except Exception as error:  # errors of the library, which has no class for them
         raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
     if vocabulary.size > size:
         raise InputError(f"{path} has {vocabulary.size} tokens, but the model only {size}: they are not of one model")
@@ -199,10 +200,10 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
 
 
 def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
-    """Freshly made: what memory layers have besides, such as gates.
+    """Returns freshly drawn values of the additional parameters of memory layers, such as gates.
 
     Raises:
-        InputError: when parameters outside of memory layers would be made up.
+        InputError: if parameters outside of memory layers would have to be drawn.
     """
     _, like = abstract_model(it.model, it.memory)
     added = [path for path in by_path(like) if path not in pretrained]

@@ -1,11 +1,11 @@
-"""What each tensor of a Hugging Face checkpoint is here: one table for each architecture.
+"""Tables of the tensors in a Hugging Face checkpoint and the parameters in them, one for each architecture.
 
-    LINEAR      torch's dense layers, [out, in]; here [in, out], heads apart (`[E, H, D]`, or `[H, D, E]`)
-    CONV1D      GPT-2's dense layers, [in, out]; three in one for queries, keys and values, side by side
-    VECTOR      biases and scales, [out]; heads apart
-    TABLE       as it is
+    LINEAR      torch's dense layers, [out, in]; here [in, out] with separate heads (`[E, H, D]`, or `[H, D, E]`)
+    CONV1D      GPT-2's dense layers, [in, out]; queries, keys and values joined in one
+    VECTOR      biases and scales, [out]; with separate heads
+    TABLE       unchanged
 
-`{layer}` counts from 0. Rows whose parameters a model does not have (biases, the second table) do not count for it.
+`{layer}` counts from 0. Rows whose parameters a model lacks (biases, the second table) are skipped.
 """
 
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ LINEAR, CONV1D, VECTOR, TABLE = "linear", "conv1d", "vector", "table"
 
 
 class Row(NamedTuple):
-    """A tensor, the parameters that it holds, and how."""
+    """A tensor, the parameters that it holds, and the conversion."""
 
     tensor: str
     parameters: tuple[str, ...]
@@ -72,7 +72,7 @@ LLAMA = (
     _row(_L + "mlp.down_proj.bias", VECTOR, _F + "out_bias_E"),
     _row("model.norm.weight", VECTOR, "final_norm/scale_E"),
 )
-"""Also of Mistral, Qwen2 and Qwen3."""
+"""Table of Llama, also for Mistral, Qwen2 and Qwen3."""
 
 BUFFERS = r"(.*\.)?(attn\.bias|attn\.masked_bias|rotary_emb\.inv_freq)"
-"""Constants that older versions saved beside the weights: masks and angles, which follow from the config."""
+"""Constants that older versions saved with the weights: masks and angles, which follow from the config."""

@@ -1,6 +1,6 @@
-"""The tensors of a Hugging Face folder: safetensors files, one or several with an index, read one tensor at a time.
+"""Reads the tensors of a Hugging Face folder: safetensors files, one or several with an index, one tensor at a time.
 
-Pickled weights (.bin, .pt) are refused: to open one is to run what is in it.
+Pickled weights (.bin, .pt) are rejected, because opening one runs the code in it.
 """
 
 import json
@@ -19,7 +19,7 @@ _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack")
 
 
 class Tensors:
-    """What is in the files of a folder, by the names of the tensors."""
+    """The tensors in the files of a folder, by name."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -29,7 +29,7 @@ class Tensors:
             try:
                 file = safetensors.safe_open(path, framework="numpy")
                 names = list(file.keys())
-            except Exception as error:  # of the library: SafetensorError, OSError
+            except Exception as error:  # SafetensorError, OSError
                 raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
             for name in names:
                 if name in self._files:
@@ -47,11 +47,11 @@ class Tensors:
         return self._files[name].get_slice(name).get_dtype()
 
     def read(self, name: str) -> np.ndarray:
-        """In float32."""
+        """Returns a tensor in float32."""
         return np.asarray(self._files[name].get_tensor(name)).astype(np.float32)
 
     def check_dtype(self, name: str) -> None:
-        """Refuses numbers that are not plain weights: quantized ones need scales that are not read here."""
+        """Rejects dtypes that are not plain weights: quantized ones need scales, which are not read here."""
         if (dtype := self.dtype(name)) not in _DTYPES:
             raise InputError(
                 f"{self.folder}: the tensor {name} is of {dtype}: supported are {', '.join(_DTYPES)}; export the model "
@@ -98,7 +98,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """One file, or shards of at most 5 GB and their index, as transformers writes them."""
+    """Writes one file, or shards of at most 5 GB with an index, as transformers does."""
     library = _library()
     shards: list[dict[str, np.ndarray]] = [{}]
     held = 0

@@ -1,11 +1,10 @@
-"""Checkpoints of a whole `TrainState`, saved by orbax in the background while training goes on.
+"""Checkpoints of a `TrainState`, saved by orbax in the background while training goes on.
 
-A save is written under another name and renamed when complete (in an object store, a file in it says that it is), so a
-kill at any moment leaves the one before intact.
-Every process writes what its devices hold; a checkpoint can be restored by other processes, onto another mesh, and with
-a memory of another size. One that is damaged, so that it cannot be read or does not hold what was saved (see
-`fingerprint`), is named and set aside, and the one before it is used. Where the disk, the network or this machine is to
-blame it stays as it is, and the run ends.
+A save is written under a temporary name and renamed when complete (in an object store, a marker file says that it is
+complete), so a kill at any moment leaves the checkpoint before intact. Every process writes what its devices hold.
+Other processes can restore a checkpoint, onto another mesh and with a memory of another size. A damaged checkpoint,
+which cannot be read or does not hold what was saved (see `fingerprint.py`), is reported and set aside, and the one
+before is used. If the disk, the network or this machine failed instead, the checkpoint stays as it is and the run ends.
 
     WORKDIR/checkpoints/STEP/     parameters/    progress/ (optimizer, step, XL caches)    memory/ (banks, if any)
                                   fingerprints/ (of every array)
@@ -35,21 +34,21 @@ from memorizing.storage.saved_banks import resized, restored_form, saved_form
 from memorizing.storage.train_state import TrainState
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a workdir that holds them, each in a folder named by its step."""
+"""Folder of a workdir that holds its checkpoints, each in a folder named by its step."""
 
 DAMAGED = ".damaged"
-"""What the name of a checkpoint that cannot be read ends in, once it is set aside."""
+"""Suffix of a damaged checkpoint that was set aside."""
 
 FINGERPRINTS = "fingerprints"
-"""Item of a checkpoint: the fingerprints of the others' arrays."""
+"""Item of a checkpoint that holds the fingerprints of the arrays in the other items."""
 
 
 class SaveFailed(RuntimeError):
-    """A checkpoint or metrics could not be written; checkpoints before that are intact."""
+    """Raised if a checkpoint or metrics could not be written; earlier checkpoints are intact."""
 
 
 def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
-    """Names what could not be written and where (a workdir, or its folder of checkpoints), and what is kept."""
+    """Returns an error that names what could not be written and where, and the checkpoints that are intact."""
     steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
     kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
     return SaveFailed(
@@ -59,32 +58,32 @@ def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
 
 
 class CorruptCheckpoint(RuntimeError):
-    """A checkpoint is damaged, in the part that this process reads or in that of another one."""
+    """Raised if a checkpoint is damaged, in the part that this process or another one reads."""
 
 
 class ReadFailed(OSError):
-    """A checkpoint could not be read now, by this process or by another one, for a reason that is not damage to it."""
+    """Raised if this process or another one could not read a checkpoint for a reason other than damage."""
 
 
 def has_checkpoint(workdir: AnyPath) -> bool:
-    """Whether a run has saved anything; what a save that was cut short leaves does not count."""
+    """Returns True if a run has a complete checkpoint."""
     return bool(steps_on_disk(workdir / CHECKPOINTS))
 
 
 def steps_on_disk(folder: AnyPath) -> list[int]:
-    """The steps of the finished checkpoints in a folder of them, from the oldest."""
+    """Returns the steps of the complete checkpoints in a folder, oldest first."""
     paths = folder.glob("*")
     return sorted(int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step. With `keep` None they can only be read.
+    """The checkpoints of one run, by step. If `keep` is None, they can only be read.
 
     Args:
-        workdir: of the run.
-        keep: the newest so many stay.
-        keep_every: those at multiples of so many steps stay as well; 0 for none.
-        index_kind: a number for what makes the banks' indexes; one that another kind has made is not restored.
+        workdir: folder of the run.
+        keep: number of newest checkpoints that stay.
+        keep_every: checkpoints at multiples of this step also stay; 0 for none.
+        index_kind: number of the search that builds the banks' indexes; an index of another kind is not restored.
     """
 
     def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0, index_kind: int = 0):
@@ -93,7 +92,7 @@ class Checkpoints:
         self._folder = workdir / CHECKPOINTS
         if isinstance(self._folder, Path):
             self._folder = self._folder.absolute()
-        # Each process reads by itself. Else those that could read would wait for one that could not, which waits here.
+        # Each process reads by itself. Otherwise processes that could read would wait for one that could not.
         me = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"read{me}"
@@ -102,7 +101,7 @@ class Checkpoints:
         self._reader = self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
         self._failure: Exception | None = None
         if keep is not None:
-            # Its time limit stays at 20 minutes: large states on slow disks take many, some processes more than others.
+            # The time limit stays at 20 minutes: large states on slow disks take many, and processes differ.
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every or None,
@@ -111,13 +110,13 @@ class Checkpoints:
             )
             self._wait = ocp.multihost.get_barrier_sync_fn()
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
-            # Orbax would ask as well, by numbers of its own: after that, JAX misses the processes' own `Preemption`.
+            # Orbax would also ask for preemption, with its own step numbers; JAX would then miss `Preemption`.
             self._manager.reached_preemption = lambda step: False
 
     def _wait_unless_failed(self, *, key: str, timeout_ms: int) -> None:
-        """Where orbax's threads wait for the other processes.
+        """Barrier of orbax's threads, which returns at once after a failure.
 
-        They do so even after this process could not write its part, in a `finally`; but then the others wait elsewhere.
+        Orbax waits in a `finally` even after this process could not write its part, while the others wait elsewhere.
         """
         error = sys.exception()
         if isinstance(error, Exception) and threading.current_thread() is not threading.main_thread():
@@ -126,13 +125,13 @@ class Checkpoints:
         self._wait(key=key, timeout_ms=timeout_ms)
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """Returns the step of the newest complete checkpoint; None without one."""
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """The steps of all complete checkpoints, from the oldest, as the first process finds them.
+        """Returns the steps of all complete checkpoints, oldest first, as the first process finds them.
 
-        Others may find others: on a disk that shows them late, or while a run that is evaluated goes on.
+        Other processes may find others, on a disk that shows files late or while the run goes on.
         """
         steps = sorted(self._manager.all_steps())
         count = broadcast_from_first(len(steps))
@@ -142,7 +141,7 @@ class Checkpoints:
         """Copies the state to the host, then writes it in the background.
 
         Raises:
-            SaveFailed: when this save, or the one before it, could not be written.
+            SaveFailed: if this save or the one before could not be written.
         """
         banks = state.carry.banks
         rest = state._replace(parameters={}, carry=state.carry._replace(banks=()))
@@ -154,9 +153,9 @@ class Checkpoints:
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
     def save_parameters(self, step: int, parameters: Parameters) -> None:
-        """Saves parameters alone, which can be evaluated and begun from, but not gone on with.
+        """Saves parameters alone: they can be evaluated and used by `Training.init_from`, but not resumed.
 
-        They may be on the host: no device has to hold more of them than one array.
+        They may be on the host: a device holds at most one array at a time.
 
         Raises:
             SaveFailed: see `save`.
@@ -171,12 +170,12 @@ class Checkpoints:
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
     def check(self) -> None:
-        """Sees whether the save in the background goes well, without waiting for it or for other processes.
+        """Checks the save in the background, without waiting for it or for other processes.
 
-        The others wait for this process's part of it, so it is to end at once, and they notice.
+        The other processes wait for this process's part, so this process must end at once for them to notice.
 
         Raises:
-            SaveFailed: when this process could not write its part.
+            SaveFailed: if this process could not write its part.
         """
         if self._failure is not None:
             raise save_failed("a checkpoint", self._folder, self._failure) from self._failure
@@ -185,26 +184,26 @@ class Checkpoints:
         """Waits until everything is written.
 
         Raises:
-            SaveFailed: when it could not be.
+            SaveFailed: if something could not be written.
         """
         self._checked(self._manager.wait_until_finished)
 
     def _checked(self, write: Callable[[], Any]) -> None:
         try:
             write()
-        except Exception as error:  # disks, tensorstore and object stores have each their own
+        except Exception as error:  # disks, tensorstore and object stores raise different errors
             raise save_failed("a checkpoint", self._folder, error) from error
 
     def restore(self, step: int, like: TrainState, mesh: Mesh, reset_memory: bool = False) -> TrainState:
-        """The state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or not).
+        """Returns the state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or abstract).
 
-        A memory of another size is laid out anew: all of it when it grows, the newest tokens when it shrinks. Where
-        nothing is saved for a memory of `like`, or with `reset_memory`, it is empty. An index of another search than
-        that of `like` is left out: banks then come without one.
+        A memory of another size is laid out again: a larger memory holds all tokens, a smaller one the newest. It is
+        empty if no memory was saved, or with `reset_memory`. The index of another search is not restored: such banks
+        come without one.
 
         Raises:
-            Unreadable: when any process's part of it is damaged.
-            ReadFailed: when any process could not read its part for another reason.
+            CorruptCheckpoint: if the part of any process is damaged.
+            ReadFailed: if any process could not read its part for another reason.
         """
         rest = like._replace(parameters={}, carry=like.carry._replace(banks=()))
         items: dict[str, Any] = {"parameters": like.parameters, "progress": rest}
@@ -220,24 +219,24 @@ class Checkpoints:
         return progress._replace(parameters=restored["parameters"], carry=progress.carry._replace(banks=banks))
 
     def has_progress(self, step: int) -> bool:
-        """Whether a run can go on from what was saved at `step`: not from parameters alone.
+        """Returns True if a run can resume from `step`; False if only parameters were saved.
 
         Raises:
-            Unreadable, ReadFailed: see `restore`.
+            CorruptCheckpoint, ReadFailed: see `restore`.
         """
         return self._attempt(step, lambda: "progress" in self._written(step))
 
     def memory_size(self, step: int) -> int:
-        """How many slots the memory saved at `step` has; 0 if none was saved.
+        """Returns the number of slots of the memory saved at `step`; 0 without a memory.
 
         Raises:
-            Unreadable, ReadFailed: see `restore`.
+            CorruptCheckpoint, ReadFailed: see `restore`.
         """
         banks = self._saved(step)
         return banks[0]["keys_BHMD"].shape[2] if banks else 0
 
     def _saved(self, step: int) -> list[dict[str, Any]]:
-        """Shape and dtype of what was saved of each bank, by name; none if none were."""
+        """Returns shapes and dtypes of the saved banks' arrays, by name; empty without banks."""
 
         def read() -> list[dict[str, Any]]:
             if "memory" not in self._written(step):
@@ -251,23 +250,23 @@ class Checkpoints:
         return self._attempt(step, read)
 
     def _saved_banks(self, step: int, mesh: Mesh) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """The banks that were saved, each of their arrays placed where it belongs."""
+        """Returns the saved banks, with each array on its devices."""
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._saved(step))
         return placed(shapes, shardings(mesh, shapes))
 
     def parameter_shapes(self, step: int) -> dict[str, Any]:
-        """Shape and dtype of the parameters saved at `step`, by their paths (see `by_path`).
+        """Returns shapes and dtypes of the parameters saved at `step`, by path (see `by_path`).
 
         Raises:
-            Unreadable, ReadFailed: see `restore`.
+            CorruptCheckpoint, ReadFailed: see `restore`.
         """
         return self._attempt(step, lambda: by_path(self._reader.item_metadata(step)["parameters"]))
 
     def restore_parameters(self, step: int, like: Parameters) -> Parameters:
-        """The parameters alone: for evaluation, which has a carry of its own and no optimizer.
+        """Returns the parameters alone, for evaluation, which has its own carry and no optimizer.
 
         Raises:
-            Unreadable, ReadFailed: see `restore`.
+            CorruptCheckpoint, ReadFailed: see `restore`.
         """
         return self._restore(step, parameters=like)["parameters"]
 
@@ -282,12 +281,14 @@ class Checkpoints:
             return jnp.zeros(like.shape, like.dtype, device=like.sharding) if leaf is None else leaf
 
         filled = {name: jax.tree.map(fill, item, restored[name]) for name, item in items.items()}
-        found = {name: fingerprints(item) for name, item in filled.items()}  # by all, so not within an attempt
+        found = {
+            name: fingerprints(item) for name, item in filled.items()
+        }  # by all processes, so not inside an attempt
         self._attempt(step, lambda: self._compare(found, self._written(step)))
         return filled
 
     def _written(self, step: int) -> dict[str, dict[str, int]]:
-        """Fingerprints of what was saved at `step`, by item."""
+        """Returns the fingerprints saved at `step`, by item."""
         args = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
         return self._reader.restore(step, args=args)[FINGERPRINTS]
 
@@ -300,15 +301,15 @@ class Checkpoints:
                 )
 
     def _attempt[T](self, step: int, read: Callable[[], T]) -> T:
-        """What was read, if every process could read it.
+        """Returns the result of a read if every process could read its part.
 
         Raises:
-            Unreadable, ReadFailed: in all processes alike, see `restore`.
+            CorruptCheckpoint, ReadFailed: in all processes alike, see `restore`.
         """
         result, problem = None, None
         try:
             result = read()
-        except Exception as error:  # whatever a damaged file makes of a reader
+        except Exception as error:  # a damaged file can make a reader raise anything
             problem = error
         if all_agree(problem is None):
             return result  # type: ignore[bad-return]
@@ -321,7 +322,7 @@ class Checkpoints:
         ) from problem
 
     def set_aside(self, step: int) -> AnyPath:
-        """Renames the checkpoint of `step`, so that it counts no more and is not lost; gives its new name."""
+        """Renames the checkpoint of `step`, so that it is ignored but not lost. Returns its new name."""
         path = self._folder / str(step)
         aside = next(
             name
@@ -339,7 +340,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
-        """Waits until everything is written; after an error, that is what is told."""
+        """Waits until everything is written; after an error, raises that error."""
         try:
             self.finish()
         except SaveFailed:
@@ -352,13 +353,13 @@ class Checkpoints:
 
 @functools.cache
 def _hush_orbax() -> None:
-    """Keeps what orbax prints of errors off the terminal: it raises the first of them as well."""
+    """Keeps orbax's prints of errors off the terminal: it also raises the first of them."""
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     tell = sys.unraisablehook
 
     def tell_others(unraisable: Any) -> None:
-        """Reads that go on after one has failed find their event loop closed, or are never asked for their error."""
+        """Drops errors of reads that continue after another one failed, which nobody asks for."""
         of_orbax = "orbax" in getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
         if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
             tell(unraisable)
@@ -372,5 +373,5 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
 
 
 def _without_empty(tree: Any) -> Any:
-    """Orbax refuses arrays without elements (an XL cache of length 0): None stands for them."""
+    """Returns the tree with None for arrays without elements (an XL cache of length 0), which orbax rejects."""
     return jax.tree.map(lambda leaf: leaf if leaf.size else None, tree)

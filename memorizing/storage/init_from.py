@@ -1,11 +1,11 @@
-"""Beginning with another run's parameters, also where the memory is new: a model that never had one can get one.
+"""Starts a run from another run's parameters (fine-tuning), even if the other run's model had no memory.
 
-    parameters that both have      are taken, and have to be of one shape
-    those of a memory layer        (gate, query scale, key shift ...) are drawn anew where the other run lacks them
-    anything else                  is refused by its name
+    parameters that both have      are taken, and must have the same shape
+    those of a memory layer        (gate, query scale, key shift ...) are drawn if the other run lacks them
+    anything else                  is rejected by name
 
-No parameter depends on the size of a memory, so that may differ. Optimizer, step, caches and memory begin anew; what
-was begun with is noted in the workdir, and a run that goes on does not ask for it again.
+No parameter depends on the size of a memory, so the size may differ. Optimizer, step, caches and memory start new. The
+workdir records the source, so a resumed run does not need it.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ from memorizing.storage.snapshots import snapshot_digest
 from memorizing.storage.workdir import PRETRAINED, check_data
 
 FROM_FILE = "from.json"
-"""In a workdir: what the run began with, if it began with another run's parameters (see `Beginning`)."""
+"""File of a workdir that records the source of its parameters (see `Beginning`)."""
 
 
 class Beginning(NamedTuple):
-    """What a run began with.
+    """The source of a run's parameters.
 
     Attributes:
-        run, step: a checkpoint of another run.
-        parameters: a digest of those that it gave, and of those drawn anew.
-        memory: a digest of the snapshot with which documents begin; None for none.
+        run, step: checkpoint of another run.
+        parameters: digest of the parameters taken from it, and of those that were drawn.
+        memory: digest of the snapshot with which documents start; None for none.
     """
 
     run: str
@@ -57,12 +57,12 @@ def begin_from(
     fresh: Parameters,
     say: Callable[[str], None],
 ) -> tuple[Parameters, Beginning]:
-    """The parameters of `init_from` where it has them, `fresh` ones where a memory is new.
+    """Returns the parameters of `init_from` where it has them, and `fresh` ones for a new memory.
 
     Raises:
-        InputError: when there is no such checkpoint, it is of another vocabulary, or its parameters are not those of
-            this model but for the memory.
-        Unreadable, ReadFailed: see `Checkpoints.restore`.
+        InputError: if there is no such checkpoint, it has another vocabulary, or its parameters outside of memory
+            layers are not those of this model.
+        CorruptCheckpoint, ReadFailed: see `Checkpoints.restore`.
     """
     folder = run_folder("Training.init_from", init_from)
     check_data(folder, tokens, train=False)
@@ -85,7 +85,7 @@ def begin_from(
 
 
 def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, where: str) -> list[str]:
-    """The paths that are to be drawn anew; refuses all else that differs."""
+    """Returns the paths of parameters to draw; rejects all other differences."""
     _, without = abstract_model(dataclasses.replace(model, memory_layers=(), banks_of=()), MemorySettings(size=0))
     of_memory = wanted.keys() - by_path(without).keys()
     shapes = [f"{path} of {there[path].shape} (here {wanted[path].shape})" for path in wanted if path in there
@@ -136,7 +136,7 @@ def snapshot_owner(
     parameters: Parameters,
     step: int,
 ) -> SnapshotOwner:
-    """What a run's checkpoint makes snapshots as, and may load them as."""
+    """Returns the owner of snapshots that a run's checkpoint makes and may load."""
     trained_with = recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
     return SnapshotOwner(
         model, segment_length, tokens.digests()["vocabulary"], parameters_digest(parameters), step, trained_with
@@ -144,5 +144,5 @@ def snapshot_owner(
 
 
 def recorded_beginning(workdir: AnyPath) -> Beginning:
-    """What `record_beginning` wrote."""
+    """Returns what `record_beginning` wrote."""
     return Beginning(**json.loads((workdir / FROM_FILE).read_text()))

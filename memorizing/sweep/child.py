@@ -1,8 +1,8 @@
-"""Becomes the command that it is given; on Linux that then ends with the process that started it, however that ends.
+"""Runs a command that ends with its parent process, however the parent ends (on Linux).
 
     python -m memorizing.sweep.child PARENT COMMAND...
 
-Else a sweep that is killed would leave a training behind, which holds the folder that the repeated sweep needs.
+Otherwise a killed sweep would leave a training behind, which locks the folder that the repeated sweep needs.
 """
 
 import ctypes
@@ -14,10 +14,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Never returns."""
+    """Replaces this process by the command; never returns."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(sys.argv[1]):  # it ended before it could be watched
+    if os.getppid() != int(sys.argv[1]):  # the parent has already ended
         sys.exit(1)
     os.execvp(sys.argv[2], sys.argv[2:])
 

@@ -1,4 +1,4 @@
-"""`memorizing sweep`: from what was asked for to a grid, its checks, and then running, writing jobs, or gathering."""
+"""`memorizing sweep`: builds the grid, checks every point, then runs the points, writes jobs, or collects results."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -27,12 +27,12 @@ def sweep(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Runs the grid, or one point of it (by number from 0, or name), or writes jobs that do.
+    """Runs the grid, or one point of it (by number from 0, or by name), or writes jobs that do.
 
     Raises:
-        InputError: before anything runs, for a point that cannot be.
-        PointsFailed: after all others were run.
-        Interrupted: the same command goes on from there.
+        InputError: before anything runs, if a point has impossible settings.
+        PointsFailed: after all other points have run.
+        Interrupted: the same command resumes the sweep.
     """
     if not isinstance(asked.out, Path) and write != "xpk" and not dry_run:
         raise InputError(f"--out={asked.out}: points run here only with a folder; --write=xpk takes gs://BUCKET/SWEEP")
@@ -63,11 +63,11 @@ def sweep(
 
 
 def collect(out: AnyPath, say: Callable[[str], None] = print) -> None:
-    """Gathers how the points of a sweep stand into its `sweep.json`, table and plots; runs nothing.
+    """Collects the status of a sweep's points into its `sweep.json`, table and plots; runs nothing.
 
     Raises:
-        InputError: when there is none.
-        PointsFailed: when some points failed.
+        InputError: if there is no sweep.
+        PointsFailed: if some points failed.
     """
     described = read_sweep(out)
     if not described:
@@ -77,10 +77,10 @@ def collect(out: AnyPath, say: Callable[[str], None] = print) -> None:
 
 
 def conclude(results: dict[str, Any], out: AnyPath, names: set[str], say: Callable[[str], None]) -> None:
-    """Table and plots of a `sweep.json`.
+    """Writes the table and plots of a `sweep.json`.
 
     Raises:
-        PointsFailed: when some of the points named failed.
+        PointsFailed: if some of the named points failed.
     """
     say("")
     for line in write_table(results, out):
@@ -97,7 +97,7 @@ def conclude(results: dict[str, Any], out: AnyPath, names: set[str], say: Callab
 
 
 def words(asked: Asked, over: Sequence[str], seeds: int | None) -> list[str]:
-    """The arguments that ask for this sweep."""
+    """Returns the command-line arguments of this sweep."""
     words = [f"--out={asked.out}", *(f"--gin_file={file}" for file in asked.gin_files)]
     words += [f"--gin_param={binding}" for binding in asked.gin_params] + [f"--over={text}" for text in over]
     words += [] if seeds is None else [f"--seeds={seeds}"]
@@ -118,7 +118,7 @@ def _points(axes: Sequence[Axis], seeds: int | None, asked: Asked) -> list[Point
 
 
 def _described(plans: Sequence[Plan], axes: Sequence[Axis], asked: Asked, arguments: Sequence[str]) -> dict[str, Any]:
-    """As `sweep.json` has it, its points without how they stand."""
+    """Returns the sweep as `sweep.json` describes it, its points without status."""
     texts = [plan.settings.splitlines() for plan in plans]
     common = [line for line in texts[0] if all(line in text for text in texts)]
     return {
@@ -150,7 +150,7 @@ def _write(
     dry_run: bool,
     say: Callable[[str], None],
 ) -> None:
-    """The jobs, and a `sweep.json` in which their points wait."""
+    """Writes the jobs, and a `sweep.json` in which their points wait."""
     path, text = write_slurm(plans, out, arguments) if kind == "slurm" else write_xpk(plans, out)
     if dry_run:
         say(text)

@@ -1,9 +1,9 @@
-"""The grid of a sweep: what is varied, and the points that follow.
+"""The grid of a sweep: the settings that vary, and the points that follow.
 
     --over MEMORY_SIZE=0,512 --over DATA=isabelle=runs/isabelle/data,github=runs/github/data --seeds 2
 
-is 2 x 2 x 2 points, named by their values: `MEMORY_SIZE=0,DATA=isabelle,seed=0`. Values are gin literals with commas
-between; words and paths need no quotes. How points are trained and evaluated: `points.py`.
+gives 2 x 2 x 2 points, named by their values: `MEMORY_SIZE=0,DATA=isabelle,seed=0`. Values are gin literals separated
+by commas; words and paths need no quotes. `points.py` says how points are trained and evaluated.
 """
 
 import ast
@@ -18,17 +18,17 @@ from memorizing.data.tokens import PreparedTokens
 from memorizing.errors import InputError
 
 DATA = ("DATA", "Training.data")
-"""Settings whose values are folders of prepared tokens, which may be given as NAME=FOLDER."""
+"""Settings whose values are folders of prepared tokens, which may be written as NAME=FOLDER."""
 LABEL_LENGTH = 60
 
 
 class Value(NamedTuple):
-    """One value of a swept setting: as JSON has it, and as gin text."""
+    """One value of a swept setting, for JSON and as gin text."""
 
     shown: Any
     gin: str
     label: str
-    """Of a file's name."""
+    """The value as part of a file name."""
 
 
 class Axis(NamedTuple):
@@ -44,19 +44,19 @@ class Point(NamedTuple):
     name: str
     values: dict[str, Any]
     bindings: tuple[str, ...]
-    """The values as gin bindings, `'MEMORY_SIZE = 512'`, but for data and seed."""
+    """The values as gin bindings, `'MEMORY_SIZE = 512'`, except data and seed."""
     seed: int | None = None
     data: str | None = None
-    """The folder, where that is swept."""
+    """Folder of the data, if the sweep varies it."""
     corpus: str | None = None
-    """What that data is called."""
+    """Name of that data."""
 
 
 def parse_axis(text: str) -> Axis:
     """Reads `NAME=V1,V2`.
 
     Raises:
-        InputError: when that is not what it is, or a value is there twice.
+        InputError: for another form, or a value that appears twice.
     """
     given = re.fullmatch(r"\s*([A-Za-z_]\w*(?:\.\w+)?)\s*=(.*)", text, flags=re.DOTALL)
     if given is None:
@@ -78,7 +78,7 @@ def parse_axis(text: str) -> Axis:
 
 
 def split_values(text: str) -> list[str]:
-    """Divides at commas outside brackets and quotes."""
+    """Splits text at commas outside brackets and quotes."""
     parts, depth, quote, before = [""], 0, "", ""
     for character in text:
         if quote:
@@ -117,7 +117,7 @@ def _value(name: str, text: str) -> Value:
 
 
 def _data_value(text: str) -> Value:
-    """A folder, or NAME=FOLDER; by default it is called after the source of its documents."""
+    """Reads a folder, or NAME=FOLDER. The default name is the source of the folder's documents."""
     given = re.fullmatch(r"([\w.-]+)=(.+)", text)
     folder = given[2] if given else text
     if folder[0] in "'\"":
@@ -131,7 +131,7 @@ def _label(text: str) -> str:
 
 
 def combinations(axes: Sequence[Axis], seeds: Sequence[int | None]) -> list[Point]:
-    """All points, the last axis and the seeds changing fastest.
+    """Returns all points; the last axis and the seeds change fastest.
 
     Raises:
         InputError: for a setting that is swept twice.

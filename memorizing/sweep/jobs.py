@@ -1,7 +1,7 @@
-"""Jobs for clusters, a point each: an array of SLURM, or workloads of xpk.
+"""Writes jobs for clusters, one for each point: a SLURM array, or workloads of xpk.
 
-The array's script only says which sweep; launch/slurm.sbatch does the work. Workloads train, then evaluate, without a
-sweep around it, so that a point may have many hosts; `--collect` finds what they left.
+The array's script only names the sweep; launch/slurm.sbatch does the work. Workloads train and evaluate directly, so
+that a point may have many hosts; `--collect` finds their results.
 """
 
 import re
@@ -55,10 +55,10 @@ create() {{ # workload command
 
 
 def write_slurm(plans: Sequence[Plan], out: AnyPath, arguments: Sequence[str]) -> tuple[Path, str]:
-    """Path and text of the array's script.
+    """Returns the path and text of the array's script.
 
     Raises:
-        InputError: where the tree with its launch/ is not the folder that we are in.
+        InputError: if the current folder has no launch/.
     """
     tree = Path.cwd()
     if not (tree / "launch" / "slurm.sbatch").is_file():
@@ -72,7 +72,7 @@ def write_slurm(plans: Sequence[Plan], out: AnyPath, arguments: Sequence[str]) -
 
 
 def write_xpk(plans: Sequence[Plan], out: AnyPath) -> tuple[AnyPath, str]:
-    """Path and text of a script that creates a workload for each point; `out` is in a bucket."""
+    """Returns the path and text of a script that creates a workload for each point; `out` is in a bucket."""
     name = re.sub(r"[^a-z0-9]+", "-", out.name.lower()).strip("-")[:24] or "sweep"
     name = name if name[0].isalpha() else f"s-{name}"
     text = XPK.format(points=len(plans), collect=_collect(out))

@@ -13,7 +13,7 @@ MARKS = "osD^v"
 
 
 class Curve(NamedTuple):
-    """Means over seeds, and how they spread (0 of a single one)."""
+    """A curve: means over seeds, and their spread (0 for a single seed)."""
 
     at: list[float]
     mean: list[float]
@@ -21,7 +21,7 @@ class Curve(NamedTuple):
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Draws the three beside each other into a PNG file."""
+    """Draws the three plots side by side into a PNG file."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -46,7 +46,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def sizes(table: Table) -> dict[str, Curve]:
-    """Perplexity against memory size: a curve for each dataset, context, XL cache and further settings."""
+    """Returns perplexity by memory size: a curve for each dataset, context, XL cache and other settings."""
     curves: dict[str, Curve] = {}
     several = len({(row.context, row.xl_cache, row.others) for row in table.cells}) > 1
     for row, cells in sorted(table.cells.items(), key=lambda pair: pair[0].memory):
@@ -61,7 +61,7 @@ def sizes(table: Table) -> dict[str, Curve]:
 
 
 def positions(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str, str], int, str], Curve]:
-    """Perplexity against position, by dataset, memory and further settings."""
+    """Returns perplexity by position: a curve for each dataset, memory and other settings."""
     found: dict[tuple[tuple[str, str], int, str], dict[float, list[float]]] = {}
     for point in results["points"]:
         for each in point["evaluations"]:
@@ -72,11 +72,11 @@ def positions(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str,
 
 
 def trainings(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str, str], int, str], Curve]:
-    """Training perplexity against steps, by the dataset and memory that the point is first evaluated with."""
+    """Returns training perplexity by step: a curve for each dataset and memory of the point's first evaluation."""
     found: dict[tuple[tuple[str, str], int, str], dict[float, list[float]]] = {}
     points = [point for point in results["points"] if point["steps"] is not None]
     for point in points:
-        first = point["planned"][-1]  # the largest memory, by default that of training
+        first = point["planned"][-1]  # the largest memory evaluated; by default that of training
         key = ((first["corpus"], first["split"]), first["memory_size"], _label(table, point, first))
         for line in point["training"]:
             found.setdefault(key, {}).setdefault(float(line["step"]), []).append(math.exp(min(line["loss"], 50.0)))
@@ -84,7 +84,7 @@ def trainings(results: Mapping[str, Any], table: Table) -> dict[tuple[tuple[str,
 
 
 def _evenly(curves: Mapping[Any, Curve]) -> tuple[dict[Any, Curve], list[float]]:
-    """The curves over the numbers of their places, which are what is given with them."""
+    """Returns the curves over the indices of their places, with these places."""
     places = sorted({x for curve in curves.values() for x in curve.at})
     return {key: curve._replace(at=[float(places.index(x)) for x in curve.at]) for key, curve in curves.items()}, places
 
@@ -124,7 +124,7 @@ def _draw_sizes(axes: Any, table: Table) -> None:
 
 
 def _draw_curves(axes: Any, table: Table, curves: dict[tuple[tuple[str, str], int, str], Curve]) -> None:
-    """Memory sizes by color, datasets and further settings by the kind of line."""
+    """Draws curves: a color for each memory size, a line style for each dataset and other settings."""
     from matplotlib import colormaps
 
     every = sorted({size for _, size, _ in curves})

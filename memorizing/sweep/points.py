@@ -1,6 +1,6 @@
-"""A point of a sweep before it runs: its settings and data checked, and the commands that train and evaluate it.
+"""Plans a point of a sweep before it runs: checks settings and data, and builds the train and evaluate commands.
 
-How a point stands, by what is on disk: `records.py`.
+`records.py` reads the status of a point from disk.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ from memorizing.sweep.records import POINTS
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """What all points of a sweep have in common, as it was asked for.
+    """Options that all points of a sweep share.
 
     Attributes:
         out: folder of the sweep.
-        run: a trained run's folder, which is evaluated at each point; None where each point is trained.
-        data: prepared tokens to evaluate on, [NAME=]FOLDER; none for those of training.
-        splits, memory_sizes, xl_cache: to evaluate on, at, and with; empty for those of the settings.
+        run: folder of a trained run to evaluate at each point; None to train each point.
+        data: prepared tokens to evaluate on, [NAME=]FOLDER; empty for the training data.
+        splits, memory_sizes, xl_cache: values to evaluate with; empty for those of the settings.
     """
 
     out: AnyPath
@@ -44,7 +44,7 @@ class Asked:
     xl_cache: str | None = None
 
     def readings(self) -> list[str]:
-        """As arguments, but for `data`."""
+        """The evaluation options as arguments, except `data`."""
         words = [f"--split={','.join(self.splits)}"] if self.splits else []
         words += [f"--memory_size={','.join(map(str, self.memory_sizes))}"] if self.memory_sizes else []
         return words + ([f"--xl_cache={self.xl_cache}"] if self.xl_cache else [])
@@ -54,12 +54,12 @@ class Plan(NamedTuple):
     """A point that has passed its checks.
 
     Attributes:
-        folder: for what the sweep itself keeps of it.
-        workdir: of its run.
-        steps: at which it is trained; None where it is only evaluated.
-        settings: the run's, as gin text.
-        planned: for each reading what its figures have to say.
-        train, evaluate: what follows `memorizing`; the first is empty where it is only evaluated.
+        folder: folder for the sweep's own files about the point.
+        workdir: folder of its run.
+        steps: number of training steps; None if it is only evaluated.
+        settings: the run's settings, as gin text.
+        planned: expected fields of the figures, for each evaluation.
+        train, evaluate: arguments of `memorizing`; `train` is empty if it is only evaluated.
     """
 
     point: Point
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     evaluate: list[str]
 
     def described(self) -> dict[str, Any]:
-        """As `sweep.json` has it, but for how it stands."""
+        """Returns the point as `sweep.json` describes it, without status."""
         is_own, run = self.steps is not None, self.workdir
         return {
             "name": self.point.name,
@@ -87,15 +87,15 @@ class Plan(NamedTuple):
 
 
 def check_points(points: Sequence[Point], asked: Asked, reads_data: bool = True) -> list[Plan]:
-    """All points with what is to be done for each.
+    """Returns a plan for each point.
 
     Args:
-        points: of the grid.
-        asked: what they have in common.
-        reads_data: False where the data is not here; each then has to have a name.
+        points: points of the grid.
+        asked: options that they share.
+        reads_data: False if the data is not on this machine; each dataset then needs a name.
 
     Raises:
-        InputError: naming the point, for settings or data that cannot be, or two points that would be the same.
+        InputError: names the point, for impossible settings or data, or two points that are the same.
     """
     plans, seen = [], {}
     for point in points:
@@ -129,7 +129,7 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
         if not steps_on_disk(workdir / CHECKPOINTS):
             raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
     given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
-    # A run that only reads its memory has nothing to look up without the snapshot that it was trained with.
+    # A run that only reads its memory needs the snapshot that it was trained with.
     snapshot = it.training.prebuilt_memory if it.memory.size and it.memory.writes == "never" else ""
     own_name = f"from-{Path(snapshot).name}" if snapshot else ""
     data, name = _data(point, asked, it, reads_data), own_name if trains else _evaluation_name(point, asked.out)
@@ -152,16 +152,16 @@ def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Pl
 
 
 def _seeds(point: Point, it: Experiment) -> list[str]:
-    """What makes a point of these settings another try: parameters, and the order of documents as far from theirs."""
+    """Returns the bindings of another seed: other parameters, and another order of documents."""
     seed = it.training.seed if point.seed is None else point.seed
     return [f"Training.seed = {seed}", f"Batch.seed = {it.batch.seed + seed - it.training.seed}"]
 
 
 def _check_training(workdir: AnyPath, it: Experiment) -> None:
-    """Refuses settings under which a run may go on, but whose results those of the point that has begun are not.
+    """Rejects settings that a resumed run may change, but that would change the results of a point that has started.
 
     Raises:
-        ConfigError: naming the setting.
+        ConfigError: names the setting.
     """
     newest = max(steps_on_disk(workdir / CHECKPOINTS), default=0)
     if not newest:
@@ -176,7 +176,7 @@ def _check_training(workdir: AnyPath, it: Experiment) -> None:
 
 
 def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
-    """How each corpus is read, as the figures say it."""
+    """Returns the expected fields of the figures of each corpus."""
     sizes = asked.memory_sizes or (it.memory.size,)
     memories = [it.with_memory_size(size).memory for size in sizes]
     return [
@@ -188,12 +188,12 @@ def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
 
 
 def _evaluation_name(point: Point, out: AnyPath) -> str:
-    """For files in the run's folder, where other sweeps of the same run have theirs."""
+    """Returns the suffix of evaluation files in the run's folder, which other sweeps of the same run share."""
     return re.sub(r"[^\w.-]", "-", f"{out.name}-{point.name}")
 
 
 def _data(point: Point, asked: Asked, it: Experiment, reads_data: bool) -> list[str]:
-    """What a point is evaluated on, as `evaluate --data` has it; nothing where that is what it takes by itself."""
+    """Returns the `evaluate --data` arguments of a point; empty for the default."""
     if asked.data or point.data is None:
         return list(asked.data)
     takes_own = asked.run is None and not it.evaluation.data and reads_data
@@ -205,7 +205,7 @@ def _data(point: Point, asked: Asked, it: Experiment, reads_data: bool) -> list[
 def _corpora(
     data: Sequence[str], asked: Asked, it: Experiment, workdir: AnyPath, reads_data: bool
 ) -> list[dict[str, str]]:
-    """Of each corpus and split that is to be read, how its figures name it."""
+    """Returns the name in the figures of each corpus and split to evaluate."""
     own, splits = it.evaluation.data or it.training.data, asked.splits or (it.evaluation.split,)
     if not reads_data:
         names = [each.partition("=")[0] for each in data]

@@ -1,8 +1,8 @@
-"""The paper's own figures, to set beside ours: token perplexities of its main table (arXiv 2203.08913, section 4).
+"""The paper's figures, to show next to ours: token perplexities of its main table (arXiv 2203.08913, section 4).
 
-They are of 200M parameters, 500,000 steps of 2^17 tokens and 32,000 SentencePiece tokens. Perplexities of tokens
-depend on the vocabulary, so other models' cannot be compared with them one by one; what a memory changes within a
-column can. The figures were read in public quotations of the paper, not in the paper itself.
+They belong to models of 200M parameters, trained for 500,000 steps of 2^17 tokens with 32,000 SentencePiece tokens.
+Token perplexity depends on the vocabulary, so compare changes within a column, not single values. The figures come from
+public quotations of the paper, not from the paper itself.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ CORPORA = ("arxiv", "pg19", "c4", "github", "isabelle")
 
 
 class Row(NamedTuple):
-    """One row: perplexities by corpus; the XL cache, where there is one, is as long as the context."""
+    """One row: perplexities by corpus. The XL cache, if on, is as long as the context."""
 
     context: int
     memory: int

@@ -1,8 +1,7 @@
-"""How a sweep stands, by what is on disk: OUT/sweep.json, and OUT/points/NAME/point.json.
+"""Reads and writes the status of a sweep: OUT/sweep.json, and OUT/points/NAME/point.json.
 
-A point is done when its run has a checkpoint of its last step, and each reading that was asked for is among the run's
-evaluations, of that checkpoint and with those settings. What a point took and its error are in its `point.json`, so
-that points can run in many places at once; `sweep.json` is gathered from them.
+A point is done if its run has a checkpoint of the last step and all requested evaluations of that checkpoint. Durations
+and errors of a point are in its `point.json`, so points can run in many places at once; `sweep.json` collects them.
 """
 
 import json
@@ -18,13 +17,13 @@ from memorizing.training.metrics import METRICS_FILE, read_lines
 RESULTS = "sweep.json"
 RECORD = "point.json"
 POINTS = "points"
-"""In a sweep's folder: a folder for each point."""
+"""Folder of a sweep with a folder for each point."""
 CURVE = 200
-"""Of a training so many steps are kept at most."""
+"""Largest number of steps kept of a training curve."""
 
 
 def standing(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
-    """A point with its status, figures and curve, as `sweep.json` has it; one whose files cannot be read has failed."""
+    """Returns a point with its status, figures and curve, for `sweep.json`. Unreadable files make it fail."""
     own = {name: described[name] for name in ("name", "values", "seed", "workdir", "steps", "planned")}
     seconds = {"train": 0.0, "evaluate": 0.0}
     try:
@@ -49,24 +48,24 @@ def record(out: AnyPath, described: dict[str, Any], error: str | None, seconds: 
 
 
 def workdir_of(out: AnyPath, described: dict[str, Any]) -> AnyPath:
-    """Of a point's run."""
+    """Returns the folder of a point's run."""
     if described["steps"] is None:
         return run_folder("--workdir", described["workdir"])
     return out / described["workdir"]
 
 
 def is_trained(out: AnyPath, described: dict[str, Any]) -> bool:
-    """Whether a point's run has made its last step."""
+    """Returns True if a point's run has finished training."""
     return described["steps"] is None or _newest_step(workdir_of(out, described)) >= described["steps"]
 
 
 def is_done(out: AnyPath, described: dict[str, Any]) -> bool:
-    """Whether nothing is left to do for a point."""
+    """Returns True if a point is trained and evaluated."""
     return is_trained(out, described) and len(evaluations(out, described)) == len(described["planned"])
 
 
 def evaluations(out: AnyPath, described: dict[str, Any]) -> list[dict]:
-    """The figures of the readings that were asked for and are there, of the last step's checkpoint."""
+    """Returns the figures of the requested evaluations that exist for the last step's checkpoint."""
     if not is_trained(out, described):
         return []
     workdir = workdir_of(out, described)
@@ -80,7 +79,7 @@ def evaluations(out: AnyPath, described: dict[str, Any]) -> list[dict]:
 
 
 def training_curve(workdir: AnyPath) -> list[dict]:
-    """Steps and losses of a run's `metrics.jsonl`, evenly thinned to `CURVE`, the last among them."""
+    """Returns steps and losses of a run's `metrics.jsonl`, thinned evenly to `CURVE` steps, the last included."""
     lines = [{"step": line["step"], "loss": line["loss"]} for line in read_lines(workdir / METRICS_FILE)]
     every = -(-len(lines) // CURVE) or 1
     return lines[::-1][::every][::-1]
@@ -91,15 +90,15 @@ def _newest_step(workdir: AnyPath) -> int:
 
 
 def read_sweep(out: AnyPath) -> dict[str, Any]:
-    """The `sweep.json` of a folder; empty where there is none."""
+    """Returns the `sweep.json` of a folder; empty without one."""
     return _read(out / RESULTS)
 
 
 def merged(before: dict[str, Any], sweep: dict[str, Any], out: AnyPath) -> dict[str, Any]:
-    """A sweep's description with the points that an earlier one in the same folder had beside its own.
+    """Returns a sweep's description with the other points of an earlier sweep in the same folder.
 
     Raises:
-        InputError: when that one varied other settings, or evaluated another run.
+        InputError: if that sweep varied other settings, or evaluated another run.
     """
     if not before:
         return sweep
@@ -126,7 +125,7 @@ def _described(sweep: dict[str, Any]) -> str:
 
 
 def write_sweep(out: AnyPath, sweep: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Writes `sweep.json`; gives what is in it."""
+    """Writes `sweep.json` and returns its content."""
     results = sweep | {"points": list(records)}
     atomic_write(out / RESULTS, json.dumps(results, indent=1) + "\n")
     return results

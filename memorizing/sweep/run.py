@@ -1,9 +1,9 @@
-"""Running a sweep: its points one after another, each in processes of its own, and the record of them.
+"""Runs the points of a sweep one after another, each in its own processes, and records them.
 
-    OUT/sweep.json       the grid and how each point stands, written anew after each
-    OUT/points/NAME/     a point's run, unless a trained one is evaluated; point.json, train.log and evaluate.log
+    OUT/sweep.json       the grid and the status of each point, rewritten after each point
+    OUT/points/NAME/     a point's run, unless a trained run is evaluated; point.json, train.log and evaluate.log
 
-A point that fails or runs out of memory does not stop the others; it is tried again when the sweep is repeated.
+A point that fails or runs out of memory does not stop the others; the repeated sweep tries it again.
 """
 
 import os
@@ -23,17 +23,17 @@ from memorizing.sweep.records import is_done, is_trained, merged, read_sweep, re
 from memorizing.training.signals import RUN_ME_AGAIN, Interrupted
 
 TOLD_TO_END = (RUN_ME_AGAIN, -signal.SIGTERM, 128 + signal.SIGTERM)
-"""What a command ends with after SIGTERM: a training; an evaluation; an evaluation that a launcher started."""
+"""Exit status after SIGTERM of a training, an evaluation, and an evaluation under a launcher."""
 TAIL_LINES, TAIL_LETTERS = 12, 2000
-"""Of a failed point's log, at most."""
+"""Largest number of lines and characters shown of a failed point's log."""
 
 
 class PointsFailed(RuntimeError):
-    """Some points could not be trained or evaluated; the others were."""
+    """Raised if some points could not be trained or evaluated; the others were."""
 
 
 class Children:
-    """Runs commands one at a time; inside the `with`, SIGTERM and SIGINT are passed on to the one that runs.
+    """Runs commands one at a time; inside the `with`, passes SIGTERM and SIGINT on to the running command.
 
     Attributes:
         received: the first signal.
@@ -60,10 +60,10 @@ class Children:
             signal.signal(number, handler)
 
     def run(self, arguments: Sequence[str], log: Path) -> tuple[int, str]:
-        """Runs `memorizing` with these; its output is appended to the log. Gives the status, and the output's end.
+        """Runs `memorizing` with these arguments and appends its output to the log. Returns its status and last output.
 
         Raises:
-            Interrupted: when this process was told to end, or the command was.
+            Interrupted: if this process or the command was told to end.
         """
         own = [sys.executable, "-m", "memorizing.cli", *arguments]
         command = [sys.executable, "-m", "memorizing.sweep.child", str(os.getpid()), *self._launcher, *own]
@@ -73,14 +73,14 @@ class Children:
             file.write(f"$ memorizing {shlex.join(arguments)}\n".encode())
             file.flush()
             self._check()
-            # In a group of its own: Ctrl-C reaches it once, through this process, and a second one ends it.
+            # A separate process group: Ctrl-C reaches the command once, through this process, and a second one ends it.
             running = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, process_group=0)
             self._running = running
-            if self.received is not None:  # meanwhile
+            if self.received is not None:  # the signal came while the command started
                 running.send_signal(self.received)
             status = running.wait()
             self._running = None
-        if status in TOLD_TO_END:  # also where somebody told only the command
+        if status in TOLD_TO_END:  # also if only the command got the signal
             self.received = self.received or signal.SIGTERM
         self._check()
         return status, _tail(log, start)
@@ -98,14 +98,14 @@ def _tail(log: Path, start: int) -> str:
 
 
 def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], None]) -> dict[str, Any]:
-    """Trains and evaluates a point as far as it is not done; gives how it stands then.
+    """Trains and evaluates a point, unless that is done. Returns its status.
 
     Raises:
-        InputError: when another sweep is at work on it.
-        Interrupted: see `Children.run`; what was computed is on disk.
+        InputError: if another sweep works on it.
+        Interrupted: see `Children.run`; finished work is on disk.
     """
     described = plan.described()
-    # Not the point's own folder, whose lock its training takes.
+    # A lock of its own, because the training locks the point's folder.
     with folder_lock(out / "held" / plan.point.name, f"{plan.folder}: another `memorizing sweep` is at work there"):
         seconds, error = dict(standing(out, described)["seconds"]), None
         for task, arguments in (("train", plan.train), ("evaluate", plan.evaluate)):
@@ -136,10 +136,11 @@ def _ended(status: int) -> str:
 def run_all(
     plans: Sequence[Plan], out: Path, sweep: dict[str, Any], launcher: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Runs what is not done of a sweep, one point after another; gives the content of `sweep.json`, which is kept up.
+    """Runs the unfinished points of a sweep one after another. Returns the content of `sweep.json`, which it keeps
+    current.
 
     Raises:
-        InputError: when another sweep is at work in `out`.
+        InputError: if another sweep works in `out`.
         Interrupted: see `Children.run`.
     """
     with folder_lock(out, f"--out={out}: another `memorizing sweep` is at work there; let it end, or end it"):
@@ -153,10 +154,13 @@ def run_all(
                 if records[name]["status"] == "done":
                     continue
                 say(f"[{number + 1}/{len(plans)}] {name}")
-                failed = {}  # what no file in the point's folder tells
+                failed = {}  # not recorded in the point's folder
                 try:
                     run_point(plan, out, children, say)
-                except (OSError, ValueError) as error:  # it is at work elsewhere, or cannot be read or written
+                except (
+                    OSError,
+                    ValueError,
+                ) as error:  # another process works on it, or its folder cannot be read or written
                     failed = {"status": "failed", "error": str(error)}
                 finally:
                     records[name] = standing(out, records[name]) | failed

@@ -1,7 +1,7 @@
 """The table of a sweep, in the layout of the paper's main table: context, memory and XL cache by dataset.
 
-A cell is the perplexity, over several seeds its mean and standard deviation. Settings that were swept beyond these get
-columns of their own. Where corpora are called as the paper's are, its figures stand beside and below, under its name.
+A cell is a perplexity; with several seeds, mean and standard deviation. Other swept settings get their own columns. If
+corpora have the names of the paper's, its figures stand next to them and below, under its name.
 """
 
 import csv
@@ -23,11 +23,11 @@ COLUMNS = {
     "DATA": "corpus",
     "Training.data": "corpus",
 }
-"""Swept settings that a column shows already, unless points were evaluated at other values than trained with."""
+"""Swept settings that a column already shows, unless points were evaluated at other values than trained with."""
 
 
 class Row(NamedTuple):
-    """What a row is of; `others` are the values of `Table.others`."""
+    """The settings of a row; `others` are the values of `Table.others`."""
 
     context: int
     memory: int
@@ -36,15 +36,15 @@ class Row(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """The readings of one row and dataset, one a seed."""
+    """The evaluations of one row and dataset, one for each seed."""
 
     perplexities: tuple[float, ...]
     bits_per_byte: tuple[float, ...]
     missing: tuple[str, ...]
-    """How the points stand that have none: failed, waiting."""
+    """Status of points without figures: failed, waiting."""
 
     def text(self) -> str:
-        """As people read it."""
+        """Returns the cell as text."""
         shown = f"{statistics.mean(self.perplexities):.3f}" if self.perplexities else ""
         if len(self.perplexities) > 1:
             shown += f" ± {statistics.stdev(self.perplexities):.3f}"
@@ -57,7 +57,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Cells by row and dataset, a dataset being a corpus's split; `others` are further swept settings."""
+    """Cells by row and dataset, where a dataset is a split of a corpus; `others` are other swept settings."""
 
     others: tuple[str, ...]
     datasets: tuple[tuple[str, str], ...]
@@ -65,7 +65,7 @@ class Table(NamedTuple):
 
 
 def make_table(results: Mapping[str, Any]) -> Table:
-    """The table of a `sweep.json`."""
+    """Returns the table of a `sweep.json`."""
     readings = list(_readings(results["points"]))
     others = tuple(
         name
@@ -89,7 +89,7 @@ def make_table(results: Mapping[str, Any]) -> Table:
 
 
 def _readings(points: Sequence[dict[str, Any]]) -> Iterator[tuple[dict, dict, dict | None]]:
-    """Each reading that was planned, with its point, and its figures if it was made."""
+    """Returns each planned evaluation with its point, and its figures if they exist."""
     for point in points:
         for wanted in point["planned"]:
             names = ("corpus", "split", "memory_size", "xl_cache")
@@ -107,13 +107,13 @@ def _cell(readings: Sequence[tuple[dict, dict | None]]) -> Cell:
 
 
 def published(row: Row, corpus: str) -> float | None:
-    """The paper's perplexity for the same context, memory and XL cache on a corpus of that name."""
+    """Returns the paper's perplexity for the same context, memory and XL cache on the corpus of that name."""
     same = (each for each in MAIN_TABLE if (each.context, each.memory, each.xl_cache) == row[:3])
     return next((each.perplexity.get(corpus) for each in same), None)
 
 
 def lines(table: Table) -> list[list[str]]:
-    """Header and rows as text; a column of the paper's figures beside each dataset that it has a row for."""
+    """Returns header and rows as text, with a column of the paper's figures for each dataset that it has."""
     several = len({split for _, split in table.datasets}) > 1
     beside = [each for each in table.datasets if any(published(row, each[0]) is not None for row in table.cells)]
     header = ["context", "memory", "XL cache", *table.others]
@@ -134,7 +134,7 @@ def lines(table: Table) -> list[list[str]]:
 
 
 def paper_lines(table: Table) -> list[list[str]]:
-    """The paper's rows for the datasets that have its names; nothing if none has."""
+    """Returns the paper's rows for datasets with its names; empty without any."""
     corpora = [corpus for corpus in CORPORA if corpus in {corpus for corpus, _ in table.datasets}]
     if not corpora:
         return []
@@ -156,7 +156,7 @@ NOTE = f"Published, of another model and vocabulary: only changes within a colum
 
 
 def write_table(results: Mapping[str, Any], out: AnyPath) -> list[str]:
-    """Writes `table.md` and `table.csv`; gives the lines for a terminal."""
+    """Writes `table.md` and `table.csv`, and returns the lines for a terminal."""
     table = make_table(results)
     ours, papers = lines(table), paper_lines(table)
     markdown = ["Perplexity", "", *_markdown(ours)]
@@ -181,7 +181,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _csv(table: Table) -> str:
-    """A line for each cell, with the paper's perplexity where there is one."""
+    """Writes a line for each cell, with the paper's perplexity if there is one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = (
