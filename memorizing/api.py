@@ -106,7 +106,7 @@ def open_reader(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationRequest:
-    """What `evaluate` measures, and how.
+    """Choices of an evaluation.
 
     Attributes:
         memory_sizes: memory sizes, in tokens; empty for that of training.

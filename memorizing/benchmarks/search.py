@@ -32,7 +32,7 @@ from memorizing.benchmarks.timing import (
 from memorizing.benchmarks.vectors import Vectors, plain_dtype, recall, stored
 from memorizing.errors import InputError
 from memorizing.memory.quantize import DTYPES
-from memorizing.memory.search import Neighbors
+from memorizing.memory.search import Neighbors, Search
 from memorizing.memory.search.contract import inner_products
 from memorizing.memory.search_choice import make_search
 from memorizing.memory.settings import MemorySettings
@@ -65,9 +65,11 @@ def bench_search(
     for shape in choices.shapes:
         for dtype in choices.dtypes:
             vectors = draw(shape, dtype)
-            of_shape = _bench_shape(
-                memory, shape, dtype, names, not choices.searches, rounds, vectors, result["not_made"]
-            )
+            changes: dict[str, Any] = {"size": shape.M, "neighbors": shape.K, "minimum_score": None}
+            changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
+            searches, not_made = _made_searches(dataclasses.replace(memory, **changes), names, not choices.searches)
+            result["not_made"] |= not_made
+            of_shape = _bench_shape(searches, shape, dtype, vectors, rounds)
             say(f"\n{shape}, {dtype}, {vectors.origin} vectors, on {result['environment']['device']}")
             say(table(of_shape))
             result["rows"] += of_shape
@@ -78,62 +80,6 @@ def bench_search(
     if failed:
         raise BenchFailed(f"{len(failed)} did not run: " + "; ".join(failed))
     return result
-
-
-def _bench_shape(
-    memory: MemorySettings,
-    shape: Shape,
-    dtype: str,
-    names: Sequence[Any],
-    may_refuse: bool,
-    rounds: int,
-    vectors: Vectors,
-    not_made: dict[str, str],
-) -> list[dict[str, Any]]:
-    """Returns the rows of one shape and dtype."""
-    platform = jax.devices()[0].platform
-    changes: dict[str, Any] = {"size": shape.M, "neighbors": shape.K, "minimum_score": None}
-    changes |= {"dtype": plain_dtype(dtype), "key_dtype": dtype if dtype in DTYPES else None}
-    size = _SQUARE_SIZE.get(platform, 8192)
-    square = jnp.ones((size, size), vectors.keys_BHMD.dtype)
-    trials = [
-        Trial(SQUARE, "jnp.matmul", jnp.matmul, (square, square)),
-        Trial(SCORES, "jnp.einsum", inner_products, (vectors.queries_BHND, vectors.keys_BHMD)),
-        Trial(NAIVE, "lax.top_k", _naive, (vectors.queries_BHND, vectors.keys_BHMD, shape.K), static=(2,)),
-    ]
-    for name in names:
-        try:
-            search = make_search(dataclasses.replace(memory, **changes, search=name))
-        except InputError as error:
-            if not may_refuse:
-                raise
-            not_made[name] = str(error)
-            continue
-        kind = type(search).__name__
-        try:
-            keys = stored(search, vectors.keys_BHMD, shape.N, dtype)
-        except Exception as error:
-            trials.append(Trial(name, kind, search, (), problem=_told(error), failed=not is_out_of_memory(error)))
-            continue
-        trials.append(Trial(name, kind, search, (vectors.queries_BHND, keys, vectors.valid_BM, shape.K), static=(3,)))
-    runs = {trial.name: run for trial in trials if (run := trial.prepare(vectors)) is not None}
-    times = in_turn(runs, rounds)
-    rates = [2.0 * size**3 / times[SQUARE].median] if SQUARE in times else []
-    rates += [shape.flops / times[SCORES].median] if SCORES in times else []
-    rows = []
-    for trial in trials:
-        timing = times.get(trial.name)
-        row: dict[str, Any] = {"shape": str(shape), "dtype": dtype, "vectors": vectors.origin, "search": trial.name}
-        row |= {"kind": trial.kind, "seconds": timing and timing.median, "spread": timing and timing.spread}
-        flops = 2.0 * size**3 if trial.name == SQUARE else shape.flops
-        rate = flops / timing.median if timing else None
-        over = timing.median / times[SCORES].median if timing and SCORES in times else None
-        row |= {"flops_per_second": rate, "of_peak": rate / max(rates) if rate and rates else None}
-        row |= {"over_score_matmul": None if trial.name == SQUARE else over, "recall": trial.recall}
-        row |= {"program_bytes": trial.program_bytes, "device_peak_bytes": trial.device_peak_bytes}
-        row |= {"problem": trial.problem, "failed": trial.failed, "rounds": timing.seconds if timing else []}
-        rows.append(row)
-    return rows
 
 
 @dataclasses.dataclass
@@ -182,6 +128,66 @@ class Trial:
         except Exception as error:  # whatever the error, the other searches are still worth measuring
             self.problem, self.failed = _told(error), not is_out_of_memory(error)
             return None
+
+
+def _made_searches(
+    memory: MemorySettings, names: Sequence[str], may_refuse: bool
+) -> tuple[dict[str, Search], dict[str, str]]:
+    """Returns the searches by name; and the reasons why the others cannot be made here, if that is allowed."""
+    made, not_made = {}, {}
+    for name in names:
+        try:
+            made[name] = make_search(dataclasses.replace(memory, search=name))
+        except InputError as error:
+            if not may_refuse:
+                raise
+            not_made[name] = str(error)
+    return made, not_made
+
+
+def _trials(searches: dict[str, Search], shape: Shape, dtype: str, vectors: Vectors, square_size: int) -> list[Trial]:
+    """Returns what is measured at one shape and dtype: the products, then the searches."""
+    square = jnp.ones((square_size, square_size), vectors.keys_BHMD.dtype)
+    trials = [
+        Trial(SQUARE, "jnp.matmul", jnp.matmul, (square, square)),
+        Trial(SCORES, "jnp.einsum", inner_products, (vectors.queries_BHND, vectors.keys_BHMD)),
+        Trial(NAIVE, "lax.top_k", _naive, (vectors.queries_BHND, vectors.keys_BHMD, shape.K), static=(2,)),
+    ]
+    for name, search in searches.items():
+        kind = type(search).__name__
+        try:
+            keys = stored(search, vectors.keys_BHMD, shape.N, dtype)
+        except Exception as error:
+            trials.append(Trial(name, kind, search, (), problem=_told(error), failed=not is_out_of_memory(error)))
+            continue
+        trials.append(Trial(name, kind, search, (vectors.queries_BHND, keys, vectors.valid_BM, shape.K), static=(3,)))
+    return trials
+
+
+def _bench_shape(
+    searches: dict[str, Search], shape: Shape, dtype: str, vectors: Vectors, rounds: int
+) -> list[dict[str, Any]]:
+    """Returns the rows of one shape and dtype."""
+    size = _SQUARE_SIZE.get(jax.devices()[0].platform, 8192)
+    trials = _trials(searches, shape, dtype, vectors, size)
+    runs = {trial.name: run for trial in trials if (run := trial.prepare(vectors)) is not None}
+    times = in_turn(runs, rounds)
+    rates = [2.0 * size**3 / times[SQUARE].median] if SQUARE in times else []
+    rates += [shape.flops / times[SCORES].median] if SCORES in times else []
+    rows = []
+    for trial in trials:
+        timing = times.get(trial.name)
+        row: dict[str, Any] = {"shape": str(shape), "dtype": dtype, "vectors": vectors.origin, "search": trial.name}
+        row |= {"kind": trial.kind, "seconds": timing and timing.median, "spread": timing and timing.spread}
+        flops = 2.0 * size**3 if trial.name == SQUARE else shape.flops
+        rate = flops / timing.median if timing else None
+        over = timing.median / times[SCORES].median if timing and SCORES in times else None
+        row |= {"flops_per_second": rate, "of_peak": rate / max(rates) if rate and rates else None}
+        row |= {"over_score_matmul": None if trial.name == SQUARE else over, "recall": trial.recall}
+        row |= {"program_bytes": trial.program_bytes, "device_peak_bytes": trial.device_peak_bytes}
+        row |= {"problem": trial.problem, "failed": trial.failed, "rounds": timing.seconds if timing else []}
+        rows.append(row)
+    return rows
 
 
 def _naive(queries_BHND: jax.Array, keys_BHMD: jax.Array, neighbors: int) -> Neighbors:

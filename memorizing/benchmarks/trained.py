@@ -22,7 +22,7 @@ from memorizing.data.batches import read_batch
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import restore
-from memorizing.evaluation.perplexity import EvaluationSettings
+from memorizing.evaluation.perplexity import EvaluationSettings, TrainedModel
 from memorizing.files import AnyPath
 from memorizing.memory.bank import valid
 from memorizing.memory.settings import MemorySettings
@@ -50,24 +50,14 @@ def memory_lookups(graph: nnx.GraphDef, parameters: Parameters, batch: Batch, ca
     return collect(parameters, batch, carry)
 
 
-def trained_vectors(
-    model: ModelSettings,
-    memory: MemorySettings,
-    segment_length: int,
-    parameters: Parameters,
-    split: TokenSplit,
-    shape: Shape,
-    dtype: str,
-    origin: str,
-) -> Vectors:
-    """Returns vectors of the first memory layer, from the `shape.B` longest documents of a split, read with an exact
-    search.
+def trained_vectors(trained: TrainedModel, split: TokenSplit, shape: Shape, dtype: str, origin: str) -> Vectors:
+    """Returns vectors of the first memory layer: the `shape.B` longest documents of a split, read with exact search.
 
     Raises:
         InputError: if the model has other sizes than the shape, or documents are too short to fill the memory.
     """
-    own = searched_sizes(model, segment_length)
-    for letter, size in own.items():
+    model, memory, segment_length, parameters = trained
+    for letter, size in searched_sizes(model, segment_length).items():
         if getattr(shape, letter) != size:
             raise InputError(f"--shapes: {letter}{getattr(shape, letter)} in {shape}, but the run has {letter}{size}")
     if not model.memory_layers:
@@ -114,8 +104,7 @@ def run_vectors(
     evaluation: EvaluationSettings,
     data: str,
 ) -> Callable[[Shape, str], Vectors]:
-    """Returns a function that draws vectors of the run in `workdir` at its newest checkpoint, from a split of
-    `evaluation`.
+    """Returns a function that draws vectors of the newest checkpoint in `workdir`, from a split of `evaluation`.
 
     Raises:
         InputError: if there is no checkpoint, or no tokens that the model can read.
@@ -124,9 +113,8 @@ def run_vectors(
     mesh = open_mesh(MeshSettings(), split_sizes(model, memory, segment_length, 1), devices=jax.devices()[:1])
     parameters, step = restore(workdir, model, mesh)
     origin = f"trained ({workdir.name}, step {step})"
-    return lambda shape, dtype: trained_vectors(
-        model, memory, segment_length, parameters, tokens.split(evaluation.split), shape, dtype, origin
-    )
+    trained = TrainedModel(model, memory, segment_length, parameters)
+    return lambda shape, dtype: trained_vectors(trained, tokens.split(evaluation.split), shape, dtype, origin)
 
 
 def _on_device(parts: Iterable[Any]) -> Batch:

@@ -38,14 +38,14 @@ def run(options: argparse.Namespace) -> None:
     end_at_sigterm()
     from memorizing.files import run_folder
     from memorizing.sweep.command import collect, sweep
-    from memorizing.sweep.points import Asked
+    from memorizing.sweep.points import SweepRequest
 
     out = run_folder("--out", options.out)
     if options.collect:
         collect(out)
         return
-    asked = Asked(
-        out, tuple(options.gin_file), tuple(options.gin_param), options.workdir, tuple(options.data),
-        tuple(options.split or ()), tuple(options.memory_size or ()), options.xl_cache,
+    request = SweepRequest(
+        out, tuple(options.gin_file), tuple(options.gin_param), tuple(options.over), options.seeds, options.workdir,
+        tuple(options.data), tuple(options.split or ()), tuple(options.memory_size or ()), options.xl_cache,
     )  # fmt: skip
-    sweep(asked, options.over, options.seeds, options.launcher, options.point, options.write, options.dry_run)
+    sweep(request, options.launcher, options.point, options.write, options.dry_run)

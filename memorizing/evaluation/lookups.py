@@ -29,13 +29,16 @@ from memorizing.shapes import BEGIN_TOKEN, Batch
 from memorizing.training.loss import Predictions, score
 
 NOWHERE = -2
-"""The place of a neighbor that was not found; that of the begin token is -1."""
+"""Position of a neighbor that was not found. The begin token has position -1."""
 
 
 class SegmentLookups(NamedTuple):
-    """Of one segment and layer: places of the tokens retrieved (or `NOWHERE`), scores and weights, best first.
+    """Lookups of one layer in one segment, best neighbor first.
 
-    Beside them how far the gate was open for each token: 0 where nothing was found.
+    Attributes:
+        places_HNK: document positions of the retrieved tokens, or `NOWHERE`.
+        scores_HNK, weights_HNK: scores and attention weights of the retrieved tokens.
+        gates_HN: gate value of each token; 0 if nothing was found.
     """
 
     places_HNK: Int[np.ndarray, "H N K"]
@@ -45,11 +48,13 @@ class SegmentLookups(NamedTuple):
 
 
 class ReadSegment(NamedTuple):
-    """What was made of one segment.
+    """Predictions and lookups of one segment.
 
     Attributes:
-        first: the place of its first token; the arrays hold its real tokens only.
-        layers: by number, what each memory layer retrieved; none where nothing was in the memory yet.
+        first: document position of its first token; the arrays hold its real tokens only.
+        nats_N: loss of each token, in nats.
+        correct_N: whether the most likely token was the right one.
+        layers: lookups of each memory layer, by number; empty while the memory is empty.
     """
 
     first: int

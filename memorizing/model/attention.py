@@ -48,7 +48,7 @@ class PartialInput(NamedTuple):
 
 
 class LayerInputs(NamedTuple):
-    """What a layer reads besides the stream.
+    """Inputs of a layer next to the stream.
 
     Attributes:
         bias_PHNJ: bias of local attention scores, for each part of the rows; None if positions need none.
@@ -56,7 +56,7 @@ class LayerInputs(NamedTuple):
         cached_B: whether the row's cache may be read.
         bank: the external memory that the layer reads; None for none.
         mask_BN: the real tokens of the segment, for a learned index to learn from; None if nothing is learned.
-        partial: what was read of the segment before, in token-by-token decoding; None for a whole segment.
+        partial: tokens of the segment that were read earlier, in token-by-token decoding; None for a whole segment.
         search: finds the neighbors in the bank.
         memory: settings of the memory.
         negative_rows: see `attend_to_memory`.
@@ -76,7 +76,7 @@ class LayerInputs(NamedTuple):
 
 
 class LayerMemoryUpdate(NamedTuple):
-    """What a memory layer hands to its memory after it has read a segment.
+    """Data that a memory layer passes to its memory after reading a segment.
 
     Attributes:
         segment: keys and values of the segment, to be written once all layers have read the bank.

@@ -17,7 +17,7 @@ from memorizing.memory.search import Neighbors
 
 @dataclasses.dataclass(frozen=True)
 class Collect:
-    """What to return of each memory layer.
+    """Choice of values to return for each memory layer.
 
     Attributes:
         gates: the gate's value for each token.

@@ -21,32 +21,32 @@ from memorizing.memory.search.contract import Keys, inner_products
 from memorizing.memory.search.proposed import in_features, orthonormal
 
 SAMPLED = 8
-"""Tokens of each segment and row from whose queries an index learns; and whose neighbors are counted for recall."""
+"""Number of tokens of each segment and row whose queries train an index, and whose neighbors count for recall."""
 
 GRADIENT = "index gradient"
-"""The name of what is kept for the backward pass even where activations are computed again (`Model.remat`)."""
+"""Name under which the index gradient is saved for the backward pass, even with `Model.remat`."""
 
 
 class LearnedIndex(NamedTuple):
-    """Of one memory layer. Two matrices, since what ranks as `q . k` does need not be a projection."""
+    """The learned index of one memory layer: two matrices, because the best ranking need not be a projection."""
 
     index_query_HDP: Float[Array, "H D P"]
     index_key_HDP: Float[Array, "H D P"]
 
 
 def first_index(heads: int, head_size: int, size: int) -> LearnedIndex:
-    """The index before it has learned: inner products of all features, estimated from `size` random directions."""
+    """Returns an untrained index, which estimates inner products from `size` random directions."""
     rows_HDP = np.tile(orthonormal(head_size, size).T * (head_size / size) ** 0.5, (heads, 1, 1))
-    return LearnedIndex(jnp.array(rows_HDP), jnp.array(rows_HDP))  # each its own: a train step is given both to write
+    return LearnedIndex(jnp.array(rows_HDP), jnp.array(rows_HDP))  # separate arrays, because a train step donates both
 
 
 def is_of_index(path: tuple) -> bool:
-    """Whether a parameter (by its path of keys) belongs to an index, whose gradient is none of the model's loss."""
+    """True if a parameter, by its path of keys, belongs to an index; the model's loss gives it no gradient."""
     return jax.tree_util.keystr(path[-1:], simple=True) in LearnedIndex._fields
 
 
 def sampled(tokens: int) -> Int[jax.Array, "S"]:
-    """The places of `SAMPLED` tokens, evenly over a segment; of all where there are not so many."""
+    """Returns the positions of `SAMPLED` tokens, evenly spread over a segment; all tokens if there are fewer."""
     count = min(SAMPLED, tokens)
     return jnp.arange(count) * tokens // count
 

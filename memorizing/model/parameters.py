@@ -9,11 +9,11 @@ type Parameters = dict[str, Any]
 
 
 def count_parameters(parameters: Parameters) -> int:
-    """How many numbers are learned."""
+    """Returns the number of learned values."""
     return sum(leaf.size for leaf in jax.tree.leaves(parameters))
 
 
 def by_path(parameters: Any) -> dict[str, Any]:
-    """Parameters, or what is nested like them, by their paths, `layers/8/attention/key_EHD`, in the tree's order."""
+    """Returns the leaves of a tree by path, such as `layers/8/attention/key_EHD`, in the tree's order."""
     leaves = jax.tree.leaves_with_path(parameters)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -15,7 +15,7 @@ from memorizing.model.learned_index import sampled
 
 
 class ReadTracking(NamedTuple):
-    """What to track while a bank is read: see `ReadStats`. None for what the bank does not track.
+    """Data needed to track a read (see `ReadStats`); None for what the bank does not track.
 
     Attributes:
         recall: counts of neighbors.

@@ -1,4 +1,4 @@
-"""What can be set about the model. Together with the settings of the memory this determines every shape."""
+"""Settings of the model: `ModelSettings`, gin section `Model`. With the memory's settings they decide every shape."""
 
 import dataclasses
 from typing import Literal
@@ -119,6 +119,12 @@ class ModelSettings:
                 f"Model.kv_heads = {self.kv_heads} does not divide Model.heads = {self.heads} into groups: use "
                 f"{', '.join(fitting)}, or None for as many"
             )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")
+        self._check_memory_layers()
+        self._check_positions()
+
+    def _check_memory_layers(self) -> None:
         for layer in self.memory_layers:
             if not 1 <= layer <= self.layers:
                 raise InputError(
@@ -138,6 +144,8 @@ class ModelSettings:
                     f"Model.banks_of = {self.banks_of}: layer {layer} has no bank, it is not one of "
                     f"Model.memory_layers = {self.memory_layers}"
                 )
+
+    def _check_positions(self) -> None:
         if self.position_buckets < 2 or self.position_buckets % 2:
             raise InputError(
                 f"Model.position_buckets = {self.position_buckets}: must be even and at least 2; T5 uses 32"
@@ -149,8 +157,6 @@ class ModelSettings:
             )
         if self.positions == "rope" and self.head_size % 2:
             raise InputError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")
         for name in ("norm_epsilon", "rope_theta", "rope_factor", "rope_original_length"):
             if getattr(self, name) <= 0:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be above 0")
@@ -171,7 +177,7 @@ class ModelSettings:
             )
 
     def check_segment_length(self, tokens: int, sees_all: bool = False) -> None:
-        """Refuses segments in which a token would see more than `max_positions`; with `sees_all`, all of the cache."""
+        """Rejects segments in which a token sees more than `max_positions` tokens; with `sees_all`, the whole cache."""
         seen = tokens + (tokens if sees_all else 1) * self.xl_cache
         if self.max_positions and seen > self.max_positions:
             fits = self.max_positions // 2 if sees_all and self.xl_cache else self.max_positions - self.xl_cache
@@ -187,7 +193,7 @@ class ModelSettings:
 
     @property
     def read_from(self) -> dict[int, int]:
-        """For each memory layer, lowest first, the layer whose bank it reads."""
+        """The layer whose bank each memory layer reads, by memory layer, lowest first."""
         return dict(zip(self.memory_layers, self.banks_of or self.memory_layers, strict=True))
 
     @property

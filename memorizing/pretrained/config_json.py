@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from memorizing.errors import InputError
 from memorizing.model.settings import ModelSettings
-from memorizing.pretrained.tables import GPT2, LLAMA, Row
+from memorizing.pretrained.tables import GPT2, LLAMA, TensorRow
 
 _CHANGE_NOTHING = """
 architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path _commit_hash
@@ -28,7 +28,7 @@ _INERT = frozenset(_CHANGE_NOTHING.split())
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
-class Keys:
+class ConfigKeys:
     """Reads the keys of a config.json. Each key must be read or known to change nothing."""
 
     def __init__(self, config: Mapping[str, Any], source: str):
@@ -95,7 +95,7 @@ class Keys:
                 )  # fmt: skip
 
 
-def _gpt2(keys: Keys) -> dict[str, Any]:
+def _gpt2(keys: ConfigKeys) -> dict[str, Any]:
     size, heads = keys.count("n_embd"), keys.count("n_head")
     activation = keys.take("activation_function", "gelu_new")
     if activation not in list(_ACTIVATIONS):  # may be anything, also unhashable
@@ -124,7 +124,7 @@ def _gpt2(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _llama_like(keys: Keys, attention_bias: str, head_norm: bool = False) -> dict[str, Any]:
+def _llama_like(keys: ConfigKeys, attention_bias: str, head_norm: bool = False) -> dict[str, Any]:
     size, heads = keys.count("hidden_size"), keys.count("num_attention_heads")
     kv_heads, head_size = keys.count("num_key_value_heads", heads), keys.count("head_dim", 0)
     activation = keys.take("hidden_act", "silu")
@@ -153,29 +153,29 @@ def _llama_like(keys: Keys, attention_bias: str, head_norm: bool = False) -> dic
     }
 
 
-def _llama(keys: Keys) -> dict[str, Any]:
+def _llama(keys: ConfigKeys) -> dict[str, Any]:
     return _llama_like(keys, "all" if keys.switch("attention_bias", False) else "none")
 
 
-def _mistral(keys: Keys) -> dict[str, Any]:
+def _mistral(keys: ConfigKeys) -> dict[str, Any]:
     return _llama_like(keys, "none")
 
 
-def _qwen2(keys: Keys) -> dict[str, Any]:
+def _qwen2(keys: ConfigKeys) -> dict[str, Any]:
     return _llama_like(keys, "qkv")
 
 
-def _qwen3(keys: Keys) -> dict[str, Any]:
+def _qwen3(keys: ConfigKeys) -> dict[str, Any]:
     return _llama_like(keys, "all" if keys.switch("attention_bias", False) else "none", head_norm=True)
 
 
-def _divided(keys: Keys, name: str, size: int, by: str, heads: int) -> int:
+def _divided(keys: ConfigKeys, name: str, size: int, by: str, heads: int) -> int:
     if size % heads:
         keys.refuse(name, size, f"does not divide into {by} = {heads}")
     return size // heads
 
 
-def _window(keys: Keys) -> float:
+def _window(keys: ConfigKeys) -> float:
     """Returns the largest distance at which a sliding window of some layers has no effect."""
     uses, window = keys.switch("use_sliding_window", True), keys.count("sliding_window", 0)
     kinds = keys.names("layer_types")
@@ -185,12 +185,12 @@ def _window(keys: Keys) -> float:
     return float(window) if window and slides else math.inf
 
 
-def _rope(keys: Keys) -> dict[str, Any]:
+def _rope(keys: ConfigKeys) -> dict[str, Any]:
     theta = keys.number("rope_theta", 10_000.0)
     scaling = keys.inner("rope_scaling", {})
     given = keys.inner("rope_parameters", scaling)
     keys.only("partial_rotary_factor", 1.0)
-    rope = Keys(given, f"{keys.source}, rope_parameters or rope_scaling")
+    rope = ConfigKeys(given, f"{keys.source}, rope_parameters or rope_scaling")
     older = rope.take("type", "default")
     kind, theta = rope.take("rope_type", older), rope.number("rope_theta", theta)
     rope.only("partial_rotary_factor", 1.0)
@@ -216,8 +216,8 @@ class Architecture:
     model_type: str
     classes: tuple[str, str]
     prefix: str
-    rows: tuple[Row, ...]
-    read: Callable[[Keys], dict[str, Any]]
+    rows: tuple[TensorRow, ...]
+    read: Callable[[ConfigKeys], dict[str, Any]]
 
 
 ARCHITECTURES = {
@@ -238,7 +238,7 @@ def read_config(config: Mapping[str, Any], source: str) -> tuple[Architecture, d
     Raises:
         InputError: names what is not supported.
     """
-    keys = Keys(config, source)
+    keys = ConfigKeys(config, source)
     name = keys.take("model_type")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         keys.refuse("model_type", name, f"supported are {', '.join(ARCHITECTURES)}")

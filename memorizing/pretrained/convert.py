@@ -13,7 +13,7 @@ import numpy as np
 from memorizing.errors import InputError
 from memorizing.model.parameters import Parameters, by_path
 from memorizing.pretrained.config_json import Architecture
-from memorizing.pretrained.tables import BUFFERS, CONV1D, LINEAR, TABLE, VECTOR, Row
+from memorizing.pretrained.tables import BUFFERS, CONV1D, LINEAR, TABLE, VECTOR, TensorRow
 from memorizing.pretrained.tensors import Tensors
 
 HEAD, TIED = "lm_head.weight", "embedding/table_VE"
@@ -41,7 +41,7 @@ def places(architecture: Architecture, like: Parameters) -> list[Place]:
     return found
 
 
-def _matrix_shape(path: str, shape: tuple[int, ...], row: Row) -> tuple[int, ...]:
+def _matrix_shape(path: str, shape: tuple[int, ...], row: TensorRow) -> tuple[int, ...]:
     """Returns the shape of a parameter as `[in, out]` or `[out]`: heads and their features as one axis."""
     if row.layout == VECTOR:
         return (math.prod(shape),)
@@ -49,7 +49,7 @@ def _matrix_shape(path: str, shape: tuple[int, ...], row: Row) -> tuple[int, ...
     return (math.prod(shape[:-1]), shape[-1]) if is_last else (shape[0], math.prod(shape[1:]))
 
 
-def _shape(matrices: list[tuple[int, ...]], row: Row) -> tuple[int, ...]:
+def _shape(matrices: list[tuple[int, ...]], row: TensorRow) -> tuple[int, ...]:
     shape = (*matrices[0][:-1], sum(matrix[-1] for matrix in matrices))
     return shape[::-1] if row.layout == LINEAR else shape
 

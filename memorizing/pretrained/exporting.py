@@ -43,10 +43,10 @@ def export(
     """
     if out.exists():
         raise InputError(f"--out={out} is there already: name a folder that is to be made")
-    it = load_trained(workdir, [], [])
+    run = load_trained(workdir, [], [])
     kept = workdir / PRETRAINED
-    architecture, config = _config(it.model, kept)
-    dropped = _dropped(it.model)
+    architecture, config = _config(run.model, kept)
+    dropped = _dropped(run.model)
     if none := [name for name in drop if name not in dropped]:
         raise InputError(f"--omit={','.join(drop)}: {workdir} has no {' and no '.join(none)}; leave that out of --omit")
     if missing := [name for name in dropped if name not in drop]:
@@ -57,11 +57,11 @@ def export(
         )
     mesh = open_mesh(
         MeshSettings(1),
-        split_sizes(it.model, MemorySettings(size=0), it.batch.segment_length, 1),
+        split_sizes(run.model, MemorySettings(size=0), run.batch.segment_length, 1),
         devices=jax.local_devices()[:1],
     )
-    parameters, step = restore(workdir, it.model, mesh)
-    tensors = _tensors(architecture, parameters, it.model)
+    parameters, step = restore(workdir, run.model, mesh)
+    tensors = _tensors(architecture, parameters, run.model)
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f"{out.name}.unfinished")
     if unfinished.exists():  # left by an interrupted export: nothing else writes there

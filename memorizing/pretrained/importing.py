@@ -84,11 +84,11 @@ def import_pretrained(
     with Checkpoints(work, keep=1) as checkpoints:
         checkpoints.save_parameters(0, read.parameters)
     work.rename(workdir)
-    it, layers = read.experiment, ", ".join(map(str, memory_layers))
+    run, layers = read.experiment, ", ".join(map(str, memory_layers))
     say(
         f"{workdir}: {count_parameters(read.parameters):,} parameters of a {read.architecture} from {folder}; memory "
-        f"in {f'layer {layers}' if layers else 'no layer'}, segments of {it.batch.segment_length}"
-        f"{', no XL cache' * (not it.model.xl_cache)}"
+        f"in {f'layer {layers}' if layers else 'no layer'}, segments of {run.batch.segment_length}"
+        f"{', no XL cache' * (not run.model.xl_cache)}"
     )
     if lost := read.vocabulary.loses():
         say(f"its tokens do not give back every text as it was; they lose {', '.join(lost)}")
@@ -105,18 +105,18 @@ def read_pretrained(
     path = folder / "config.json"
     config = _read_json(path)
     architecture, settings = read_config(config, str(path))
-    it, text = _experiment(settings, tuple(memory_layers), files, bindings)
-    vocabulary = _vocabulary(folder, config, it.model.vocabulary_size)
+    run, text = _experiment(settings, tuple(memory_layers), files, bindings)
+    vocabulary = _vocabulary(folder, config, run.model.vocabulary_size)
     tensors = Tensors(folder)
-    _, like = abstract_model(it.model, it.memory)
+    _, like = abstract_model(run.model, run.memory)
     shapes, wanted = by_path(like), places(architecture, like)
     named = check_tensors(tensors, architecture, wanted)
-    leaves = _added(it, {path for place in wanted for path in place.parameters})
+    leaves = _added(run, {path for place in wanted for path in place.parameters})
     for place in wanted:
         for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
             leaves[path] = np.ascontiguousarray(part)
     parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in shapes])
-    return Pretrained(architecture.model_type, it, text, vocabulary, parameters)
+    return Pretrained(architecture.model_type, run, text, vocabulary, parameters)
 
 
 def _check_workdir(workdir: AnyPath) -> None:
@@ -161,17 +161,17 @@ def _experiment(
         own["Model.xl_cache"] = False
     if (fits := settings["max_positions"] - (not learned)) < SEGMENT_LENGTH:
         own["Batch.segment_length"] = fits
-    it, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
-    if it.model.memory_layers != memory_layers:  # macros set more than one setting
+    run, text = load(files, [*(f"{name} = {value!r}" for name, value in own.items()), *bindings])
+    if run.model.memory_layers != memory_layers:  # macros set more than one setting
         raise InputError(
-            f"Model.memory_layers = {it.model.memory_layers}: name them by --memory_layers, so that all that goes with "
-            "them is set"
+            f"Model.memory_layers = {run.model.memory_layers} was set by a file or binding. Use --memory_layers, which "
+            "also sets what depends on it"
         )
     for name in settings:
-        wanted, now = own[f"Model.{name}"], getattr(it.model, name)
+        wanted, now = own[f"Model.{name}"], getattr(run.model, name)
         if now != wanted:
             raise InputError(f"Model.{name} = {now!r}, but the pretrained model has {wanted!r}: leave it out")
-    return it, text
+    return run, text
 
 
 def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVocabulary:
@@ -199,19 +199,19 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
     return vocabulary
 
 
-def _added(it: Experiment, pretrained: set[str]) -> dict[str, Any]:
+def _added(run: Experiment, pretrained: set[str]) -> dict[str, Any]:
     """Returns freshly drawn values of the additional parameters of memory layers, such as gates.
 
     Raises:
         InputError: if parameters outside of memory layers would have to be drawn.
     """
-    _, like = abstract_model(it.model, it.memory)
+    _, like = abstract_model(run.model, run.memory)
     added = [path for path in by_path(like) if path not in pretrained]
-    if strange := [path for path in added if layer_of(path) not in it.model.memory_layers]:
+    if strange := [path for path in added if layer_of(path) not in run.model.memory_layers]:
         raise InputError(f"the checkpoint has no {strange[0]}, which these settings need: leave out what asks for it")
 
     def make() -> dict[str, Any]:
-        made = by_path(create_model(it.model, it.memory, it.training.seed)[1])
+        made = by_path(create_model(run.model, run.memory, run.training.seed)[1])
         return {path: made[path] for path in added}
 
     return dict(jax.device_get(jax.jit(make)()))

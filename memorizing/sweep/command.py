@@ -11,16 +11,14 @@ from memorizing.files import AnyPath, atomic_write
 from memorizing.sweep.grid import Axis, Point, combinations, parse_axis
 from memorizing.sweep.jobs import write_slurm, write_xpk
 from memorizing.sweep.plots import draw
-from memorizing.sweep.points import Asked, Plan, check_points
-from memorizing.sweep.records import merged, read_sweep, standing, write_sweep
+from memorizing.sweep.points import Plan, SweepRequest, check_points
+from memorizing.sweep.records import merged, point_record, read_sweep, write_sweep
 from memorizing.sweep.run import Children, PointsFailed, run_all, run_point
 from memorizing.sweep.table import write_table
 
 
 def sweep(
-    asked: Asked,
-    over: Sequence[str],
-    seeds: int | None,
+    request: SweepRequest,
     launcher: str = "",
     point: str | None = None,
     write: str | None = None,
@@ -34,32 +32,36 @@ def sweep(
         PointsFailed: after all other points have run.
         Interrupted: the same command resumes the sweep.
     """
-    if not isinstance(asked.out, Path) and write != "xpk" and not dry_run:
-        raise InputError(f"--out={asked.out}: points run here only with a folder; --write=xpk takes gs://BUCKET/SWEEP")
-    if isinstance(asked.out, Path) and write == "xpk":
+    if not isinstance(request.out, Path) and write != "xpk" and not dry_run:
         raise InputError(
-            f"--out={asked.out}: must be gs://BUCKET/SWEEP: what a pod writes to its own disk is lost with it"
+            f"--out={request.out}: points run here only with a folder; --write=xpk takes gs://BUCKET/SWEEP"
         )
-    axes = [parse_axis(text) for text in over]
-    if asked.run is not None and seeds is not None:
-        raise InputError(f"--seeds={seeds}: has nothing to vary where --workdir={asked.run} is trained already")
-    plans = check_points(_points(axes, seeds, asked), asked, reads_data=write != "xpk")
-    arguments = words(asked, over, seeds)
-    described = _described(plans, axes, asked, arguments)
+    if isinstance(request.out, Path) and write == "xpk":
+        raise InputError(
+            f"--out={request.out}: must be gs://BUCKET/SWEEP: what a pod writes to its own disk is lost with it"
+        )
+    axes = [parse_axis(text) for text in request.over]
+    if request.run is not None and request.seeds is not None:
+        raise InputError(
+            f"--seeds={request.seeds}: has nothing to vary where --workdir={request.run} is trained already"
+        )
+    plans = check_points(_points(axes, request), request, reads_data=write != "xpk")
+    arguments = words(request)
+    described = _described(plans, axes, request, arguments)
     if write:
-        _write(write, plans, described, asked.out, arguments, dry_run, say)
+        _write(write, plans, described, request.out, arguments, dry_run, say)
     elif dry_run:
         for plan in plans:
             for command in (plan.train, plan.evaluate):
                 say(shlex.join(["memorizing", *command]) if command else f"# {plan.point.name}")
     elif point is not None:
         with Children(shlex.split(launcher)) as children:
-            record = run_point(_named(plans, point), Path(asked.out), children, say)
+            record = run_point(_named(plans, point), Path(request.out), children, say)
         if record["status"] != "done":
             raise PointsFailed(f"point {record['name']}: {record['error']}")
     else:
-        results = run_all(plans, Path(asked.out), described, shlex.split(launcher), say)
-        conclude(results, asked.out, {plan.point.name for plan in plans}, say)
+        results = run_all(plans, Path(request.out), described, shlex.split(launcher), say)
+        conclude(results, request.out, {plan.point.name for plan in plans}, say)
 
 
 def collect(out: AnyPath, say: Callable[[str], None] = print) -> None:
@@ -72,7 +74,7 @@ def collect(out: AnyPath, say: Callable[[str], None] = print) -> None:
     described = read_sweep(out)
     if not described:
         raise InputError(f"--out={out} holds no sweep: repeat the whole command, without --collect")
-    results = write_sweep(out, described, [standing(out, point) for point in described["points"]])
+    results = write_sweep(out, described, [point_record(out, point) for point in described["points"]])
     conclude(results, out, {point["name"] for point in results["points"]}, say)
 
 
@@ -96,35 +98,38 @@ def conclude(results: dict[str, Any], out: AnyPath, names: set[str], say: Callab
         )
 
 
-def words(asked: Asked, over: Sequence[str], seeds: int | None) -> list[str]:
+def words(request: SweepRequest) -> list[str]:
     """Returns the command-line arguments of this sweep."""
-    words = [f"--out={asked.out}", *(f"--gin_file={file}" for file in asked.gin_files)]
-    words += [f"--gin_param={binding}" for binding in asked.gin_params] + [f"--over={text}" for text in over]
-    words += [] if seeds is None else [f"--seeds={seeds}"]
-    words += [] if asked.run is None else [f"--workdir={asked.run}"]
-    return [*words, *(f"--data={each}" for each in asked.data), *asked.readings()]
+    words = [f"--out={request.out}", *(f"--gin_file={file}" for file in request.gin_files)]
+    words += [f"--gin_param={binding}" for binding in request.gin_params] + [f"--over={text}" for text in request.over]
+    words += [] if request.seeds is None else [f"--seeds={request.seeds}"]
+    words += [] if request.run is None else [f"--workdir={request.run}"]
+    return [*words, *(f"--data={each}" for each in request.data), *request.evaluation_arguments()]
 
 
-def _points(axes: Sequence[Axis], seeds: int | None, asked: Asked) -> list[Point]:
-    if asked.run is not None:
+def _points(axes: Sequence[Axis], request: SweepRequest) -> list[Point]:
+    seeds = request.seeds
+    if request.run is not None:
         return combinations(axes, [None])
-    if not asked.gin_files:
+    if not request.gin_files:
         raise InputError("--gin_file is missing: name what to train, such as --gin_file=configs/isabelle.gin")
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds={seeds}: must be at least 1")
     first, *_ = combinations(axes, [None])
-    seed = load(asked.gin_files, [*asked.gin_params, *first.bindings])[0].training.seed
+    seed = load(request.gin_files, [*request.gin_params, *first.bindings])[0].training.seed
     return combinations(axes, range(seed, seed + (seeds or 1)))
 
 
-def _described(plans: Sequence[Plan], axes: Sequence[Axis], asked: Asked, arguments: Sequence[str]) -> dict[str, Any]:
+def _described(
+    plans: Sequence[Plan], axes: Sequence[Axis], request: SweepRequest, arguments: Sequence[str]
+) -> dict[str, Any]:
     """Returns the sweep as `sweep.json` describes it, its points without status."""
     texts = [plan.settings.splitlines() for plan in plans]
     common = [line for line in texts[0] if all(line in text for text in texts)]
     return {
         "over": {axis.name: [value.shown for value in axis.values] for axis in axes},
         "seeds": list(dict.fromkeys(plan.point.seed for plan in plans)),
-        "run": asked.run,
+        "run": request.run,
         "data": {p.corpus: p.data for plan in plans if (p := plan.point).corpus is not None},
         "arguments": list(arguments),
         "settings": "\n".join(common) + "\n",
@@ -156,6 +161,6 @@ def _write(
         say(text)
         return
     described = merged(read_sweep(out), described, out)
-    write_sweep(out, described, [standing(out, point) for point in described["points"]])
+    write_sweep(out, described, [point_record(out, point) for point in described["points"]])
     atomic_write(path, text)
     say(f"{len(plans)} points; {path} says how they are started. Then: memorizing sweep --out={out} --collect")

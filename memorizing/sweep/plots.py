@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from memorizing.sweep.table import Row, Table, make_table
+from memorizing.sweep.table import Table, TableRow, make_table
 
 LINES = ("-", "--", ":", "-.")
 MARKS = "osD^v"
@@ -101,11 +101,11 @@ def _spread(values: Sequence[float]) -> float:
 def _label(table: Table, point: Mapping[str, Any], reading: Mapping[str, Any]) -> str:
     contexts = {(row.context, row.xl_cache) for row in table.cells}
     values = tuple(str(point["values"][name]) for name in table.others)
-    row = Row(reading["segment_length"], reading["memory_size"], reading["xl_cache"], values)
+    row = TableRow(reading["segment_length"], reading["memory_size"], reading["xl_cache"], values)
     return _setting(table, row) if len(contexts) > 1 or values else ""
 
 
-def _setting(table: Table, row: Row) -> str:
+def _setting(table: Table, row: TableRow) -> str:
     values = [f"{name}={value}" for name, value in zip(table.others, row.others, strict=True)]
     return ", ".join([f"context {row.context:,}", *([] if row.xl_cache else ["no XL cache"]), *values])
 

@@ -24,11 +24,13 @@ from memorizing.sweep.records import POINTS
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class SweepRequest:
     """Options that all points of a sweep share.
 
     Attributes:
         out: folder of the sweep.
+        over: swept settings, as `NAME=V1,V2`.
+        seeds: number of seeds per point; None for 1.
         run: folder of a trained run to evaluate at each point; None to train each point.
         data: prepared tokens to evaluate on, [NAME=]FOLDER; empty for the training data.
         splits, memory_sizes, xl_cache: values to evaluate with; empty for those of the settings.
@@ -37,13 +39,15 @@ class Asked:
     out: AnyPath
     gin_files: tuple[str, ...] = ()
     gin_params: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()
+    seeds: int | None = None
     run: str | None = None
     data: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     memory_sizes: tuple[int, ...] = ()
     xl_cache: str | None = None
 
-    def readings(self) -> list[str]:
+    def evaluation_arguments(self) -> list[str]:
         """The evaluation options as arguments, except `data`."""
         words = [f"--split={','.join(self.splits)}"] if self.splits else []
         words += [f"--memory_size={','.join(map(str, self.memory_sizes))}"] if self.memory_sizes else []
@@ -86,7 +90,7 @@ class Plan(NamedTuple):
         }
 
 
-def check_points(points: Sequence[Point], asked: Asked, reads_data: bool = True) -> list[Plan]:
+def check_points(points: Sequence[Point], request: SweepRequest, reads_data: bool = True) -> list[Plan]:
     """Returns a plan for each point.
 
     Args:
@@ -100,10 +104,10 @@ def check_points(points: Sequence[Point], asked: Asked, reads_data: bool = True)
     plans, seen = [], {}
     for point in points:
         try:
-            it, plan = _check(point, asked, reads_data)
+            config, plan = _check(point, request, reads_data)
         except InputError as error:
             raise type(error)(f"point {point.name}: {error}") from error
-        same = seen.setdefault((repr(it), point.data), point.name)
+        same = seen.setdefault((repr(config), point.data), point.name)
         if same != point.name:
             raise InputError(
                 f"points {same} and {point.name} have the same settings: what --over changes is set by something "
@@ -113,51 +117,56 @@ def check_points(points: Sequence[Point], asked: Asked, reads_data: bool = True)
     return plans
 
 
-def _check(point: Point, asked: Asked, reads_data: bool) -> tuple[Experiment, Plan]:
-    folder, bindings = asked.out / POINTS / point.name, [*asked.gin_params, *point.bindings]
-    trains = asked.run is None
+def _check(point: Point, request: SweepRequest, reads_data: bool) -> tuple[Experiment, Plan]:
+    folder, bindings = request.out / POINTS / point.name, [*request.gin_params, *point.bindings]
+    trains = request.run is None
     if trains:
         workdir = folder
         bindings += [] if point.data is None else [f"Training.data = {point.data!r}"]
-        bindings += _seeds(point, load(asked.gin_files, bindings)[0])
-        it, text = open_workdir(workdir, asked.gin_files, bindings, lambda line: None)
-        _check_training(workdir, it)
+        bindings += _seeds(point, load(request.gin_files, bindings)[0])
+        config, text = open_workdir(workdir, request.gin_files, bindings, lambda line: None)
+        _check_training(workdir, config)
     else:
-        workdir = run_folder("--workdir", str(asked.run))
-        it = load_trained(workdir, asked.gin_files, bindings)
+        workdir = run_folder("--workdir", str(request.run))
+        config = load_trained(workdir, request.gin_files, bindings)
         text = (workdir / CONFIG_FILE).read_text()
         if not steps_on_disk(workdir / CHECKPOINTS):
             raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
-    given = [f"--gin_file={file}" for file in asked.gin_files] + [f"--gin_param={binding}" for binding in bindings]
+    given = [f"--gin_file={file}" for file in request.gin_files] + [f"--gin_param={binding}" for binding in bindings]
     # A run that only reads its memory needs the snapshot that it was trained with.
-    snapshot = it.training.prebuilt_memory if it.memory.size and it.memory.writes == "never" else ""
+    snapshot = config.training.prebuilt_memory if config.memory.size and config.memory.writes == "never" else ""
     own_name = f"from-{Path(snapshot).name}" if snapshot else ""
-    data, name = _data(point, asked, it, reads_data), own_name if trains else _evaluation_name(point, asked.out)
+    data, name = _data(point, request, config, reads_data), own_name if trains else _evaluation_name(point, request.out)
     planned = [
         corpus | reading | {"name": name}
-        for corpus in _corpora(data, asked, it, workdir, reads_data)
-        for reading in _readings(asked, it)
+        for corpus in _corpora(data, request, config, workdir, reads_data)
+        for reading in _evaluations(request, config)
     ]
-    evaluate = ["evaluate", f"--workdir={workdir}", *(f"--data={each}" for each in data), *asked.readings()]
-    # Of a trained point as well, since its `config.gin` has these as they were when its training started last.
+    evaluate = [
+        "evaluate",
+        f"--workdir={workdir}",
+        *(f"--data={each}" for each in data),
+        *request.evaluation_arguments(),
+    ]
+    # Given for a trained point, too, because its `config.gin` holds the values of its last training.
     readers = [
-        f"--gin_param=Evaluation.{name} = {value!r}" for name, value in dataclasses.asdict(it.evaluation).items()
+        f"--gin_param=Evaluation.{name} = {value!r}" for name, value in dataclasses.asdict(config.evaluation).items()
     ]
     evaluate += readers if trains else given
     evaluate += [f"--name={name}"] if name else []
     evaluate += [f"--memory={snapshot}"] if snapshot else []
     train = ["train", *given, f"--workdir={workdir}"] if trains else []
-    steps = it.training.steps if trains else None
-    return it, Plan(point, folder, workdir, steps, text, planned, train, evaluate)
+    steps = config.training.steps if trains else None
+    return config, Plan(point, folder, workdir, steps, text, planned, train, evaluate)
 
 
-def _seeds(point: Point, it: Experiment) -> list[str]:
+def _seeds(point: Point, config: Experiment) -> list[str]:
     """Returns the bindings of another seed: other parameters, and another order of documents."""
-    seed = it.training.seed if point.seed is None else point.seed
-    return [f"Training.seed = {seed}", f"Batch.seed = {it.batch.seed + seed - it.training.seed}"]
+    seed = config.training.seed if point.seed is None else point.seed
+    return [f"Training.seed = {seed}", f"Batch.seed = {config.batch.seed + seed - config.training.seed}"]
 
 
-def _check_training(workdir: AnyPath, it: Experiment) -> None:
+def _check_training(workdir: AnyPath, config: Experiment) -> None:
     """Rejects settings that a resumed run may change, but that would change the results of a point that has started.
 
     Raises:
@@ -167,22 +176,22 @@ def _check_training(workdir: AnyPath, it: Experiment) -> None:
     if not newest:
         return
     began, _ = load([workdir / CONFIG_FILE], [])
-    for name, now, before in training_differences(it, began):
-        if name.startswith(("Optimizer.", "Memory.")) or (name == "Training.steps" and it.training.steps < newest):
+    for name, now, before in training_differences(config, began):
+        if name.startswith(("Optimizer.", "Memory.")) or (name == "Training.steps" and config.training.steps < newest):
             raise ConfigError(
                 f"{name} = {now!r}, but {workdir} was trained with {before!r} to step {newest}: sweep into another "
                 "--out, vary it by --over, or leave it as it was"
             )
 
 
-def _readings(asked: Asked, it: Experiment) -> list[dict[str, Any]]:
+def _evaluations(request: SweepRequest, config: Experiment) -> list[dict[str, Any]]:
     """Returns the expected fields of the figures of each corpus."""
-    sizes = asked.memory_sizes or (it.memory.size,)
-    memories = [it.with_memory_size(size).memory for size in sizes]
+    sizes = request.memory_sizes or (config.memory.size,)
+    memories = [config.with_memory_size(size).memory for size in sizes]
     return [
-        {"segment_length": it.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache}
-        | {"dtype": it.model.dtype, "memory": json.loads(json.dumps(memory.by_name()))}
-        for xl_cache in xl_caches(asked.xl_cache, it.model.xl_cache)
+        {"segment_length": config.batch.segment_length, "memory_size": memory.size, "xl_cache": xl_cache}
+        | {"dtype": config.model.dtype, "memory": json.loads(json.dumps(memory.by_name()))}
+        for xl_cache in xl_caches(request.xl_cache, config.model.xl_cache)
         for memory in memories
     ]
 
@@ -192,21 +201,21 @@ def _evaluation_name(point: Point, out: AnyPath) -> str:
     return re.sub(r"[^\w.-]", "-", f"{out.name}-{point.name}")
 
 
-def _data(point: Point, asked: Asked, it: Experiment, reads_data: bool) -> list[str]:
+def _data(point: Point, request: SweepRequest, config: Experiment, reads_data: bool) -> list[str]:
     """Returns the `evaluate --data` arguments of a point; empty for the default."""
-    if asked.data or point.data is None:
-        return list(asked.data)
-    takes_own = asked.run is None and not it.evaluation.data and reads_data
+    if request.data or point.data is None:
+        return list(request.data)
+    takes_own = request.run is None and not config.evaluation.data and reads_data
     if takes_own and PreparedTokens(Path(point.data)).manifest["source"] == point.corpus:
         return []
     return [f"{point.corpus}={point.data}"]
 
 
 def _corpora(
-    data: Sequence[str], asked: Asked, it: Experiment, workdir: AnyPath, reads_data: bool
+    data: Sequence[str], request: SweepRequest, config: Experiment, workdir: AnyPath, reads_data: bool
 ) -> list[dict[str, str]]:
     """Returns the name in the figures of each corpus and split to evaluate."""
-    own, splits = it.evaluation.data or it.training.data, asked.splits or (it.evaluation.split,)
+    own, splits = config.evaluation.data or config.training.data, request.splits or (config.evaluation.split,)
     if not reads_data:
         names = [each.partition("=")[0] for each in data]
         if not names or not all("=" in each for each in data):
@@ -214,13 +223,13 @@ def _corpora(
                 "data is not read here, so that it needs names: --data NAME=FOLDER, or --over DATA=NAME=..."
             )
         return [{"corpus": name, "split": split} for name in names for split in splits]
-    if asked.run is None:
-        check_data(workdir, open_tokens(it.training.data, it.model), train=True)
+    if request.run is None:
+        check_data(workdir, open_tokens(config.training.data, config.model), train=True)
     return [
         {
             "corpus": split.corpus,
             "split": split.name,
             "split_sha256": split.sha256,
         }
-        for split in open_splits(data, splits, own, workdir, it.model)
+        for split in open_splits(data, splits, own, workdir, config.model)
     ]

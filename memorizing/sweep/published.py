@@ -11,7 +11,7 @@ SOURCE = "arXiv 2203.08913: 200M parameters, 32,000 SentencePiece tokens, 500,00
 CORPORA = ("arxiv", "pg19", "c4", "github", "isabelle")
 
 
-class Row(NamedTuple):
+class PublishedRow(NamedTuple):
     """One row: perplexities by corpus. The XL cache, if on, is as long as the context."""
 
     context: int
@@ -20,8 +20,8 @@ class Row(NamedTuple):
     perplexity: dict[str, float]
 
 
-def _row(context: int, memory: int, xl_cache: bool, *perplexities: float) -> Row:
-    return Row(context, memory, xl_cache, dict(zip(CORPORA, perplexities, strict=True)))
+def _row(context: int, memory: int, xl_cache: bool, *perplexities: float) -> PublishedRow:
+    return PublishedRow(context, memory, xl_cache, dict(zip(CORPORA, perplexities, strict=True)))
 
 
 MAIN_TABLE = (

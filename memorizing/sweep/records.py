@@ -22,7 +22,7 @@ CURVE = 200
 """Largest number of steps kept of a training curve."""
 
 
-def standing(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
+def point_record(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
     """Returns a point with its status, figures and curve, for `sweep.json`. Unreadable files make it fail."""
     own = {name: described[name] for name in ("name", "values", "seed", "workdir", "steps", "planned")}
     seconds = {"train": 0.0, "evaluate": 0.0}
@@ -75,7 +75,7 @@ def evaluations(out: AnyPath, described: dict[str, Any]) -> list[dict]:
         [figures for figures in there if all(figures.get(name) == value for name, value in wanted.items())]
         for wanted in described["planned"]
     ]
-    return [found[0] for found in alike if found]  # the same reading under two names of the corpus counts once
+    return [found[0] for found in alike if found]  # an evaluation under two names of the corpus counts once
 
 
 def training_curve(workdir: AnyPath) -> list[dict]:

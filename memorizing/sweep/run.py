@@ -19,7 +19,7 @@ from typing import Any
 
 from memorizing.files import folder_lock
 from memorizing.sweep.points import Plan
-from memorizing.sweep.records import is_done, is_trained, merged, read_sweep, record, standing, write_sweep
+from memorizing.sweep.records import is_done, is_trained, merged, point_record, read_sweep, record, write_sweep
 from memorizing.training.signals import RUN_ME_AGAIN, Interrupted
 
 TOLD_TO_END = (RUN_ME_AGAIN, -signal.SIGTERM, 128 + signal.SIGTERM)
@@ -107,7 +107,7 @@ def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], No
     described = plan.described()
     # A lock of its own, because the training locks the point's folder.
     with folder_lock(out / "held" / plan.point.name, f"{plan.folder}: another `memorizing sweep` is at work there"):
-        seconds, error = dict(standing(out, described)["seconds"]), None
+        seconds, error = dict(point_record(out, described)["seconds"]), None
         for task, arguments in (("train", plan.train), ("evaluate", plan.evaluate)):
             if is_done(out, described) or (task == "train" and is_trained(out, described)):
                 continue
@@ -124,7 +124,7 @@ def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], No
                 record(out, described, error, seconds)
             if error:
                 break
-    return standing(out, described)
+    return point_record(out, described)
 
 
 def _ended(status: int) -> str:
@@ -145,7 +145,7 @@ def run_all(
     """
     with folder_lock(out, f"--out={out}: another `memorizing sweep` is at work there; let it end, or end it"):
         sweep = merged(read_sweep(out), sweep, out)
-        records = {point["name"]: standing(out, point) for point in sweep["points"]}
+        records = {point["name"]: point_record(out, point) for point in sweep["points"]}
         results = write_sweep(out, sweep, list(records.values()))
         say(f"{len(plans)} points: {_count([records[plan.point.name] for plan in plans])}")
         with Children(launcher) as children:
@@ -163,7 +163,7 @@ def run_all(
                 ) as error:  # another process works on it, or its folder cannot be read or written
                     failed = {"status": "failed", "error": str(error)}
                 finally:
-                    records[name] = standing(out, records[name]) | failed
+                    records[name] = point_record(out, records[name]) | failed
                     results = write_sweep(out, sweep, list(records.values()))
                 say(_told(records[name]))
     return results

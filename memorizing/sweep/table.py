@@ -26,7 +26,7 @@ COLUMNS = {
 """Swept settings that a column already shows, unless points were evaluated at other values than trained with."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """The settings of a row; `others` are the values of `Table.others`."""
 
     context: int
@@ -61,26 +61,28 @@ class Table(NamedTuple):
 
     others: tuple[str, ...]
     datasets: tuple[tuple[str, str], ...]
-    cells: dict[Row, dict[tuple[str, str], Cell]]
+    cells: dict[TableRow, dict[tuple[str, str], Cell]]
 
 
 def make_table(results: Mapping[str, Any]) -> Table:
     """Returns the table of a `sweep.json`."""
-    readings = list(_readings(results["points"]))
+    evaluations = list(_evaluations(results["points"]))
     others = tuple(
         name
         for name in results["over"]
-        if any(name not in COLUMNS or point["values"][name] != wanted[COLUMNS[name]] for point, wanted, _ in readings)
+        if any(
+            name not in COLUMNS or point["values"][name] != wanted[COLUMNS[name]] for point, wanted, _ in evaluations
+        )
     )
-    datasets = tuple(dict.fromkeys((wanted["corpus"], wanted["split"]) for _, wanted, _ in readings))
-    found: dict[Row, dict[tuple[str, str], list[tuple[dict, dict | None]]]] = {}
-    for point, wanted, figures in readings:
+    datasets = tuple(dict.fromkeys((wanted["corpus"], wanted["split"]) for _, wanted, _ in evaluations))
+    found: dict[TableRow, dict[tuple[str, str], list[tuple[dict, dict | None]]]] = {}
+    for point, wanted, figures in evaluations:
         values = tuple(str(point["values"][name]) for name in others)
-        row = Row(wanted["segment_length"], wanted["memory_size"], wanted["xl_cache"], values)
+        row = TableRow(wanted["segment_length"], wanted["memory_size"], wanted["xl_cache"], values)
         found.setdefault(row, {}).setdefault((wanted["corpus"], wanted["split"]), []).append((point, figures))
     places = {name: list(map(str, results["over"][name])) for name in others}
 
-    def place(row: Row) -> tuple:
+    def place(row: TableRow) -> tuple:
         at = [places[name].index(value) for name, value in zip(others, row.others, strict=True)]
         return at, row.context, row.xl_cache, row.memory
 
@@ -88,7 +90,7 @@ def make_table(results: Mapping[str, Any]) -> Table:
     return Table(others, datasets, {row: {each: _cell(of) for each, of in found[row].items()} for row in order})
 
 
-def _readings(points: Sequence[dict[str, Any]]) -> Iterator[tuple[dict, dict, dict | None]]:
+def _evaluations(points: Sequence[dict[str, Any]]) -> Iterator[tuple[dict, dict, dict | None]]:
     """Returns each planned evaluation with its point, and its figures if they exist."""
     for point in points:
         for wanted in point["planned"]:
@@ -97,16 +99,16 @@ def _readings(points: Sequence[dict[str, Any]]) -> Iterator[tuple[dict, dict, di
             yield point, wanted, next(made, None)
 
 
-def _cell(readings: Sequence[tuple[dict, dict | None]]) -> Cell:
-    made = [figures for _, figures in readings if figures is not None]
+def _cell(evaluations: Sequence[tuple[dict, dict | None]]) -> Cell:
+    made = [figures for _, figures in evaluations if figures is not None]
     return Cell(
         tuple(each["perplexity"] for each in made),
         tuple(each["bits_per_byte"] for each in made),
-        tuple(point["status"] for point, figures in readings if figures is None),
+        tuple(point["status"] for point, figures in evaluations if figures is None),
     )
 
 
-def published(row: Row, corpus: str) -> float | None:
+def published(row: TableRow, corpus: str) -> float | None:
     """Returns the paper's perplexity for the same context, memory and XL cache on the corpus of that name."""
     same = (each for each in MAIN_TABLE if (each.context, each.memory, each.xl_cache) == row[:3])
     return next((each.perplexity.get(corpus) for each in same), None)

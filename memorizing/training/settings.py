@@ -107,7 +107,7 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """All settings that training needs. Creating one checks them against each other.
+    """The settings of a training run, checked against each other when created.
 
     Raises:
         InputError: for settings that contradict each other. The message names both.

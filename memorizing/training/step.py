@@ -111,9 +111,9 @@ class StepOptions(NamedTuple):
 
 type Banks = tuple[Bank, ...]
 type TrainCall = Callable[[TrainState, Batch, Banks], tuple[TrainState, CallMetrics]]
-"""From state, batches, and the prebuilt memory with which documents start (may be empty): state and metrics."""
+"""Maps state, batches and the prebuilt memory of new documents (may be empty) to state and metrics."""
 type Begin = Callable[[Carry, Batch, jax.Array, Banks], tuple[Carry, Batch]]
-"""From carry, segment, step and prebuilt memory: the carry and the segment that the model reads."""
+"""Maps carry, segment, step and prebuilt memory to the carry and segment that the model reads."""
 
 
 def make_train_call(

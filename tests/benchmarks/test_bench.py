@@ -19,6 +19,7 @@ from memorizing.benchmarks.vectors import Vectors, random_vectors, recall, store
 from memorizing.cli import main
 from memorizing.data.tokens import Tokenized, TokenSplit, write_split
 from memorizing.errors import InputError
+from memorizing.evaluation.perplexity import TrainedModel
 from memorizing.memory.search import Index, Keys, Neighbors
 from memorizing.memory.search.contract import Search
 from memorizing.memory.search.exact import Exact
@@ -215,7 +216,7 @@ def test_trained_keys_are_those_of_the_longest_documents(split):
     memory = MemorySettings(neighbors=4)
     parameters = create_model(MODEL, memory, seed=0)[1]
     shape = Shape(2, 2, 8, 16, 8, 4)
-    vectors = trained_vectors(MODEL, memory, 8, parameters, split, shape, "float32", "run")
+    vectors = trained_vectors(TrainedModel(MODEL, memory, 8, parameters), split, shape, "float32", "run")
     assert vectors.origin == "run" and bool(vectors.valid_BM.all())
     queries, keys = np.asarray(vectors.queries_BHND), np.asarray(vectors.keys_BHMD)
     assert queries.shape == (2, 2, 8, 8) and keys.shape == (2, 2, 16, 8)
@@ -241,7 +242,7 @@ def test_trained_keys_are_those_of_the_longest_documents(split):
 def test_what_a_run_cannot_give_is_refused(sizes, words, split):
     shape = Shape(**{"B": 2, "H": 2, "N": 8, "M": 16, "D": 8, "K": 4, **sizes})
     with pytest.raises(InputError, match=words):
-        trained_vectors(MODEL, MemorySettings(neighbors=4), 8, {}, split, shape, "float32", "run")
+        trained_vectors(TrainedModel(MODEL, MemorySettings(neighbors=4), 8, {}), split, shape, "float32", "run")
 
 
 def test_what_is_wrong_with_neighbors_is_seen():

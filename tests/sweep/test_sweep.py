@@ -18,7 +18,7 @@ from memorizing.cli import main
 from memorizing.errors import InputError
 from memorizing.sweep import plots, published, table
 from memorizing.sweep.grid import combinations, parse_axis, split_values
-from memorizing.sweep.records import merged, standing
+from memorizing.sweep.records import merged, point_record
 from tests.tiny_run import SETTINGS, TEXTS, write_texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,11 +163,11 @@ def reading(corpus: str, memory: int, perplexity: float | None, context: int = 5
     } | more  # fmt: skip
 
 
-def point(seed: int, *readings: dict, status: str = "done", **values) -> dict:
+def point(seed: int, *evaluation_arguments: dict, status: str = "done", **values) -> dict:
     return {
         "name": f"{values},{seed}", "values": values, "seed": seed, "workdir": "w", "steps": 8, "status": status,
-        "error": None if status == "done" else "train ended with status 2", "planned": list(readings),
-        "evaluations": [each for each in readings if each["perplexity"] is not None],
+        "error": None if status == "done" else "train ended with status 2", "planned": list(evaluation_arguments),
+        "evaluations": [each for each in evaluation_arguments if each["perplexity"] is not None],
         "training": [{"step": 4, "loss": 1.0}, {"step": 8, "loss": 0.5}],
     }  # fmt: skip
 
@@ -222,7 +222,7 @@ def test_what_is_swept_beyond_the_papers_columns_gets_its_own():
 
 def test_published_figures_stand_only_beside_rows_and_names_of_the_paper():
     assert len(published.MAIN_TABLE) == 10
-    row = table.Row(512, 65536, True, ())
+    row = table.TableRow(512, 65536, True, ())
     assert table.published(row, "github") == 1.87 and table.published(row, "mine") is None
     assert table.published(row._replace(context=128), "github") is None
     small = [point(0, reading("c4", 0, 4.0, context=128), MEMORY_SIZE=0)]
@@ -263,10 +263,10 @@ def test_a_point_whose_files_are_damaged_has_failed(tmp_path):
     described = point(0, DATA="a") | {"name": "a", "steps": None}
     described["workdir"] = str(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert standing(tmp_path, described)["status"] == "done"  # nothing was asked for
+    assert point_record(tmp_path, described)["status"] == "done"  # nothing was asked for
     (tmp_path / "run" / "evaluations").mkdir()
     (tmp_path / "run" / "evaluations" / "test-memory-0.json").write_text("{")
-    found = standing(tmp_path, described)
+    found = point_record(tmp_path, described)
     assert found["status"] == "failed" and "test-memory-0.json is damaged" in found["error"]
 
 
@@ -305,7 +305,7 @@ def test_a_reading_that_is_there_under_two_names_counts_once(tmp_path):
     (tmp_path / "run" / "evaluations").mkdir(parents=True)
     for name in ("test-memory-0.json", "c4-test-memory-0.json"):
         (tmp_path / "run" / "evaluations" / name).write_text(json.dumps(figures))
-    found = standing(tmp_path, described | {"name": "a"})
+    found = point_record(tmp_path, described | {"name": "a"})
     assert found["status"] == "waiting" and found["evaluations"] == [figures]
 
 

@@ -15,7 +15,7 @@ class Gate(nnx.Module):
     """Base class of gates. A gate owns its parameters, and its class states whether it compares scores."""
 
     compares_scores = False
-    """Whether `logit` needs the `scores` of both attentions."""
+    """True if `logit` needs the `scores` of both attentions."""
 
     def __init__(self, heads: int, head_size: int, bias: float):
         """Creates the parameters; `bias` is the initial logit of a gate that learns one."""
