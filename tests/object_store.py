@@ -19,7 +19,7 @@ BUCKET = "bucket"
 
 
 class Store:
-    """What the bucket holds, and uploads that are under way."""
+    """The objects of the bucket, and uploads in progress."""
 
     def __init__(self):
         self.objects: dict[str, tuple[int, bytes]] = {}  # generation, content
@@ -161,7 +161,7 @@ def serving(store: Store) -> Iterator[str]:
 
 
 def unmet(query: dict[str, str], generation: int) -> HTTPStatus | None:
-    """What to refuse a request with whose condition on the object's generation (0: none) does not hold."""
+    """Returns the status that rejects a request if the condition on the object's generation (0: no object) fails."""
     if query.get("ifGenerationMatch", str(generation)) != str(generation):
         return HTTPStatus.PRECONDITION_FAILED
     return HTTPStatus.NOT_MODIFIED if query.get("ifGenerationNotMatch") == str(generation) else None

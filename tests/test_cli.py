@@ -13,7 +13,7 @@ BASE = Path(__file__).resolve().parents[1] / "configs" / "base.gin"
 
 @pytest.fixture
 def workdir(tmp_path) -> Path:
-    """Of a run whose model has no layer for a memory, and which has no checkpoint."""
+    """Writes the settings of a run whose model has no memory layer and which has no checkpoint."""
     _, text = open_workdir(tmp_path / "run", [BASE], ["Model.memory_layers = ()", "MEMORY_SIZE = 0"])
     atomic_write(tmp_path / "run" / CONFIG_FILE, text)
     return tmp_path / "run"

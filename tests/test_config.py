@@ -300,7 +300,7 @@ def test_experiments_can_be_built_by_hand():
 
 
 def start(workdir: Path, bindings: list[str]) -> Experiment:
-    """What `memorizing train` does with settings before anything is computed."""
+    """Does what `memorizing train` does with settings before it computes."""
     experiment, text = open_workdir(workdir, [BASE], bindings)
     atomic_write(workdir / CONFIG_FILE, text)
     return experiment

@@ -1,4 +1,4 @@
-"""Who may import whom, read off the syntax trees: the floors of the README's map."""
+"""The floors: modules import only from lower floors, as the map in memorizing/README.md says."""
 
 import ast
 import graphlib

@@ -1,10 +1,10 @@
-"""What a model looks up while it reads one document: for each token and head, the memories found and their weights.
+"""The lookups of a model while it reads one document: for each token and head, the retrieved tokens and their weights.
 
-    input of place i      d[i-1]  ->  queries the memory, predicts  d[i]
-    slot of place j       holds key and value of the input d[j-1]: the token retrieved is j - 1, what followed it is j
+    input at position i       d[i-1]  ->  queries the memory, predicts  d[i]
+    slot of position j        key and value of the input d[j-1]: the retrieved token is j - 1, its continuation j
 
-A document is read alone, from its start: how many tokens ago a slot's token was read tells its place. Weights are the
-softmax of the scores of what was found; what its gate lets through is told beside them.
+A document is read alone from its start, so the age of a slot's token gives its position. Weights are the softmax over
+the retrieved scores; the gate's value is reported next to them.
 """
 
 import dataclasses

@@ -44,7 +44,7 @@ def small_square(monkeypatch):
 
 
 def bench(arguments: list[str], tmp_path: Path, capsys) -> tuple[dict, str]:
-    """What it writes and prints."""
+    """Runs a benchmark; returns what it writes and prints."""
     file = tmp_path / "figures.json"
     assert main([*arguments, f"--json={file}"]) == 0
     return json.loads(file.read_text()), capsys.readouterr().out

@@ -1,17 +1,14 @@
-"""What each way to use a memory does to perplexity, to the recall task and to the time of a step: a page of results.
+"""Measures variants of the memory: perplexity, recall task and step time, as a page of results.
 
-    python tests/benchmarks/variants.py --raw=FOLDER --out=DIR [--seeds 3] [--jobs 2]    trains what is not there yet
-    python tests/benchmarks/variants.py --raw=FOLDER --out=DIR --time                    times steps too: all else idle
+    python tests/benchmarks/variants.py --raw=FOLDER --out=DIR [--seeds 3] [--jobs 2]    trains the missing runs
+    python tests/benchmarks/variants.py --raw=FOLDER --out=DIR --time                    also times steps, all else idle
 
-Every run of a task, whatever its seed, reads the same tokens in the same order with the same recipe; runs of one seed
-begin with the same parameters, but where a variant has others. The task's settings and a variant's `bindings` win over
-its file.
+Every run of a task, whatever its seed, reads the same tokens in the same order with the same recipe. Runs of one seed
+start from the same parameters, except those that a variant adds. The task's settings and a variant's `bindings`
+override its file.
 
     text      configs/quickstart.gin on the files of FOLDER: 600 steps, the memory (2,048) on after a third
     recall    configs/recall.gin: 304 steps, a memory of 1,024, half of a document
-
-Every result goes to variants.json beside this file, and what is there is not run again (remove it to begin anew). Ends
-with VARIANTS.md and variants.png, of all variants that every seed has.
 """
 
 import argparse
@@ -35,14 +32,7 @@ FARTHEST = 25.0
 
 
 class Variant(NamedTuple):
-    """What is set beside the task's own settings, and what a reader is told of it.
-
-    Attributes:
-        what: in a few words.
-        file: of configs/variants, without its ending; None for the plain recipe.
-        bindings: beside it, for this scale.
-        tasks: for which it means something.
-    """
+    """The settings of a variant, and its description for readers."""
 
     what: str
     file: str | None = None
@@ -51,7 +41,7 @@ class Variant(NamedTuple):
 
     @property
     def settings(self) -> list[str]:
-        """As given to a command, behind the task's own."""
+        """Returns the settings as arguments of a command, after the task's own."""
         files = [f"--gin_file=configs/variants/{self.file}.gin"] if self.file else []
         return files + [f"--gin_param={binding}" for binding in self.bindings]
 
@@ -224,7 +214,7 @@ def step_times(out: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def figures(seeds: int) -> dict[str, dict[str, list[float]]]:
-    """Of each variant, by seed: perplexity of the text, and the share of far questions answered."""
+    """Returns, for each variant and seed, the perplexity of the text and the share of far questions answered."""
     found: dict[str, dict[str, list[float]]] = {}
     runs = recorded()["runs"]
     for name, variant in VARIANTS.items():
@@ -276,7 +266,7 @@ def page(found: dict[str, dict[str, list[float]]], times: dict[str, list[float]]
 
 
 def draw(found: dict[str, dict[str, list[float]]], file: Path) -> None:
-    """Both tasks, a dot and a standard deviation for each variant; of text against the recipe with the same seed."""
+    """Draws both tasks: mean and standard deviation of each variant; text relative to the recipe with the same seed."""
     import matplotlib
 
     matplotlib.use("Agg")

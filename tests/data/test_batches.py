@@ -1,4 +1,4 @@
-"""What rows read: every token once an epoch, in order, at any step alike; and the thread that reads ahead."""
+"""Rows read every token once per epoch, in order, at any step; and the thread that prefetches."""
 
 import itertools
 import threading

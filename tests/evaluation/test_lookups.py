@@ -1,4 +1,4 @@
-"""What is told of lookups against brute force over all keys of a document, and against evaluation."""
+"""Lookups, compared with brute force over all keys of a document, and with evaluation."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ def parameters():
 
 @functools.cache
 def queries_and_keys() -> tuple[np.ndarray, np.ndarray]:
-    """Of all inputs `[H, T, D]`: those of the first layer are the same whatever the memory holds."""
+    """Returns keys or queries of all inputs `[H, T, D]`; those of the first layer do not depend on the memory."""
     memory = dataclasses.replace(MEMORY, size=-(-T // N) * N)
     graph, _ = abstract_model(MODEL, memory)
     carry, queries = empty_carry(MODEL, memory, 1, N), []
@@ -155,7 +155,7 @@ def test_lines_tell_the_text_at_the_places_retrieved():
 
 
 def test_all_weight_is_accounted_for():
-    """What places are given in all, and over distances, adds up to the tokens that had a memory."""
+    """The weights by place, and by distance, add up to the number of tokens that had a memory."""
     it = inspected()
     begin = it.shown.places_TLHK == -1  # of the begin token, which is no place of the text
     assert not begin.all()

@@ -145,7 +145,7 @@ def empty_the_metadata(checkpoint: Path) -> None:
 
 
 def leave_half(checkpoint: Path) -> None:
-    """As a disk that lost power can leave it: under its final name, with half of what was in it."""
+    """Truncates a checkpoint's file, as a disk without power can: final name, half of the content."""
     shutil.rmtree(checkpoint / "progress")
     (checkpoint / "fingerprints" / "metadata").unlink()
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path,
 
 @pytest.mark.parametrize("damage, told", [(True, CorruptCheckpoint), (False, ReadFailed)])
 def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monkeypatch, damage, told):
-    """This process could read all; the other one says whether it could, and then whether that is damage."""
+    """This process can read everything; the other one reports whether it could, and whether that was damage."""
     others = iter([False, damage])
     monkeypatch.setattr(checkpoints, "all_agree", lambda yes: yes and next(others))
     with Checkpoints(nearly) as kept, pytest.raises(told, match="another process could not read it"):
@@ -227,7 +227,7 @@ def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monke
 
 
 def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, tmp_path):
-    """What orbax really raises, on parameters of another shape and on other ones."""
+    """The errors that orbax raises for parameters of another shape, and for other parameters."""
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
     make = maker(run)
@@ -306,7 +306,7 @@ def assert_told(output: str, what: str, run: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
 def test_a_file_that_may_not_grow_while_saving_ends_the_run_which_goes_on_later(place, undisturbed, tmp_path):
-    """What any user can bring about: from the second checkpoint on no file may be larger than 16 KiB, `ulimit -f`."""
+    """Uses `ulimit -f`, as any user can: from the second checkpoint on no file may be larger than 16 KiB."""
     run = tmp_path / "run"
     process = start(place, run)
     wait_for(lambda: steps_saved(run), process)

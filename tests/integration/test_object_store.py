@@ -97,7 +97,7 @@ def test_a_bucket_that_is_not_there_is_refused(place, store):
 
 
 def test_a_sweep_in_a_bucket_is_written_for_xpk_run_there_and_gathered(place, store, tmp_path):
-    """With an xpk that runs the command of a workload at once."""
+    """Uses an xpk that runs the command of a workload at once."""
     out, settings = "gs://bucket/My_sweep", [f"--gin_file={place / 'run.gin'}", "--gin_param=NUM_STEPS = 40"]
     grid = [f"--over=Training.data=numbers={place / 'data'}", "--over=MEMORY_SIZE=0,32"]
     finish(memorizing("sweep", f"--out={out}", *settings, *grid, "--write=xpk"))

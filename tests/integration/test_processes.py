@@ -115,10 +115,7 @@ def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
 def test_a_process_that_cannot_write_its_part_ends_at_once_and_the_same_command_goes_on(place, undisturbed, tmp_path):
-    """From its second checkpoint on, no file of the second process may be larger than 16 KiB.
-
-    That the other process then ends as well is seen above.
-    """
+    """No file of the second process may be larger than 16 KiB from its second checkpoint on."""
     run = tmp_path / "run"
     first, second = start(place, "train", run)
     wait_for(lambda: steps_saved(run), first)

@@ -179,7 +179,7 @@ def test_a_finished_run_says_so_and_goes_on_when_given_more_steps(place, undistu
 
 
 def test_the_memory_is_switched_on_at_its_step(undisturbed):
-    """Until step 28 nothing is in it and its gates take no gradient; from then on it fills and they move."""
+    """The memory is empty and its gates get no gradient until step 28; from then on it fills and the gates move."""
     lines = metrics(undisturbed)
     off, on = [line for line in lines if line["step"] <= 28], [line for line in lines if line["step"] > 28]
     gates = [name for name in lines[0] if name.startswith("gates/")]
@@ -239,7 +239,7 @@ def test_a_run_does_not_go_on_with_other_documents_and_keeps_its_settings(place,
 
 
 def test_the_workdir_alone_is_enough_to_evaluate(undisturbed):
-    """From another folder than that of training, which named its data relative to itself."""
+    """Runs in another folder than training did, which named its data by a relative path."""
     output = finish(memorizing("evaluate", f"--workdir={undisturbed}", "--memory_size=0,64", cwd=Path(os.sep)))
     assert output.count("perplexity") == 2
     figures = json.loads((undisturbed / "evaluations" / "test-memory-64.json").read_text())

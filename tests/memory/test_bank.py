@@ -67,7 +67,7 @@ def test_a_segment_that_would_wrap_around_is_refused():
 
 @pytest.mark.parametrize("search", [LSH(candidates=8), IVF(lists=4, probes=2), Proposed(kind="int8")])
 def test_an_index_made_anew_is_that_of_writing_again(search):
-    """Also where part of the bank was never written, and where rows hold different parts of it."""
+    """Holds even if part of the bank was never written, and if rows hold different parts."""
     settings = MemorySettings(size=32, neighbors=1, dtype="float32")
     bank = empty_bank(ROWS, HEADS, SIZE, settings)._replace(index=search.empty_index(ROWS, HEADS, 32, SIZE))
     for number in range(3):

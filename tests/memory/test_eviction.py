@@ -1,4 +1,4 @@
-"""What the rules of eviction promise: equal chances for all tokens, and room for what is read again and again."""
+"""The properties of eviction rules: equal chances for all tokens, and room for tokens that are read repeatedly."""
 
 import functools
 
@@ -27,7 +27,7 @@ def track_read(bank, query_BHND, neighbors, rule):
 
 @pytest.mark.parametrize("sink", [0, 2])
 def test_a_reservoir_keeps_every_token_with_the_same_probability(sink):
-    """After any number of writes, over 10,000 documents: 5,000 rows that read two each, which are kept differently."""
+    """Counts kept tokens after each write, over 10,000 documents: 5,000 rows that read two documents each."""
     rows, slots, tokens = 5_000, 6, 3
     memory = MemorySettings(size=slots, neighbors=1, dtype="float32", eviction="reservoir", sink=sink)
     part = Tokens(*(jnp.zeros((rows, 1, tokens, 1)) for _ in range(2)))

@@ -1,4 +1,4 @@
-"""What a memory keeps of what is read, against a plain Python memory of one row, slot by slot; and over devices."""
+"""The content of a memory, slot by slot, compared with a plain Python memory of one row; and over devices."""
 
 import dataclasses
 import functools
@@ -159,7 +159,7 @@ def segments(seed: int, count: int, rows: int = ROWS):
 
 
 def positions(bank: Bank, memory: MemorySettings, read: int, row: int) -> dict:
-    """What the row's valid slots hold, by the position that the bank tells for them."""
+    """Returns the content of the row's valid slots, by the position that the bank reports."""
     ago_M, held_M = (np.asarray(part)[row] for part in (tokens_ago(bank, memory.write_every), valid(bank)))
     names_HM = np.asarray(bank.values_BHMD)[row, :, :, 0]
     np.testing.assert_array_equal(names_HM[0][held_M], names_HM[1][held_M])

@@ -92,7 +92,7 @@ def test_every_parameter_counts(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_token_by_token_equals_the_whole(name):
-    """With several tokens at first, as a prompt is read, then one by one."""
+    """Decodes several tokens first, as a prompt, then one by one."""
     (graph, parameters), model = created(name), MODELS[name]
     step = jax.jit(functools.partial(extend, graph, parameters))
     carry, found, places = empty_carry(model, MEMORY, ROWS, N), [], []
@@ -152,7 +152,7 @@ def test_biases_do_not_decay():
 
 
 def test_scaled_angles_by_hand():
-    """Of pairs that turn often, seldom, and in between within 64 tokens."""
+    """Covers pairs that turn often, seldom, and in between within 64 tokens."""
     plain = dataclasses.replace(LLAMA, rope_scaling="none", rope_theta=10_000.0)
     np.testing.assert_allclose(frequencies(plain), [1.0, 0.1, 0.01, 0.001])
     np.testing.assert_allclose(

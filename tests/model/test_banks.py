@@ -32,7 +32,7 @@ MEMORY = MemorySettings(size=2 * N, neighbors=3, dtype="float32", search="exact"
 
 
 def test_layers_of_one_bank_see_the_same_slots_and_write_those_of_its_layer():
-    """With closed gates, so that what is written does not depend on what is read."""
+    """Gates are closed, so that writes do not depend on reads."""
     graph, parameters = create_model(MODEL, MEMORY, seed=0)
     apart, _ = create_model(dataclasses.replace(MODEL, banks_of=None), MEMORY, seed=0)
     carry, own = empty_carry(MODEL, MEMORY, 1, N), empty_carry(dataclasses.replace(MODEL, banks_of=None), MEMORY, 1, N)

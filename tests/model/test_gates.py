@@ -111,7 +111,7 @@ def compiled(kind: str, settings: MemorySettings, negative_rows: int, devices: i
     ("score", "exact", 0, 8), ("joint", "exact", 2, 8), ("score", "dense", 0, 8), ("joint", "dense", 1, 1),
 ])  # fmt: skip
 def test_gates_that_compare_scores_are_their_formulas(kind, search, negative_rows, devices):
-    """With rows that hold nothing, queries that find nothing, slots over devices, and memories of other rows."""
+    """Covers rows without tokens, queries that find nothing, slots over devices, and memories of other rows."""
     (out, gate), (of_query, of_local, of_memory) = compiled(kind, memory(search), negative_rows, devices)
     expected, expected_gate = by_hand(kind, SLOTS if search == "dense" else K, negative_rows)
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)

@@ -153,7 +153,7 @@ def test_lookups_are_told_by_query_head():
 
 
 def test_before_anything_is_learned_shifted_heads_find_a_token_again_and_what_followed_it():
-    """In the second round of a text of different tokens; of two key heads one is shifted, for both its queries."""
+    """Uses the second round of a text of different tokens; one of two key heads is shifted, for both its queries."""
     model = ModelSettings(
         vocabulary_size=256, layers=1, embedding_size=64, heads=8, kv_heads=4, head_size=32, feed_forward_size=16,
         memory_layers=(1,), dtype="float32", key_shift=True,

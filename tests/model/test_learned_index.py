@@ -203,7 +203,7 @@ def test_all_else_is_trained_as_without_it(remat):
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_padding_teaches_nothing(kv_heads):
-    """What lies in padding changes no index, and no more than rounding how far it moves."""
+    """Padding changes no index, and its movement only by rounding."""
     model = dataclasses.replace(MODEL, kv_heads=kv_heads)
     graph, parameters = create_model(model, MEMORY, 0)
     moves = trainable_mask(OptimizerSettings(trainable=("index",)), parameters, (2,))

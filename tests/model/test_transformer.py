@@ -1,4 +1,4 @@
-"""What reading segment by segment must not change, and what must not flow: the future, other documents, gradients."""
+"""Properties of reading by segments: the same result, and no flow from the future or other documents, nor of gradients."""
 
 import dataclasses
 import functools
@@ -152,7 +152,7 @@ def test_memories_fill_with_the_document_and_forget_the_oldest():
 
 @pytest.mark.parametrize("positions", ["t5", "rope"])
 def test_beyond_the_cache_every_token_is_seen_once(positions):
-    """In the cache or in the memory, and not in both; from every token of a segment alike."""
+    """A token is in the cache or in the memory, never in both, seen from every token of a segment."""
     model = dataclasses.replace(MODEL, layers=1, memory_layers=(1,), positions=positions)
     length = 4 * TOKENS
     memory = MemorySettings(size=length, neighbors=length, dtype="float32", writes="beyond_cache")
@@ -227,7 +227,7 @@ def test_remat_changes_nothing():
     ("shared", "remat", "positions"), [(True, False, "t5"), (False, True, "t5"), (True, False, "rope")]
 )
 def test_layers_compiled_as_one_change_nothing(shared, remat, positions):
-    """With dropout: each layer still drops its own features."""
+    """Dropout still drops different features in each layer."""
     model = dataclasses.replace(
         MODEL, layers=5, memory_layers=(3,), position_bias_shared=shared, remat=remat, positions=positions, dropout=0.2
     )

@@ -49,7 +49,7 @@ def mesh_of(settings: MeshSettings) -> jax.sharding.Mesh:
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize("search", ["exact", "blocked"])
 def test_a_sharded_search_finds_the_same_slots_in_the_same_order(name, search):
-    """With ties across devices, and more neighbors than a device has slots."""
+    """Covers ties across devices, and more neighbors than a device has slots."""
     rng = np.random.default_rng(0)
     queries, keys = (rng.integers(-2, 3, (8, 4, size, 4)).astype(np.float32) for size in (8, 64))
     valid_BM = rng.random((8, 64)) < 0.6
@@ -101,7 +101,7 @@ def test_writes_across_the_borders_of_devices(slots, tokens, settings):
 @pytest.mark.parametrize(("before", "after"), [(32, 64), (32, 8), (32, 24), (16, 80), (32, 32)])
 @pytest.mark.parametrize("writes", [1, 3, 7])
 def test_a_bank_of_another_size_holds_the_newest_tokens(before, after, writes):
-    """On one device and split over eight; and it goes on as a bank of that size that was there from the start."""
+    """Runs on one device and over eight; the bank then continues like one that had its size from the start."""
     bank = bank_after(writes, before, 8)
     found = resize(bank, after, int(bank.cursor))
     ages = lambda bank: (int(bank.cursor) - 1 - np.arange(bank.keys_BHMD.shape[2])) % bank.keys_BHMD.shape[2]  # noqa: E731
@@ -243,7 +243,7 @@ def test_what_a_search_sends_does_not_grow_with_the_memory(settings):
 
 
 def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
-    """What travels of it are numbers of slots, one or two of a row; of keys and values only the segment's."""
+    """Only slot numbers travel, one or two per row; of keys and values only those of the segment."""
     slots, mesh = 65_536, mesh_of(MESHES["all"])
     memory = MemorySettings(
         size=slots, neighbors=4, options=(BlockedSettings(block_size=512),), dtype="float32",
@@ -267,7 +267,7 @@ SHARED = {"layers": 3, "memory_layers": (1, 2, 3), "banks_of": (2, 2, 2), "gate"
     (ONE, {}), (MESHES["all"], {}), (MESHES["all"], {"remat": True}), (ONE, SHARED), (MESHES["all"], SHARED),
 ])  # fmt: skip
 def test_the_memory_is_neither_gathered_nor_copied_in_training(settings, changes):
-    """In the whole train call: nothing that any collective gives to a device has an axis of a device's slots."""
+    """No collective of the whole train call has an axis of a device's slots."""
     slots = 65_536
     mesh, memory = (
         mesh_of(settings),

@@ -130,7 +130,7 @@ def test_messages_of_other_shapes_are_passed_on():
 
 @needs_libtpu
 def test_the_estimate_counts_the_search_and_what_is_computed_again(settings):
-    """By hand: scores are 4 bytes for each query and slot, written and read; remat does the layers' forward again."""
+    """Computed by hand: scores are 4 bytes per query and slot, written and read; remat repeats the forward pass."""
     bandwidth = CHIPS["v5e"].memory_bandwidth
     writes = ("--topology=v5e:2x2", "--gin_param", "Memory.search = 'blocked'")
     _, small = planned(settings, *writes)

@@ -83,7 +83,7 @@ def read(folder: Path, *bindings: str, memory_layers=()):
 
 
 def test_stored_otherwise_the_same_model(tmp_path):
-    """In shards with an index, without the prefix or with buffers, in half precision, and with a tied table twice."""
+    """Covers shards with an index, missing prefix, buffers, half precision, and a tied table stored twice."""
     own = {name: value.astype(np.float16).astype(np.float32) for name, value in tensors().items()}
     own["lm_head.weight"] = own["model.embed_tokens.weight"]
     tied = {"tie_word_embeddings": True}
@@ -195,7 +195,7 @@ def test_other_files_are_refused(tmp_path):
     folder = write_folder(tmp_path / "folder")
     with pytest.raises(InputError, match=r"Model\.layers = 3, but the pretrained model has 2"):
         read(folder, "Model.layers = 3")
-    with pytest.raises(InputError, match="name them by --memory_layers"):
+    with pytest.raises(InputError, match="Use --memory_layers"):
         read(folder, "Model.memory_layers = (1,)")
     (folder / "tokenizer.json").rename(folder / "kept")
     with pytest.raises(InputError, match=r"neither tokenizer\.json nor tokenizer\.model"):

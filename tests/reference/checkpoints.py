@@ -76,7 +76,7 @@ def llama(draw: random.Random, vocabulary: int, family: str) -> transformers.Pre
 
 
 def randomized(model: transformers.PreTrainedModel, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """With weights that `dtype` can hold, so that what is stored is what was computed with."""
+    """Rounds the weights to `dtype`, so that stored weights are those that were used."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             scale = 1.0 if "norm" in name or "ln_" in name else 0.0
@@ -85,7 +85,7 @@ def randomized(model: transformers.PreTrainedModel, dtype: torch.dtype) -> trans
 
 
 def renamed(config: dict) -> dict:
-    """As versions before 5 wrote it."""
+    """Writes the config as versions before 5 did."""
     scaling = dict(config.pop("rope_parameters"))
     theta, kind = scaling.pop("rope_theta"), scaling["rope_type"]
     dtype = config.pop("dtype")

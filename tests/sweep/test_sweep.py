@@ -310,7 +310,7 @@ def test_a_reading_that_is_there_under_two_names_counts_once(tmp_path):
 
 
 def checked(script: Path) -> None:
-    """Whether shellcheck finds nothing in it."""
+    """Returns True if shellcheck finds nothing."""
     shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"
     done = subprocess.run([shellcheck, "-x", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout

@@ -68,7 +68,7 @@ def train(place: Path, name: str, *bindings: str, steps: int = 8, status: int = 
 
 
 def saved(run: Path, step: int) -> dict:
-    """All arrays of a checkpoint by their paths."""
+    """Returns all arrays of a checkpoint by path."""
     folder = run / "checkpoints" / str(step)
     items = [path.name for path in folder.iterdir() if path.name in ("parameters", "progress", "memory")]
     with ocp.StandardCheckpointer() as checkpointer:
@@ -361,7 +361,7 @@ def test_settings_that_a_run_cannot_go_on_with_replace_none(retrofitted, tmp_pat
 
 
 def test_drift_of_layers_above_a_memory_that_changed_its_size_is_refused(place, capsys):
-    """What the lower layer read when it was smaller is not read again; of the lowest layer drift is known."""
+    """A lower layer's reads from a smaller memory are not repeated; the drift of the lowest layer is still known."""
     both = ("Model.memory_layers = (1, 2)", "Optimizer.learning_rate = 1e-9")
     for name, bindings, status in (
         ("late", (*both, "Training.memory_from_step = 4"), 2),

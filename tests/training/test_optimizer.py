@@ -71,7 +71,7 @@ def test_adamw_is_its_equations_with_gradients_scaled_down_to_the_norm(clip_norm
 
 
 def test_gains_and_gates_do_not_decay():
-    """With gradients of zero only decay moves anything: all matrices by the same share, no vector at all."""
+    """Zero gradients leave only weight decay: it scales all matrices alike and changes no vector."""
     model = ModelSettings(
         vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, feed_forward_size=8, memory_layers=(1,),
         dtype="float32",
@@ -142,7 +142,7 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
     ],
 )
 def test_factors_that_say_nothing_are_refused(factors, words):
-    """Of a run that trains its layer alone."""
+    """Returns the optimizer of a run that trains its layer only."""
     model = ModelSettings(vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, memory_layers=(1,))
     parameters = abstract_model(model, MemorySettings(size=8, neighbors=4))[1]
     with pytest.raises(InputError, match=words):

@@ -64,7 +64,7 @@ def test_a_scanned_call_is_its_segments_one_by_one():
 
 
 def test_each_segment_makes_an_update_from_its_own_gradient():
-    """By hand for plain gradient descent: no gradient crosses segments, the loss is the mean over real tokens."""
+    """Computed by hand for gradient descent: no gradient crosses segments; the loss is the mean over real tokens."""
     graph, parameters = graph_and_parameters()
     carry = empty_carry(MODEL, MEMORY, ROWS, TOKENS)
     rate, losses, norms, right = 0.1, [], [], []

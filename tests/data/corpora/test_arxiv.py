@@ -180,7 +180,7 @@ def test_text_that_looks_like_an_input_is_not_expanded(tmp_path, text_of):
 
 
 def test_names_are_looked_up_as_latex_does(tmp_path):
-    """From the main file's folder, wherever \\input stands; \\subfile and \\import change it for all inside."""
+    """Paths count from the main file's folder, wherever \input is; \subfile and \import change it for their content."""
     files = {
         "main.tex": whole("\\input{a/one}\\subfile{b/two}\\import{c/}{three}"),
         "a/one.tex": "\\input{part}",
@@ -653,7 +653,7 @@ def only_root(folder: Path) -> str:
 
 
 def test_real_papers_read_the_same_from_a_folder_and_a_tar(tmp_path):
-    """What the bulk form gives of a paper is what its folder gives."""
+    """A paper in the bulk form gives the same text as in its folder."""
     raw = unpacked("arxiv", "validation", tmp_path)
     folder = raw / "flt-blueprint"
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

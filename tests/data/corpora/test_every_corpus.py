@@ -1,4 +1,4 @@
-"""What holds for every corpus: nothing of the raw folder is passed over in silence, what cannot be read is refused."""
+"""Properties of every corpus: nothing in the raw folder is dropped silently, and unreadable input is refused."""
 
 import os
 import shutil

@@ -52,7 +52,7 @@ def test_files_are_joined_depth_first_by_name_each_with_its_path(tmp_path):
 
 
 def together(names: list[str]) -> bool:
-    """Whether every folder's files stand next to each other."""
+    """Returns True if every folder's files are adjacent."""
     folders = {name.rsplit("/", depth)[0] for name in names for depth in range(1, name.count("/") + 1)}
     for folder in folders:
         places = [place for place, name in enumerate(names) if name.startswith(folder + "/")]

@@ -189,7 +189,8 @@ def test_recall_on_clustered_keys(name):
 
 
 def test_ivf_follows_keys_that_drift():
-    """After four turns of the ring with slowly moving clusters about what centroids learned from scratch would do."""
+    """Recall after four turns of the ring, with slowly moving clusters, is about that of centroids learned from
+    scratch."""
     search = FLOORS["ivf"][0]
     turns = np.linspace(0, np.pi, 64)
     drifting = np.concatenate([clustered(turn, 64, seed) for seed, turn in enumerate(turns)], axis=2)
@@ -214,7 +215,7 @@ def test_of_a_bucket_too_large_the_latest_slots_are_looked_at(search):
 
 @pytest.mark.parametrize("name", SOME)
 def test_reading_and_writing_in_a_scan_under_a_gradient(name):
-    """As in training, with the bank donated; the gradient reaches the queries through what is found alone."""
+    """Trains with a donated bank; the gradient reaches the queries only through the retrieved values."""
     search = SOME[name]
     queries, keys = units(6, 2, 2, 8, 4), units(6, 2, 2, 8, 4, seed=1)
 

@@ -107,7 +107,7 @@ def test_recall_is_what_is_expected():
 
 @pytest.mark.parametrize("memory", [1, 2])
 def test_within_shard_map_and_scan_and_beneath_a_gradient(memory):
-    """As a train step calls it: the gradient of what is read, through remat, while segments are scanned."""
+    """Takes the gradient of a read as a train step does: through remat, inside a scan over segments."""
     settings = MemorySettings(size=256, neighbors=1, dtype="float32")
     queries, keys, _ = inputs((2, 2, 8, 64, 4))
     segments = keys.reshape(2, 2, 8, 8, 4).transpose(2, 0, 1, 3, 4)
