@@ -1,10 +1,4 @@
-"""What `memorizing evaluate` costs at several memory sizes in one call, against the bare forward passes.
-
-    python tests/benchmarks/evaluate_cost.py WORKDIR [0,512,1024,2048,4096,8192]
-
-The forward passes are the compiled calls alone, on the same batches, one after another, compiled and warmed up before.
-The command is timed from its start to its end: loading, compiling, reading tokens, figures and files are all in it.
-"""
+"""Measures the cost of `memorizing evaluate` at several memory sizes in one call, against the bare forward passes."""
 
 import subprocess
 import sys

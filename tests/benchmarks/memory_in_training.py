@@ -1,13 +1,4 @@
-"""What fine-tuning with a memory recovers of training with one, and what memory dropout does to other sizes.
-
-    python tests/benchmarks/memory_in_training.py --out=OUT/text [--seeds 3]
-
-OUT is that of variants.py, whose tokens these runs read (OUT/text/data), and whose `none` and `base` are what they are
-compared with. Each run has 600 steps of the quickstart's recipe (the memory is switched on after a third);
-fine-tuning has 30 steps, 5% of them, and begins with other documents. Its settings were chosen by the validation
-documents of seed 0; what is printed is of the test documents. Ends with two tables; repeated, it goes on with what is
-not there yet.
-"""
+"""Measures how much of a memory's gain fine-tuning recovers, and the effect of memory dropout at other sizes."""
 
 import argparse
 import json
@@ -20,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 STEPS, TUNED, SIZE, DROPOUT_SIZE = 600, 30, 2048, 512
 SIZES = (0, 128, 256, 512, 1024, 2048)
-"""To evaluate the run with memory dropout at: up to four times its own."""
+"""Memory sizes at which the run with memory dropout is evaluated: up to four times its own."""
 
 
 def memorizing(*arguments: str) -> None:

@@ -1,4 +1,4 @@
-"""How fast `memorizing prepare` turns PG-19's raw texts into tokens, beside calling sentencepiece on the same texts.
+"""Measures the rate of `memorizing prepare` on PG-19 texts, next to calling sentencepiece on the same texts.
 
     python tests/benchmarks/prepare_throughput.py RAW [--repeat 1,8] [--vocabulary MODEL]
 

@@ -1,4 +1,4 @@
-"""Properties of reading by segments: the same result, and no flow from the future or other documents, nor of gradients."""
+"""Properties of reading by segments: the same result, and no flow from the future or from other documents."""
 
 import dataclasses
 import functools
