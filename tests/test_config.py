@@ -36,7 +36,7 @@ REFUSED = {
     "an unknown choice": ("Memory.search = 'x'", ["Memory.search = 'x'", "'auto', 'exact'"]),
     "text for an optional number": ("Model.query_scale = 'x'", ["Model.query_scale = 'x'", "a number or None"]),
     "segments that do not divide the memory": ("MEMORY_SIZE = 8000", ["Memory.size = 8000", "512", "8192 or 7680"]),
-    "key heads that are no groups": ("Model.kv_heads = 3", ["Model.kv_heads = 3", "use 1, 2, 4, 8"]),
+    "key heads that are no groups": ("Model.kv_heads = 3", ["Model.kv_heads = 3", "Use 1, 2, 4, 8"]),
     "a bank for too few layers": ("Model.banks_of = (9, 9)", ["Model.banks_of = (9, 9)", "Model.memory_layers = (9,)"]),
     "a layer out of range": ("Model.memory_layers = (13,)", ["(13,)", "layer 13", "Model.layers = 12"]),
     "layers out of order": ("Model.memory_layers = (9, 3)", ["(9, 3)", "in rising order"]),

@@ -35,7 +35,7 @@ class Shape:
             if size < 1:
                 raise InputError(f"--shapes: {letter}{size} in {self}: every size must be at least 1")
         if self.K > self.M:
-            raise InputError(f"--shapes: K{self.K} in {self} is more than M{self.M}: retrieve at most {self.M}")
+            raise InputError(f"--shapes: K{self.K} in {self} is more than M{self.M}. Retrieve at most {self.M}")
 
     def __str__(self):
         return "x".join(f"{letter}{size}" for letter, size in dataclasses.asdict(self).items())
@@ -58,12 +58,12 @@ def read_shapes(text: str, default: Mapping[str, int]) -> list[Shape]:
         named = re.findall(r"(?:^|x)([BHNMDK])(\d+)", part)
         if not named or "x".join(map("".join, named)) != part or len({letter for letter, _ in named}) < len(named):
             raise InputError(
-                f"--shapes={text}: {part!r} is no shape: write letters with sizes and x between, such as "
+                f"--shapes={text}: {part!r} is not a shape. Write letters with sizes and x between, such as "
                 f"B8xH8xN512xM65536xD128xK32, or only some of the letters; shapes with commas between"
             )
         sizes |= {letter: int(size) for letter, size in named}
         if missing := [letter for letter in "BHNMDK" if letter not in sizes]:
-            raise InputError(f"--shapes={text}: {part!r} does not say {', '.join(missing)}: add it, such as M65536")
+            raise InputError(f"--shapes={text}: {part!r} lacks {', '.join(missing)}. Add it, such as M65536")
         shapes.append(Shape(**sizes))
     return shapes
 
@@ -125,11 +125,11 @@ def searched_sizes(model: ModelSettings, segment_length: int) -> dict[str, int]:
 def check_rounds(rounds: int) -> None:
     """Rejects fewer than one round."""
     if rounds < 1:
-        raise InputError(f"--rounds={rounds}: must be at least 1; the spread needs some, such as 10")
+        raise InputError(f"--rounds={rounds}: must be at least 1. Use about 10 for a spread")
 
 
 def _known(option: str, text: str, known: tuple[str, ...], what: str) -> list[str]:
     for name in (names := text.split(",")):
         if name not in known:
-            raise InputError(f"{option}={text}: {name!r} is no {what}: name some of {', '.join(known)}")
+            raise InputError(f"{option}={text}: {name!r} is not a {what}. Choose from {', '.join(known)}")
     return names

@@ -61,19 +61,19 @@ def trained_vectors(trained: TrainedModel, split: TokenSplit, shape: Shape, dtyp
         if getattr(shape, letter) != size:
             raise InputError(f"--shapes: {letter}{getattr(shape, letter)} in {shape}, but the run has {letter}{size}")
     if not model.memory_layers:
-        raise InputError("--workdir: the run has no memory layer (Model.memory_layers = ()): name another run")
+        raise InputError("--workdir: the run has no memory layer (Model.memory_layers = ()). Name another run")
     if shape.M % segment_length:
         nearest = max(shape.M // segment_length, 1) * segment_length
         raise InputError(
-            f"--shapes: M{shape.M} in {shape} is not filled by segments of {segment_length}: use M{nearest}"
+            f"--shapes: M{shape.M} in {shape} is not a multiple of the segment length {segment_length}. Use M{nearest}"
         )
     segments = shape.M // segment_length
     longest = np.argsort(-split.lengths, kind="stable")[: shape.B]
     shortest = int(split.lengths[longest[-1]]) // segment_length if len(longest) == shape.B else 0
     if shortest <= segments:
         raise InputError(
-            f"--shapes: {shape} needs {shape.B} documents of {(segments + 1) * segment_length:,} tokens, and of the "
-            f"longest in {split.folder} one has {shortest * segment_length:,}: use "
+            f"--shapes: {shape} needs {shape.B} documents of {(segments + 1) * segment_length:,} tokens, but one of "
+            f"the longest in {split.folder} has {shortest * segment_length:,}. Use "
             f"M{max(shortest - 1, 0) * segment_length} or fewer rows"
         )
     dtype = plain_dtype(dtype)

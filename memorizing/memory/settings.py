@@ -75,7 +75,9 @@ class MemorySettings:
 
     def __post_init__(self):
         if self.size < 0:
-            raise InputError(f"Memory.size = {self.size}: must be 0 for no memory, or a number of tokens")
+            raise InputError(
+                f"Memory.size = {self.size}: must be 0 (no memory) or a number of slots, one for each token"
+            )
         if self.neighbors < 1:
             raise InputError(f"Memory.neighbors = {self.neighbors}: must be at least 1. The paper uses 32")
         for name in ("proposals", "projection_size"):
@@ -130,8 +132,8 @@ class MemorySettings:
             return
         if self.proposer == "learned" and SEARCHES[self.search].keeps_index:
             raise InputError(
-                f"Memory.proposer = 'learned' with Memory.search = {self.search!r}: this search keeps an index of its "
-                "own, while learned features are computed anew at each read. Set Memory.search = 'auto', or propose by "
+                f"Memory.proposer = 'learned' with Memory.search = {self.search!r}: this search stores an index, "
+                "but learned features are computed at each read. Set Memory.search = 'auto', or propose by "
                 "a 'projection'"
             )
         retrieved = {"neighbors": self.neighbors} | ({"proposals": self.proposals} if self.proposer else {})
@@ -165,26 +167,23 @@ class MemorySettings:
             if self.maximum_age < self.write_every:
                 raise InputError(
                     f"Memory.maximum_age = {self.maximum_age} is less than Memory.write_every = {self.write_every}, so "
-                    "no token would ever count: use more, or None for any age"
+                    "no token would ever count. Use a larger age, or None for any age"
                 )
             if not self.eviction_rule.allows_maximum_age or self.writes == "never":
                 other = f"eviction = {self.eviction!r}" if self.writes != "never" else "writes = 'never'"
-                why = "keeps tokens of all ages alike" if self.writes != "never" else "has tokens that do not age"
+                why = "keeps tokens of all ages" if self.writes != "never" else "never writes, so tokens do not age"
                 raise InputError(
-                    f"Memory.maximum_age = {self.maximum_age} with Memory.{other}, which {why}: set Memory.maximum_age "
+                    f"Memory.maximum_age = {self.maximum_age} with Memory.{other}, which {why}. Set Memory.maximum_age "
                     "= None, or change the other"
                 )
         if self.write_every < 1:
-            raise InputError(f"Memory.write_every = {self.write_every}: must be at least 1, for every token")
+            raise InputError(f"Memory.write_every = {self.write_every}: must be at least 1. Use 1 to write every token")
         if self.sink < 0 or (self.size and self.sink >= self.size):
-            raise InputError(
-                f"Memory.sink = {self.sink}: must be at least 0 (no token is sure to stay) and below Memory.size = "
-                f"{self.size}"
-            )
+            raise InputError(f"Memory.sink = {self.sink}: must be at least 0 and below Memory.size = {self.size}")
         if self.duplicate_score is not None and not 0 < self.duplicate_score < 1:
             raise InputError(
-                f"Memory.duplicate_score = {self.duplicate_score}: must be above 0 and below 1, the cosine of equal "
-                "keys; 0.95 is a good start, None writes all tokens"
+                f"Memory.duplicate_score = {self.duplicate_score}: must be above 0 and below 1. "
+                "Start with 0.95, or use None to write all tokens"
             )
 
     @property

@@ -107,7 +107,7 @@ class ModelSettings:
             if getattr(self, name) < 1:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
         if self.gate not in GATES:
-            raise InputError(f"Model.gate = {self.gate!r} is not a gate. Use one of {', '.join(map(repr, GATES))}.")
+            raise InputError(f"Model.gate = {self.gate!r} is not a gate. Use one of {', '.join(map(repr, GATES))}")
         if not 0 <= self.index_size < self.head_size:
             raise InputError(
                 f"Model.index_size = {self.index_size}: must be 0 (no index) or below Model.head_size = "
@@ -116,8 +116,8 @@ class ModelSettings:
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             fitting = [str(number) for number in range(1, self.heads + 1) if self.heads % number == 0]
             raise InputError(
-                f"Model.kv_heads = {self.kv_heads} does not divide Model.heads = {self.heads} into groups: use "
-                f"{', '.join(fitting)}, or None for as many"
+                f"Model.kv_heads = {self.kv_heads} does not divide Model.heads = {self.heads}. Use "
+                f"{', '.join(fitting)}, or None for one per head"
             )
         if not 0 <= self.dropout < 1:
             raise InputError(f"Model.dropout = {self.dropout}: must be at least 0 and below 1")
@@ -128,20 +128,23 @@ class ModelSettings:
         for layer in self.memory_layers:
             if not 1 <= layer <= self.layers:
                 raise InputError(
-                    f"Model.memory_layers = {self.memory_layers}: layer {layer} is out of range, layers count from 1 "
-                    f"to Model.layers = {self.layers}; name layers in that range, or () for none"
+                    f"Model.memory_layers = {self.memory_layers}: layer {layer} does not exist. Layers count from 1 "
+                    f"to Model.layers = {self.layers}; use () for none"
                 )
         if tuple(sorted(set(self.memory_layers))) != self.memory_layers:
-            raise InputError(f"Model.memory_layers = {self.memory_layers}: name each layer once, in rising order")
+            raise InputError(
+                f"Model.memory_layers = {self.memory_layers}: must name layers once, in rising order. Sort them and "
+                "remove duplicates"
+            )
         if self.banks_of is not None and len(self.banks_of) != len(self.memory_layers):
             raise InputError(
-                f"Model.banks_of = {self.banks_of}: name a layer for each of Model.memory_layers = "
-                f"{self.memory_layers}, or None for each its own"
+                f"Model.banks_of = {self.banks_of}: must name a layer for each of Model.memory_layers = "
+                f"{self.memory_layers}, or be None, so that each has its own bank"
             )
         for layer in self.banks_of or ():
             if layer not in self.memory_layers:
                 raise InputError(
-                    f"Model.banks_of = {self.banks_of}: layer {layer} has no bank, it is not one of "
+                    f"Model.banks_of = {self.banks_of}: layer {layer} has no bank. Name layers of "
                     f"Model.memory_layers = {self.memory_layers}"
                 )
 
@@ -153,10 +156,12 @@ class ModelSettings:
         if self.position_max_distance <= self.position_buckets // 2:
             raise InputError(
                 f"Model.position_max_distance = {self.position_max_distance}: must exceed half of "
-                f"Model.position_buckets = {self.position_buckets}, since near distances have a bucket each"
+                f"Model.position_buckets = {self.position_buckets}, because near distances have their own buckets"
             )
         if self.positions == "rope" and self.head_size % 2:
-            raise InputError(f"Model.head_size = {self.head_size}: rotary positions turn pairs, so it must be even")
+            raise InputError(
+                f"Model.head_size = {self.head_size}: must be even, because rotary positions rotate pairs of features"
+            )
         for name in ("norm_epsilon", "rope_theta", "rope_factor", "rope_original_length"):
             if getattr(self, name) <= 0:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be above 0")
@@ -167,13 +172,13 @@ class ModelSettings:
             )
         if self.max_positions < (self.positions == "learned"):
             raise InputError(
-                f"Model.max_positions = {self.max_positions}: with Model.positions = 'learned' this is how many there "
-                "are, at least Batch.segment_length; with others a limit, or 0 for none"
+                f"Model.max_positions = {self.max_positions} is too small: Model.positions = 'learned' needs at least "
+                "Batch.segment_length"
             )
         if self.positions == "learned" and self.xl_cache:
             raise InputError(
-                "Model.positions = 'learned' counts from the start of each segment, so the tokens of an XL cache would "
-                "have the wrong ones: set Model.xl_cache = False (to evaluate: --xl_cache=off), or use 't5' or 'rope'"
+                "Model.positions = 'learned' counts from the start of each segment, which is wrong for tokens of an XL"
+                " cache. Set Model.xl_cache = False (to evaluate: --xl_cache=off), or use 't5' or 'rope'"
             )
 
     def check_segment_length(self, tokens: int, sees_all: bool = False) -> None:
@@ -183,7 +188,7 @@ class ModelSettings:
             fits = self.max_positions // 2 if sees_all and self.xl_cache else self.max_positions - self.xl_cache
             raise InputError(
                 f"Batch.segment_length = {tokens}: with Model.xl_cache = {self.xl_cache} a token sees {seen} tokens, "
-                f"and this model knows Model.max_positions = {self.max_positions}: use at most {fits}"
+                f"but the model has Model.max_positions = {self.max_positions}. Use at most {fits}"
             )
 
     @property

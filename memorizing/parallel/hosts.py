@@ -56,7 +56,7 @@ def start(coordinator: str | None = None, processes: int | None = None, process:
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise InputError(
-            f"{' and '.join(missing)} missing: give all of --coordinator=HOST:PORT, --processes=N and --process=I "
+            f"{' and '.join(missing)} missing. Give all of --coordinator=HOST:PORT, --processes=N and --process=I "
             "(or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID), or none"
         )
     assert coordinator is not None and processes is not None and process is not None
@@ -77,7 +77,7 @@ def _number(variable: str) -> int | None:
     if text is None:
         return None
     if not text.isdigit():
-        raise InputError(f"{variable}={text}: must be a whole number")
+        raise InputError(f"{variable}={text}: must be an integer")
     return int(text)
 
 

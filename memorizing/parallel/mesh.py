@@ -51,7 +51,7 @@ class MeshSettings:
 
     def __post_init__(self):
         if self.data < 0:
-            raise InputError(f"Mesh.data = {self.data}: must be 0 (all devices that the others leave) or more")
+            raise InputError(f"Mesh.data = {self.data}: must be 0 (all devices that the other axes leave) or more")
         for name in ("model", "memory"):
             if getattr(self, name) < 1:
                 raise InputError(f"Mesh.{name} = {getattr(self, name)}: must be at least 1")
@@ -71,8 +71,8 @@ def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = Non
         fitting = [number for number in range(1, len(devices) + 1) if len(devices) % number == 0]
         ways.append(f"axes whose product is {len(devices)} (each one of {', '.join(map(str, fitting))})")
         raise InputError(
-            f"Mesh.data = {settings.data}, Mesh.model = {settings.model}, Mesh.memory = {settings.memory} do not make "
-            f"up {len(devices)} devices: use {' or '.join(ways)}"
+            f"Mesh.data = {settings.data}, Mesh.model = {settings.model}, Mesh.memory = {settings.memory} do not "
+            f"multiply to {len(devices)} devices. Use {' or '.join(ways)}"
         )
     shape = (data, settings.model, settings.memory)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
@@ -111,7 +111,7 @@ def check_sizes(mesh: Mesh | AbstractMesh, sizes: Iterable[SplitSize]) -> None:
             fitting = [str(near) for near in (size // parts * parts, -(-size // parts) * parts) if near]
             over = " x ".join(f"Mesh.{axis} = {mesh.shape[axis]}" for axis in axes)
             raise InputError(
-                f"{setting} = {size} does not divide over {over}: use {' or '.join(fitting)}, or fewer parts"
+                f"{setting} = {size} does not divide over {over}. Use {' or '.join(fitting)}, or fewer parts"
             )
 
 
@@ -124,7 +124,7 @@ def spec(letters: str, rules: Mapping[str, Any] = RULES) -> PartitionSpec:
     parts = [rules.get(letter) for letter in letters]
     used = [axis for part in parts if part for axis in ((part,) if isinstance(part, str) else part)]
     if len(set(used)) < len(used):
-        raise ValueError(f"{letters}: two axes of this tensor are to be split over the same axis of the mesh: {parts}")
+        raise ValueError(f"{letters}: two axes of this array would be split over the same axis of the mesh: {parts}")
     return PartitionSpec(*parts)
 
 

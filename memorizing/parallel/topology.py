@@ -135,7 +135,7 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     except Exception as error:
         if "libtpu" in str(error) or isinstance(error, ModuleNotFoundError):
             raise InputError(
-                f"--topology={name}: to compile for TPUs libtpu has to be installed (ACCELERATOR=tpu bash "
-                f"launch/setup.sh, or pip install 'jax[tpu]'): {error}"
+                f"--topology={name}: compiling for TPUs needs libtpu (ACCELERATOR=tpu bash launch/setup.sh, or pip "
+                f"install 'jax[tpu]'): {error}"
             ) from error
         raise InputError(f"--topology={name}: {error}") from error

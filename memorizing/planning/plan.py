@@ -101,7 +101,7 @@ def plan(run: RunSettings, topology: str, json_file: Path | None = None, say: Ca
     if json_file is not None:
         atomic_write(json_file, json.dumps(figures, indent=1) + "\n")
     if problem:
-        raise DoesNotFit(f"this does not fit {topology}: {problem}. {figures['advice']}")
+        raise DoesNotFit(f"the run does not fit {topology}: {problem}. {figures['advice']}")
     return figures
 
 

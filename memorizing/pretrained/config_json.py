@@ -40,7 +40,9 @@ class ConfigKeys:
         if value is not None:
             return value
         if default is ...:
-            raise InputError(f"{self.source} has no {name}: it is not a whole config of this architecture")
+            raise InputError(
+                f"{self.source} has no {name}: the config of this architecture needs it. Fetch the file again"
+            )
         return default
 
     def count(self, name: str, default: Any = ...) -> int:

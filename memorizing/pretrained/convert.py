@@ -64,7 +64,9 @@ def check_tensors(tensors: Tensors, architecture: Architecture, wanted: list[Pla
     bare = not any(name.startswith(prefix) for name in given)  # a model saved without its head
     named = {place.tensor: place.tensor.removeprefix(prefix) if bare else place.tensor for place in wanted}
     if missing := sorted(name for name in named.values() if name not in given):
-        raise InputError(f"{tensors.folder}: {_some(missing)} missing, which config.json asks for: is it whole?")
+        raise InputError(
+            f"{tensors.folder}: {_some(missing)} missing, which config.json requires. Fetch the folder again"
+        )
     surplus = {name for name in given - set(named.values()) if not re.fullmatch(BUFFERS, name)}
     if HEAD in surplus and HEAD not in named:
         table = next(named[place.tensor] for place in wanted if place.parameters == (TIED,))
@@ -77,16 +79,16 @@ def check_tensors(tensors: Tensors, architecture: Architecture, wanted: list[Pla
         surplus.discard(HEAD)
     if surplus:
         raise InputError(
-            f"{tensors.folder}: {_some(sorted(surplus))} not part of a {architecture.model_type} of this config.json: "
-            "the model would not be what was trained"
+            f"{tensors.folder}: {_some(sorted(surplus))} not part of a {architecture.model_type} with this config.json,"
+            " so the model would not be the trained one. Fetch the folder again"
         )
     for place in wanted:
         name = named[place.tensor]
         tensors.check_dtype(name)
         if (shape := tensors.shape(name)) != place.shape:
             raise InputError(
-                f"{tensors.folder}: the tensor {name} has shape {list(shape)}, but by config.json it has to have "
-                f"{list(place.shape)}"
+                f"{tensors.folder}: the tensor {name} has shape {list(shape)}, but config.json requires "
+                f"{list(place.shape)}. Fetch the folder again"
             )
     return named
 

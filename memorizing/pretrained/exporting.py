@@ -42,13 +42,13 @@ def export(
         InputError: names parts without a place there.
     """
     if out.exists():
-        raise InputError(f"--out={out} is there already: name a folder that is to be made")
+        raise InputError(f"--out={out} exists already. Name a folder that does not exist")
     run = load_trained(workdir, [], [])
     kept = workdir / PRETRAINED
     architecture, config = _config(run.model, kept)
     dropped = _dropped(run.model)
     if none := [name for name in drop if name not in dropped]:
-        raise InputError(f"--omit={','.join(drop)}: {workdir} has no {' and no '.join(none)}; leave that out of --omit")
+        raise InputError(f"--omit={','.join(drop)}: {workdir} has no {' and no '.join(none)}. Leave that out of --omit")
     if missing := [name for name in dropped if name not in drop]:
         raise InputError(
             f"{workdir} has what a {architecture.model_type} has not: "
@@ -101,8 +101,8 @@ def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str
         differ[architecture.model_type] = differences
     nearest = min(differ, key=lambda name: len(differ[name]))
     raise InputError(
-        f"no architecture of Hugging Face that is known here computes what this model does; the nearest, {nearest}, "
-        f"has another {', '.join(differ[nearest])}"
+        f"no supported Hugging Face architecture computes what this model does. The nearest, {nearest}, "
+        f"differs in {', '.join(differ[nearest])}"
     )
 
 

@@ -121,11 +121,15 @@ def read_pretrained(
 
 def _check_workdir(workdir: AnyPath) -> None:
     if not isinstance(workdir, Path):
-        raise InputError(f"--workdir={workdir}: import into a folder, and copy that to the bucket")
+        raise InputError(
+            f"--workdir={workdir}: a bucket cannot be imported into. Import into a folder, and copy it to the bucket"
+        )
     if is_distributed():
-        raise InputError("memorizing import runs in one process; its checkpoint is read by any number")
+        raise InputError(
+            "`memorizing import` runs in one process. Run it alone; any number of processes can read its checkpoint"
+        )
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(f"--workdir={workdir} is there already: name a folder that is to be made")
+        raise InputError(f"--workdir={workdir} exists already. Name a folder that does not exist")
     if workdir.exists():
         workdir.rmdir()
 
@@ -134,11 +138,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): --from has to be a model's folder of Hugging Face"
-        ) from error
+        raise InputError(f"{path} cannot be read ({error}): --from must be a model's Hugging Face folder") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is no config of a model")
+        raise InputError(f"{path} is not the config of a model. Name a model's folder with --from")
     return found
 
 
@@ -170,7 +172,7 @@ def _experiment(
     for name in settings:
         wanted, now = own[f"Model.{name}"], getattr(run.model, name)
         if now != wanted:
-            raise InputError(f"Model.{name} = {now!r}, but the pretrained model has {wanted!r}: leave it out")
+            raise InputError(f"Model.{name} = {now!r}, but the pretrained model has {wanted!r}. Leave it out")
     return run, text
 
 
@@ -178,24 +180,27 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVo
     path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
     if path is None:
         raise InputError(
-            f"{folder} has neither {' nor '.join(TOKENIZERS)}: fetch its tokenizer, or save it with transformers' "
+            f"{folder} has neither {' nor '.join(TOKENIZERS)}. Fetch its tokenizer, or save it with transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     begin = next((config[name] for name in ("bos_token_id", "eos_token_id") if config.get(name) is not None), None)
     begin = begin[0] if isinstance(begin, list) and begin else begin
     if not isinstance(begin, int) or isinstance(begin, bool):
         raise InputError(
-            f"{folder / 'config.json'} has no bos_token_id and no eos_token_id: documents have to begin with a token; "
-            "write the one that the model was trained with into a copy of it"
+            f"{folder / 'config.json'} has no bos_token_id and no eos_token_id, but documents must begin with a token. "
+            "Add the token that the model was trained with to a copy of the file"
         )
     try:
         vocabulary = PretrainedVocabulary(path.read_bytes(), begin)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # errors of the library, which has no class for them
-        raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
+        raise InputError(f"{path} cannot be read ({error}). Fetch it again") from error
     if vocabulary.size > size:
-        raise InputError(f"{path} has {vocabulary.size} tokens, but the model only {size}: they are not of one model")
+        raise InputError(
+            f"{path} has {vocabulary.size} tokens, but the model only {size}: they belong to different models. Fetch "
+            "both again"
+        )
     return vocabulary
 
 
@@ -208,7 +213,9 @@ def _added(run: Experiment, pretrained: set[str]) -> dict[str, Any]:
     _, like = abstract_model(run.model, run.memory)
     added = [path for path in by_path(like) if path not in pretrained]
     if strange := [path for path in added if layer_of(path) not in run.model.memory_layers]:
-        raise InputError(f"the checkpoint has no {strange[0]}, which these settings need: leave out what asks for it")
+        raise InputError(
+            f"the checkpoint has no {strange[0]}, which these settings need. Leave out the setting that needs it"
+        )
 
     def make() -> dict[str, Any]:
         made = by_path(create_model(run.model, run.memory, run.training.seed)[1])

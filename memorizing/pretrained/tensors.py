@@ -30,10 +30,10 @@ class Tensors:
                 file = safetensors.safe_open(path, framework="numpy")
                 names = list(file.keys())
             except Exception as error:  # SafetensorError, OSError
-                raise InputError(f"{path} cannot be read ({error}): fetch it again") from error
+                raise InputError(f"{path} cannot be read ({error}). Fetch it again") from error
             for name in names:
                 if name in self._files:
-                    raise InputError(f"{folder}: the tensor {name} is in several files: which one counts is not known")
+                    raise InputError(f"{folder}: the tensor {name} is in several files. Fetch the folder again")
                 self._files[name] = file
 
     @property
@@ -54,7 +54,7 @@ class Tensors:
         """Rejects dtypes that are not plain weights: quantized ones need scales, which are not read here."""
         if (dtype := self.dtype(name)) not in _DTYPES:
             raise InputError(
-                f"{self.folder}: the tensor {name} is of {dtype}: supported are {', '.join(_DTYPES)}; export the model "
+                f"{self.folder}: the tensor {name} is of {dtype}. Supported are {', '.join(_DTYPES)}. Save the model "
                 "without quantization"
             )
 
@@ -65,8 +65,8 @@ def _library() -> Any:
         import safetensors.numpy
     except ModuleNotFoundError as error:
         raise InputError(
-            "pretrained models need the extra `pretrained`, which is not installed: bash launch/setup.sh, or "
-            "pip install safetensors tokenizers"
+            "pretrained models need the extra `pretrained`, which is not installed. Run bash launch/setup.sh, or pip "
+            "install safetensors tokenizers"
         ) from error
     return safetensors
 
@@ -78,23 +78,23 @@ def _files(folder: Path) -> list[Path]:
                 {str(Path(name)) for name in json.loads((folder / INDEX).read_text())["weight_map"].values()}
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{folder / INDEX} is damaged ({error!r}): fetch it again") from error
+            raise InputError(f"{folder / INDEX} is damaged ({error}). Fetch it again") from error
         for name in names:
             if Path(name).name != name or not (folder / name).is_file():
-                raise InputError(f"{folder / INDEX} names {name}, which is not in that folder: fetch it")
+                raise InputError(f"{folder / INDEX} names {name}, which is not in that folder. Fetch it")
         return [folder / name for name in names]
     found = sorted(folder.glob("*.safetensors"))
     if len(found) > 1 and (folder / WHOLE) not in found:
-        raise InputError(f"{folder} has {len(found)} safetensors files and no {INDEX}: fetch that too")
+        raise InputError(f"{folder} has {len(found)} safetensors files and no {INDEX}. Fetch that too")
     if found:
         return [folder / WHOLE] if (folder / WHOLE) in found else found
     pickled = sorted(path.name for pattern in _PICKLED for path in folder.glob(pattern))
     if pickled:
         raise InputError(
-            f"{folder} has {', '.join(pickled[:3])} and no safetensors: such files can run code when they are opened, "
-            "so they are not. Fetch the safetensors version, or save the model anew with transformers' save_pretrained"
+            f"{folder} has {', '.join(pickled[:3])} and no safetensors. Pickled files can run code when they are "
+            "opened. Fetch the safetensors version, or save the model again with transformers' save_pretrained"
         )
-    raise InputError(f"{folder} has no *.safetensors")
+    raise InputError(f"{folder} has no *.safetensors. Fetch the weights")
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -317,8 +317,8 @@ class Checkpoints:
         if all_agree(problem is None or is_damage(problem)):
             raise CorruptCheckpoint(f"the checkpoint of step {step} in {self._folder} is damaged ({why})") from problem
         raise ReadFailed(
-            f"the checkpoint of step {step} in {self._folder} could not be read ({why}). It is left as it is: mend "
-            "that, and repeat the command"
+            f"the checkpoint of step {step} in {self._folder} could not be read ({why}). It stays as it is. Fix the "
+            "cause and repeat the command"
         ) from problem
 
     def set_aside(self, step: int) -> AnyPath:

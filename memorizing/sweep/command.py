@@ -34,16 +34,17 @@ def sweep(
     """
     if not isinstance(request.out, Path) and write != "xpk" and not dry_run:
         raise InputError(
-            f"--out={request.out}: points run here only with a folder; --write=xpk takes gs://BUCKET/SWEEP"
+            f"--out={request.out}: a sweep that runs here needs a local folder. Name one, or use --write=xpk for gs://BUCKET/SWEEP"
         )
     if isinstance(request.out, Path) and write == "xpk":
         raise InputError(
-            f"--out={request.out}: must be gs://BUCKET/SWEEP: what a pod writes to its own disk is lost with it"
+            f"--out={request.out}: --write=xpk needs gs://BUCKET/SWEEP, because a pod loses its disk when it ends. Name"
+            " a bucket"
         )
     axes = [parse_axis(text) for text in request.over]
     if request.run is not None and request.seeds is not None:
         raise InputError(
-            f"--seeds={request.seeds}: has nothing to vary where --workdir={request.run} is trained already"
+            f"--seeds={request.seeds}: has no effect on a trained run, --workdir={request.run}. Leave --seeds out"
         )
     plans = check_points(_points(axes, request), request, reads_data=write != "xpk")
     arguments = words(request)
@@ -73,7 +74,7 @@ def collect(out: AnyPath, say: Callable[[str], None] = print) -> None:
     """
     described = read_sweep(out)
     if not described:
-        raise InputError(f"--out={out} holds no sweep: repeat the whole command, without --collect")
+        raise InputError(f"--out={out} holds no sweep. Run `memorizing sweep` without --collect first")
     results = write_sweep(out, described, [point_record(out, point) for point in described["points"]])
     conclude(results, out, {point["name"] for point in results["points"]}, say)
 
@@ -94,7 +95,7 @@ def conclude(results: dict[str, Any], out: AnyPath, names: set[str], say: Callab
     failed = [point["name"] for point in results["points"] if point["name"] in names and point["status"] == "failed"]
     if failed:
         raise PointsFailed(
-            f"{len(failed)} of {len(names)} points failed ({'; '.join(failed)}): repeat the command to try them again"
+            f"{len(failed)} of {len(names)} points failed ({'; '.join(failed)}). Repeat the command to try them again"
         )
 
 
@@ -112,7 +113,9 @@ def _points(axes: Sequence[Axis], request: SweepRequest) -> list[Point]:
     if request.run is not None:
         return combinations(axes, [None])
     if not request.gin_files:
-        raise InputError("--gin_file is missing: name what to train, such as --gin_file=configs/isabelle.gin")
+        raise InputError(
+            "--gin_file is missing. Name the settings to train with, such as --gin_file=configs/isabelle.gin"
+        )
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds={seeds}: must be at least 1")
     first, *_ = combinations(axes, [None])

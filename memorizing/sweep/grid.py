@@ -63,17 +63,17 @@ def parse_axis(text: str) -> Axis:
         raise InputError(f"--over {text}: must be NAME=VALUE,VALUE such as MEMORY_SIZE=0,1536 or Model.layers=2,4")
     name = given[1]
     if name in ("SEED", "Training.seed", "Batch.seed"):
-        raise InputError(f"--over {text}: seeds are for --seeds N, over which the table has mean and spread")
+        raise InputError(f"--over {text}: seeds are not swept like settings. Use --seeds N")
     parts = [part.strip() for part in split_values(given[2])]
     if "" in parts:
-        raise InputError(f"--over {text}: has an empty value; '' in quotes is an empty text")
+        raise InputError(f"--over {text}: a value is empty. Write '' for an empty text")
     values = tuple(_data_value(part) if name in DATA else _value(name, part) for part in parts)
     for what in ("gin", "label"):
         each = [getattr(value, what) for value in values]
         twice = next((one for one in each if each.count(one) > 1), None)
         if twice is not None:
             way_out = "give them names, NAME=FOLDER" if name in DATA else "leave one out"
-            raise InputError(f"--over {text}: {twice} is there twice; {way_out}")
+            raise InputError(f"--over {text}: {twice} appears twice. {way_out}")
     return Axis(name, values)
 
 
@@ -95,7 +95,7 @@ def split_values(text: str) -> list[str]:
             parts[-1] += character
         before = character
     if quote or depth:
-        raise InputError(f"--over {text}: a quote or bracket is not closed")
+        raise InputError(f"--over {text}: a quote or bracket is not closed. Close it")
     return parts
 
 
@@ -112,7 +112,7 @@ def _value(name: str, text: str) -> Value:
     if re.fullmatch(r"%\w+", text):
         return Value(text, text, _label(text))
     if not re.fullmatch(r"[A-Za-z_./~][\w./~+:-]*", text) or text.lower() in ("true", "false", "none"):
-        raise InputError(f"--over {name}={text}: is no gin value: write numbers, True, (1, 2), or 'text' in quotes")
+        raise InputError(f"--over {name}={text}: is not a gin value. Write numbers, True, (1, 2), or 'text' in quotes")
     return Value(text, repr(text), _label(text))
 
 
@@ -139,7 +139,7 @@ def combinations(axes: Sequence[Axis], seeds: Sequence[int | None]) -> list[Poin
     names = [axis.name for axis in axes]
     for name in names:
         if names.count(name) > 1 or (name in DATA and sum(each in DATA for each in names) > 1):
-            raise InputError(f"--over {name}=...: is there twice: name all its values in one")
+            raise InputError(f"--over {name}=...: appears twice. Name all its values in one --over")
     return [
         _point(list(zip(names, chosen, strict=True)), seed)
         for chosen in itertools.product(*(axis.values for axis in axes))

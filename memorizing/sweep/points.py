@@ -110,8 +110,8 @@ def check_points(points: Sequence[Point], request: SweepRequest, reads_data: boo
         same = seen.setdefault((repr(config), point.data), point.name)
         if same != point.name:
             raise InputError(
-                f"points {same} and {point.name} have the same settings: what --over changes is set by something "
-                "else, so name that (`Memory.size` in place of MEMORY_SIZE, for instance)"
+                f"points {same} and {point.name} have the same settings: another setting overrides what --over changes."
+                " Sweep that one (`Memory.size` instead of MEMORY_SIZE, for instance)"
             )
         plans.append(plan)
     return plans
@@ -131,7 +131,9 @@ def _check(point: Point, request: SweepRequest, reads_data: bool) -> tuple[Exper
         config = load_trained(workdir, request.gin_files, bindings)
         text = (workdir / CONFIG_FILE).read_text()
         if not steps_on_disk(workdir / CHECKPOINTS):
-            raise ConfigError(f"--workdir={workdir} has no checkpoint yet: leave --workdir out to train as well")
+            raise ConfigError(
+                f"--workdir={workdir} has no checkpoint yet. Train it first, or leave --workdir out to train each point"
+            )
     given = [f"--gin_file={file}" for file in request.gin_files] + [f"--gin_param={binding}" for binding in bindings]
     # A run that only reads its memory needs the snapshot that it was trained with.
     snapshot = config.training.prebuilt_memory if config.memory.size and config.memory.writes == "never" else ""
@@ -220,7 +222,7 @@ def _corpora(
         names = [each.partition("=")[0] for each in data]
         if not names or not all("=" in each for each in data):
             raise InputError(
-                "data is not read here, so that it needs names: --data NAME=FOLDER, or --over DATA=NAME=..."
+                "data is not on this machine, so it needs names. Use --data NAME=FOLDER, or --over DATA=NAME=FOLDER"
             )
         return [{"corpus": name, "split": split} for name in names for split in splits]
     if request.run is None:

@@ -105,7 +105,7 @@ def merged(before: dict[str, Any], sweep: dict[str, Any], out: AnyPath) -> dict[
     for what, how in (("over", list), ("run", str)):
         if how(before[what]) != how(sweep[what]):
             raise InputError(
-                f"--out={out} holds a sweep {_described(before)}, this one is {_described(sweep)}: name another folder"
+                f"--out={out} holds a sweep {_described(before)}, this one is {_described(sweep)}. Name another folder"
             )
     over = {
         name: [*before["over"][name], *(value for value in values if value not in before["over"][name])]
@@ -135,4 +135,4 @@ def _read(path: AnyPath) -> dict[str, Any]:
     try:
         return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+        raise ValueError(f"{path} is damaged ({error}). Remove it and repeat the sweep") from error

@@ -88,13 +88,13 @@ def test_searches_of_the_platform_are_the_default(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["search", "--shapes=B2xQ3"], ["--shapes=B2xQ3", "'B2xQ3' is no shape", "B8xH8xN512"]),
-        (["search", "--shapes=M64,"], ["'' is no shape"]),
-        (["search", "--shapes=M8xM9"], ["'M8xM9' is no shape"]),
+        (["search", "--shapes=B2xQ3"], ["--shapes=B2xQ3", "'B2xQ3' is not a shape", "B8xH8xN512"]),
+        (["search", "--shapes=M64,"], ["'' is not a shape"]),
+        (["search", "--shapes=M8xM9"], ["'M8xM9' is not a shape"]),
         (["search", "--shapes=M8xK9"], ["K9", "more than M8", "at most 8"]),
         (["search", "--shapes=B0xM64"], ["B0", "at least 1"]),
-        (["search", "--searches=exact,fastest"], ["'fastest' is no search", "blocked"]),
-        (["search", "--dtype=float16"], ["'float16' is no dtype", "bfloat16"]),
+        (["search", "--searches=exact,fastest"], ["'fastest' is not a search", "blocked"]),
+        (["search", "--dtype=float16"], ["'float16' is not a dtype", "bfloat16"]),
         (["search", "--rounds=0"], ["--rounds=0", "at least 1"]),
         (["search", "--workdir=nowhere"], ["--workdir=nowhere", "memorizing train"]),
         (["search", "--gin_param", "Blocked.block_sise = 3"], ["did you mean 'block_size'"]),
@@ -233,8 +233,8 @@ def test_trained_keys_are_those_of_the_longest_documents(split):
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"M": 24}, "needs 2 documents of 32 tokens, and of the longest .* use M16"),
-        ({"M": 20}, "M20 .* is not filled by segments of 8: use M16"),
+        ({"M": 24}, "needs 2 documents of 32 tokens, but one of the longest .* Use M16"),
+        ({"M": 20}, "M20 .* is not a multiple of the segment length 8. Use M16"),
         ({"B": 4}, "needs 4 documents"),
         ({"H": 3}, "H3 .* but the run has H2"),
     ],

@@ -163,7 +163,7 @@ def test_no_process_sets_a_checkpoint_aside_that_cannot_be_read_now(place, undis
     running = start(place, "train", run, "--gin_param", "NUM_STEPS = 88")
     outputs = [process.communicate(timeout=120)[0] for process in running]
     assert all(process.returncode not in (0, 75) for process in running)
-    assert "could not be read (" in outputs[0] + outputs[1] and "It is left as it is" in outputs[0] + outputs[1]
+    assert "could not be read (" in outputs[0] + outputs[1] and "It stays as it is" in outputs[0] + outputs[1]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["72", "80"]
 
 

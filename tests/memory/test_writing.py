@@ -265,7 +265,7 @@ def test_a_segment_that_does_not_fit_beside_the_sink_is_refused():
     [
         ({"maximum_age": 0}, "maximum_age = 0 is less than"),
         ({"maximum_age": 9, "eviction": "reservoir"}, "keeps tokens of all ages"),
-        ({"maximum_age": 9, "writes": "never"}, "tokens that do not age"),
+        ({"maximum_age": 9, "writes": "never"}, "so tokens do not age"),
         ({"write_every": 0}, "write_every = 0"),
         ({"sink": M}, f"below Memory.size = {M}"),
         ({"duplicate_score": 1.0}, "duplicate_score = 1.0"),

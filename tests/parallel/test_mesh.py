@@ -47,9 +47,9 @@ def test_two_letters_for_one_axis_are_refused(letters, rules):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"data": 3}, "do not make up 8 devices: use Mesh.data = 8 or axes whose product is 8"),
+        ({"data": 3}, "do not multiply to 8 devices. Use Mesh.data = 8 or axes whose product is 8"),
         ({"model": 3}, "axes whose product is 8 (each one of 1, 2, 4, 8)"),
-        ({"memory": 16}, "do not make up 8 devices"),
+        ({"memory": 16}, "do not multiply to 8 devices"),
     ],
 )
 def test_axes_make_up_all_devices(settings, words):
@@ -62,9 +62,9 @@ def test_axes_make_up_all_devices(settings, words):
 @pytest.mark.parametrize(
     ("mesh", "model", "memory", "rows", "words"),
     [
-        ({}, {}, 64, 12, "Batch.size = 12 does not divide over Mesh.data = 8: use 8 or 16"),
-        ({"memory": 8}, {}, 60, 8, "Memory.size = 60 does not divide over Mesh.memory = 8: use 56 or 64"),
-        ({"model": 8}, {"heads": 4}, 64, 8, "Model.heads = 4 does not divide over Mesh.model = 8: use 8"),
+        ({}, {}, 64, 12, "Batch.size = 12 does not divide over Mesh.data = 8. Use 8 or 16"),
+        ({"memory": 8}, {}, 60, 8, "Memory.size = 60 does not divide over Mesh.memory = 8. Use 56 or 64"),
+        ({"model": 8}, {"heads": 4}, 64, 8, "Model.heads = 4 does not divide over Mesh.model = 8. Use 8"),
         ({"model": 2}, {"vocabulary_size": 259}, 64, 8, "Model.vocabulary_size = 259 does not divide"),
         ({"model": 4}, {"feed_forward_size": 30}, 64, 8, "Model.feed_forward_size = 30 does not divide"),
         (
@@ -72,7 +72,7 @@ def test_axes_make_up_all_devices(settings, words):
             {"embedding_size": 36},
             64,
             8,
-            "Model.embedding_size = 36 does not divide over Mesh.data = 4 x Mesh.memory = 2: use 32 or 40",
+            "Model.embedding_size = 36 does not divide over Mesh.data = 4 x Mesh.memory = 2. Use 32 or 40",
         ),
     ],
 )

@@ -170,7 +170,7 @@ def test_export_then_import_is_the_identity(place, tmp_path, capsys):
     assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--omit=gates"]) == 2  # nothing is replaced
     import_pretrained(tmp_path / "out", tmp_path / "again", [2], [], BINDINGS)
     jax.tree.map(np.testing.assert_array_equal, parameters_of(tmp_path / "again"), parameters_of(run))
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         import_pretrained(tmp_path / "out", tmp_path / "again", [2], [], BINDINGS)
 
 
@@ -197,13 +197,13 @@ def test_a_model_trained_here_is_exported_if_there_is_such_a_one(place, tmp_path
     run = own_run(tmp_path / "run", data, **LLAMA)
     export(run, tmp_path / "out")
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (place / "folder/tokenizer.json").read_bytes()
-    with pytest.raises(InputError, match=r"--omit=gates: .* has no gates; leave that out"):
+    with pytest.raises(InputError, match=r"--omit=gates: .* has no gates. Leave that out"):
         export(run, tmp_path / "none", ["gates"])
     assert json.loads((tmp_path / "out/config.json").read_text())["bos_token_id"] == 290
     import_pretrained(tmp_path / "out", tmp_path / "again", [], [], ["Model.dtype = 'float32'"])
     jax.tree.map(np.testing.assert_array_equal, parameters_of(tmp_path / "again"), parameters_of(run))
     for name, settings, message in (
-        ("t5", {**LLAMA, "positions": "t5"}, r"nearest, llama, has another Model\.positions \('rope', here 't5'\)$"),
+        ("t5", {**LLAMA, "positions": "t5"}, r"nearest, llama, differs in Model\.positions \('rope', here 't5'\)$"),
         ("scale", {**LLAMA, "embedding_scale": None}, r"Model\.embedding_scale"),
         ("both", {**LLAMA, "memory_layers": (1,), "key_shift": True}, r"gates .*normalization .*key_shift"),
     ):

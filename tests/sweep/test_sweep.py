@@ -62,12 +62,12 @@ def test_values_become_gin_literals(text, gin):
     ("text", "words"),
     [
         ("MEMORY_SIZE", ["NAME=VALUE"]),
-        ("MEMORY_SIZE=", ["empty value"]),
-        ("MEMORY_SIZE=1,,2", ["empty value"]),
-        ("MEMORY_SIZE=1,1", ["1 is there twice"]),
+        ("MEMORY_SIZE=", ["a value is empty"]),
+        ("MEMORY_SIZE=1,,2", ["a value is empty"]),
+        ("MEMORY_SIZE=1,1", ["1 appears twice"]),
         ("Model.memory_layers=(1,2", ["not closed"]),
-        ("Model.xl_cache=true", ["true", "no gin value"]),
-        ("MEMORY_SIZE=8 k", ["8 k", "no gin value"]),
+        ("Model.xl_cache=true", ["true", "not a gin value"]),
+        ("MEMORY_SIZE=8 k", ["8 k", "not a gin value"]),
         ("SEED=0,1", ["--seeds"]),
     ],
 )
@@ -115,7 +115,7 @@ def test_datasets_are_called_as_asked_or_as_their_source(place):
     [
         (["--over=MEMORY_SIZE=0,100"], ["point MEMORY_SIZE=100,seed=0", "not a multiple of Batch.segment_length"]),
         (["--over=Model.layer=1,2"], ["no setting 'layer'"]),
-        (["--over=MEMORY_SIZE=0", "--over=MEMORY_SIZE=16"], ["there twice"]),
+        (["--over=MEMORY_SIZE=0", "--over=MEMORY_SIZE=16"], ["appears twice"]),
         (["--over=VOCABULARY_SIZE=259,100"], ["VOCABULARY_SIZE=100", "has 259 tokens"]),
         (["--over=DATA=/nowhere"], ["/nowhere", "no prepared tokens"]),
         (["--over=MEMORY_SIZE=0,64", "--split=tset"], ["point MEMORY_SIZE=0", "no split 'tset'"]),

@@ -161,8 +161,8 @@ class SearchSettings(Section):
     def _check_recall_target(self, recall_target: float) -> None:
         if not 0 < recall_target <= 0.99:
             raise InputError(
-                f"{self.section()}.recall_target = {recall_target}: must be above 0 and at most 0.99. Beyond that an "
-                "approximate search saves nothing: for all neighbors set Memory.search = 'blocked'"
+                f"{self.section()}.recall_target = {recall_target}: must be above 0 and at most 0.99. For all "
+                "neighbors, use an exact search: Memory.search = 'blocked'"
             )
 
     def _check_candidates(self, candidates: int, slots: int, retrieved: Mapping[str, int], part: str) -> None:
@@ -172,8 +172,8 @@ class SearchSettings(Section):
         name, most = max(retrieved.items(), key=lambda item: item[1])
         if candidates < min(most, slots):
             raise InputError(
-                f"{self.section()}.candidates = {candidates} is less than Memory.{name} = {most}. A query finds at "
-                f"most the slots that it looks at. Set {self.section()}.candidates = {most} or more, or lower "
+                f"{self.section()}.candidates = {candidates} is less than Memory.{name} = {most}. A query cannot find "
+                f"more neighbors than it scores slots. Set {self.section()}.candidates = {most} or more, or lower "
                 f"Memory.{name}"
             )
         if getattr(self, part) > slots:

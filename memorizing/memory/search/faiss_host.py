@@ -38,7 +38,7 @@ def load_faiss() -> Any:
             return importlib.import_module("faiss")
     except ImportError as error:
         raise InputError(
-            "Memory.search = 'faiss' needs Faiss, which is not installed: `pip install faiss-cpu`, or choose another "
+            "Memory.search = 'faiss' needs Faiss, which is not installed. Run `pip install faiss-cpu`, or use another "
             "search (blocked, ivf)"
         ) from error
 
