@@ -22,11 +22,11 @@ from jax import lax
 from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSettings, counted, inner_products, pad
 
 LANES = 128
-"""The number of bins is a multiple of this: the width of a TPU's vector registers, and of efficient tiles on GPUs."""
+"""Divisor of the number of bins: the width of a TPU's vector registers, and of efficient tiles on GPUs."""
 
 
 def expected_recall(bins: int, neighbors: int) -> float:
-    """Returns the share of neighbors that are the best of their bin, if each is in any bin with equal probability."""
+    """Returns the expected share of neighbors that are the best of their bin, if neighbors fall into bins at random."""
     return bins / neighbors * (1 - (1 - 1 / bins) ** neighbors)
 
 

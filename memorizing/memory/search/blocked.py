@@ -58,7 +58,7 @@ class Blocked(Search):
 
 
 def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbors: int) -> Neighbors:
-    """Returns the best slots of a block (at most `neighbors`), by maxima of groups first if that saves work."""
+    """Returns the best slots of a block, at most `neighbors`. Compares the maxima of groups first if that saves work."""
     slots = scores_BHNM.shape[-1]
     group = group_size(slots, neighbors)
     if slots % group or slots // group <= neighbors:
@@ -78,7 +78,7 @@ def group_size(slots: int, neighbors: int) -> int:
 
 
 def merge(first: Neighbors, second: Neighbors) -> Neighbors:
-    """Returns the best of both, as many as `first` has; equal scores by `first` first."""
+    """Returns the best neighbors of both, as many as `first` has. At equal scores, those of `first` come first."""
     neighbors = first.scores_BHNK.shape[-1]
     scores = jnp.concatenate([first.scores_BHNK, second.scores_BHNK], axis=-1)
     slots = jnp.concatenate([first.slots_BHNK, second.slots_BHNK], axis=-1)

@@ -7,7 +7,7 @@ from jax import lax
 from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSettings, counted, inner_products
 
 SMALL = 1024
-"""Number of slots up to which a kernel gains little on a GPU."""
+"""Largest number of slots for which a kernel gains little on a GPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

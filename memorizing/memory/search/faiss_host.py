@@ -34,7 +34,7 @@ def load_faiss() -> Any:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of SWIG, on import
+            warnings.simplefilter("ignore", DeprecationWarning)  # SWIG warns on import
             return importlib.import_module("faiss")
     except ImportError as error:
         raise InputError(
@@ -43,7 +43,7 @@ def load_faiss() -> Any:
         ) from error
 
 
-class Part:
+class HeadIndex:
     """The index of one row and head. Keys are numbered as they are added; a slot's latest number is its current key."""
 
     def __init__(self, settings: "Faiss", slots: int):
@@ -52,16 +52,16 @@ class Part:
         self.trained_on = 0
         self.stamp_M = np.zeros(slots, np.int32)
         self.number_M = np.full(slots, -1)
-        self.slots = np.zeros(0, np.int64)  # by number
+        self.slots = np.zeros(0, np.int64)  # the slot of each key number
 
     def update(self, stamp_M: np.ndarray, valid_M: np.ndarray, read: Any) -> None:
-        """Adds the valid keys that are missing. `read` returns the keys of slots."""
+        """Adds the valid keys that the index lacks. `read` returns the keys in given slots."""
         missing = np.flatnonzero(valid_M & ((self.number_M < 0) | (self.stamp_M != stamp_M)))
         count = int(valid_M.sum())
         # Up to half of the index may be stale. Lists learned from few keys are learned again from more.
         if self.index is None or len(self.slots) + len(missing) > 2 * count or self.trained_on < count // 4:
             missing = np.flatnonzero(valid_M)
-            self.index = self._made(read(missing))
+            self.index = self._new_index(read(missing))
             self.number_M[:] = -1
             self.slots = np.zeros(0, np.int64)
         if len(missing):
@@ -78,7 +78,7 @@ class Part:
         bits = np.packbits(in_use, bitorder="little")
         selector = faiss.IDSelectorBitmap(bits)
         if settings.kind == "hnsw":
-            # Stale keys take places in the queue, too.
+            # Stale keys take places in the queue, too, so the queue is longer.
             effort = max(settings.effort, neighbors) * len(in_use) // max(int(valid_M.sum()), 1)
             parameters = faiss.SearchParametersHNSW(sel=selector, efSearch=effort)
         else:
@@ -86,7 +86,7 @@ class Part:
         _, numbers = self.index.search(queries_ND, neighbors, params=parameters)
         return np.where(numbers >= 0, self.slots[numbers], -1)
 
-    def _made(self, keys_XD: np.ndarray) -> Any:
+    def _new_index(self, keys_XD: np.ndarray) -> Any:
         faiss, size = load_faiss(), keys_XD.shape[1]
         self.trained_on = len(keys_XD)
         if self.settings.kind == "hnsw":
@@ -98,13 +98,13 @@ class Part:
         return index
 
 
-class Known:
-    """A bank as last seen, and the indexes of its rows and heads."""
+class IndexedBank:
+    """The stamps of a bank at its latest search, and the indexes of its rows and heads."""
 
     def __init__(self, settings: "Faiss", stamps_BHM: np.ndarray):
         rows, heads, slots = stamps_BHM.shape
         self.stamps_BHM = stamps_BHM
-        self.parts = [[Part(settings, slots) for _ in range(heads)] for _ in range(rows)]
+        self.indexes = [[HeadIndex(settings, slots) for _ in range(heads)] for _ in range(rows)]
 
     def differs(self, stamps_BHM: np.ndarray) -> int:
         """Returns the largest number of slots of a row and head whose stamps differ."""
@@ -114,14 +114,14 @@ class Known:
 
 
 class Host:
-    """The banks that this process saw last, latest last. Callbacks may come from several threads.
+    """The banks that this process searched last, most recent last. Several threads may call it.
 
-    It keeps as many banks as compiled programs can use in turns: one per call in a program (a memory layer) and local
-    device. Fewer would also be correct, but would be built again and again.
+    It holds one bank for each call in a compiled program (a memory layer) and each local device, because these take
+    turns. With fewer, results would be the same, but indexes would be built again and again.
     """
 
     def __init__(self):
-        self.banks: list[Known] = []
+        self.banks: list[IndexedBank] = []
         self.calls = 0
         """Number of calls in compiled programs."""
         self._lock = threading.Lock()
@@ -144,20 +144,20 @@ class Host:
                         keys = vectors_BHMD[row, head, slots].astype(np.float32)
                         return keys if scales_BHM is None else keys * scales_BHM[row, head, slots][:, None]
 
-                    part = bank.parts[row][head]
-                    part.update(stamps_BHM[row, head], valid_BM[row], read)
-                    found[row, head] = part.search(
+                    index = bank.indexes[row][head]
+                    index.update(stamps_BHM[row, head], valid_BM[row], read)
+                    found[row, head] = index.search(
                         np.ascontiguousarray(queries_BHND[row, head]), valid_BM[row], neighbors
                     )
         return found
 
-    def _recognized(self, settings: "Faiss", stamps_BHM: np.ndarray, tokens: int) -> Known:
+    def _recognized(self, settings: "Faiss", stamps_BHM: np.ndarray, tokens: int) -> IndexedBank:
         nearest = min(self.banks, key=lambda bank: bank.differs(stamps_BHM), default=None)
         if nearest is not None and nearest.differs(stamps_BHM) <= tokens:
             self.banks.remove(nearest)
             nearest.stamps_BHM = stamps_BHM
         else:
-            nearest = Known(settings, stamps_BHM)
+            nearest = IndexedBank(settings, stamps_BHM)
         self.banks = [*self.banks, nearest][-max(self.calls, 1) * jax.local_device_count() :]
         return nearest
 
@@ -173,7 +173,7 @@ class Faiss(Search):
     Attributes:
         kind: kind of index: a graph (`hnsw`) or inverted lists (`ivf`).
         links: number of links of a key in the graph.
-        effort: number of keys of the graph in a query's queue (`efSearch`).
+        effort: smallest length of a query's queue of keys in the graph (`efSearch`).
         lists: number of inverted lists of each row and head.
         probes: number of lists that a query looks into.
         host: cache of the banks' indexes.
@@ -225,7 +225,7 @@ class FaissSettings(SearchSettings):
 
     Attributes:
         index: kind of index: a graph (`hnsw`) or inverted lists (`ivf`).
-        effort: least number of keys of the graph that a query visits (`efSearch`).
+        effort: smallest length of a query's queue of keys in the graph (`efSearch`).
         lists: number of inverted lists of each row and head.
         probes: number of lists that a query looks into.
     """

@@ -1,6 +1,6 @@
 """Gathers the vectors of given slots, after a search.
 
-On CPUs XLA gathers number by number; the kernel in `native.cc` copies vector by vector.
+On CPUs, XLA copies number by number; the kernel in `native.cc` copies whole vectors.
 """
 
 import jax
@@ -17,8 +17,8 @@ def gather(slots_BHMD: jax.Array, index_BHNK: Int[jax.Array, "B H N K"]) -> jax.
     """Returns vectors `[B, H, N, K, D]` from `[B, H, M, D]`; an index outside the slots is clipped."""
     slots, size = slots_BHMD.shape[2:]
     index_GR = index_BHNK.reshape(index_BHNK.shape[0] * index_BHNK.shape[1], -1)
-    way = _gather_natively if platform_compiled_for() == "cpu" and not why_unavailable() else _gather_by_xla
-    found_GRD = way(slots_BHMD.reshape(-1, slots, size), index_GR)
+    kernel = _gather_natively if platform_compiled_for() == "cpu" and not why_unavailable() else _gather_by_xla
+    found_GRD = kernel(slots_BHMD.reshape(-1, slots, size), index_GR)
     return found_GRD.reshape(*index_BHNK.shape, size)
 
 

@@ -23,11 +23,11 @@ from memorizing.memory.search.buckets import Runs, best_candidates, by_queries, 
 from memorizing.memory.search.contract import Index, Keys, Neighbors, Search, SearchSettings
 
 FIRST_ROUNDS = 8
-"""Rounds of k-means over the first segment, before there are centroids."""
+"""Rounds of k-means over the first segment, which initialize the centroids."""
 
 DEAD = 0.02
-"""A centroid whose count is below this share of the mean is placed again. Not sooner: its list may still have valid
-slots, which queries would then look for in the wrong place.
+"""A centroid whose count is below this share of the mean moves. A larger share would move centroids whose lists still
+have valid slots, and queries would then look for these slots in the wrong place.
 """
 
 
@@ -99,7 +99,7 @@ class IVF(Search):
         return by_queries(find, queries_BHND, self.candidates * (queries_BHND.shape[-1] + self.probes))
 
     def _first(self, keys_BHND: Float[jax.Array, "B H N D"]) -> tuple[jax.Array, jax.Array]:
-        """Returns the centroids of a first segment; those without keys have a count of 0."""
+        """Returns the centroids of the first segment, all with a count of 0."""
         tokens = keys_BHND.shape[2]
         chosen = jnp.arange(self.lists) * tokens // max(self.lists, tokens)
         centroids_BHCD = unit(keys_BHND[:, :, chosen])
@@ -111,7 +111,7 @@ class IVF(Search):
         return lax.fori_loop(0, FIRST_ROUNDS, again, centroids_BHCD), nothing_BHC
 
     def _moved(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
-        """Returns centroids and counts after each key is added to its nearest centroid."""
+        """Adds each key to its nearest centroid. Returns the new centroids and counts."""
         nearest_BHN = jnp.einsum("BHND,BHCD->BHNC", keys_BHND, centroids_BHCD).argmax(-1)
         is_in_BHNC = (nearest_BHN[..., None] == jnp.arange(self.lists)).astype(jnp.float32)
         sums_BHCD = counts_BHC[..., None] * centroids_BHCD + jnp.einsum("BHNC,BHND->BHCD", is_in_BHNC, unit(keys_BHND))
@@ -119,9 +119,9 @@ class IVF(Search):
         return jnp.where(counts_BHC[..., None] > 0, unit(sums_BHCD), centroids_BHCD), counts_BHC
 
     def _reseeded(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
-        """Returns the centroids after those with few keys are moved to keys of the fullest lists in the segment.
+        """Moves centroids with few keys to keys of the segment that are in the fullest lists. Returns centroids and counts.
 
-        Each takes half the count of the list that it splits. At most `N` centroids move.
+        Each moved centroid takes half the count of the list that it splits. At most `N` centroids move.
         """
         tokens, lists = keys_BHND.shape[2], self.lists
         most = min(tokens, lists)
@@ -159,7 +159,7 @@ class IvfSettings(SearchSettings):
     Attributes:
         lists: number of lists (centroids) of each row and head.
         probes: number of lists that a query looks into, those with the nearest centroids.
-        candidates: number of slots that a query looks at.
+        candidates: number of slots that a query scores.
     """
 
     lists: int = 128

@@ -116,9 +116,9 @@ class LshSettings(SearchSettings):
 
     Attributes:
         tables: number of hash tables.
-        bits: number of bits of a hash, at most 30. A table has `2^bits` buckets.
+        bits: number of bits of a hash, at most 30: a table has `2^bits` buckets.
         probes: number of buckets that a query looks into in each table, those of the most similar hashes.
-        candidates: number of slots that a query looks at, over all tables.
+        candidates: number of slots that a query scores, over all tables.
     """
 
     tables: int = 4

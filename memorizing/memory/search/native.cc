@@ -126,14 +126,14 @@ inline Floats Load(const float* from) {
   return values;
 }
 
-// The best slots so far of some queries of one row and head, and some that were better than the bound of their time.
+// The best slots so far of some queries of one row and head, and others that were above the bound when they were added.
 class Best {
  public:
-  Best(int64_t queries, int64_t neighbours, float above)
-      : neighbours_(neighbours), capacity_((3 * neighbours + kLanes) / kLanes * kLanes), scores_(queries * capacity_),
+  Best(int64_t queries, int64_t neighbors, float above)
+      : neighbors_(neighbors), capacity_((3 * neighbors + kLanes) / kLanes * kLanes), scores_(queries * capacity_),
         slots_(queries * capacity_), counts_(queries), bounds_(queries, above) {}
 
-  // Of each query: only slots with a larger score can be among its best.
+  // Each query's bound: only slots with a larger score can be among its best.
   const float* bounds() const { return bounds_.data(); }
 
   void Add(int64_t query, float score, int32_t slot) {
@@ -144,12 +144,12 @@ class Best {
   }
 
   void Write(int64_t query, float* scores, int32_t* slots) {
-    if (counts_[query] > neighbours_) Prune(query);
+    if (counts_[query] > neighbors_) Prune(query);
     int64_t count = counts_[query];
     const float* found = &scores_[query * capacity_];
-    std::fill(scores, scores + neighbours_, kNothing);
-    std::fill(slots, slots + neighbours_, 0);
-    // Sorted by counting, of each, those that go before it: larger scores, and equal ones of lower slots, which came first.
+    std::fill(scores, scores + neighbors_, kNothing);
+    std::fill(slots, slots + neighbors_, 0);
+    // A slot's rank is the number of slots before it: larger scores, and equal scores that were added earlier.
     for (int64_t first = 0; first < count; first += kLanes) {
       Floats mine = Load(found + first);
       Integers before = {}, places;
@@ -159,7 +159,7 @@ class Best {
         before -= (other > mine) | ((other == mine) & (place < places));  // true is -1
       }
       for (int64_t lane = 0; lane < std::min<int64_t>(kLanes, count - first); ++lane) {
-        if (before[lane] >= neighbours_) continue;
+        if (before[lane] >= neighbors_) continue;
         scores[before[lane]] = mine[lane];
         slots[before[lane]] = slots_[query * capacity_ + first + lane];
       }
@@ -172,7 +172,7 @@ class Best {
   void Prune(int64_t query) {
     float* scores = &scores_[query * capacity_];
     int32_t* slots = &slots_[query * capacity_];
-    int64_t count = counts_[query], enough = neighbours_ + neighbours_ / 8;
+    int64_t count = counts_[query], enough = neighbors_ + neighbors_ / 8;
     std::fill(scores + count, scores + capacity_, scores[0]);  // so that whole vectors can be read
     Floats lows = Load(scores), highs = lows;
     for (int64_t place = kLanes; place < capacity_; place += kLanes) {
@@ -185,24 +185,24 @@ class Best {
       low = std::min(low, lows[lane]);
       high = std::max(high, highs[lane]);
     }
-    int64_t kept = count;  // with scores of at least `low`: never fewer than K
+    int64_t kept = count;  // number of scores of at least `low`; never below K
     for (int halving = 0; halving < 16 && kept > enough; ++halving) {
       float middle = low + (high - low) / 2;
       int32_t larger = 0;
       for (int64_t place = 0; place < count; ++place) larger += scores[place] >= middle;
-      if (larger >= neighbours_) {
+      if (larger >= neighbors_) {
         low = middle;
         kept = larger;
       } else {
         high = middle;
       }
     }
-    int64_t equal = count;  // how many of those with just the score `low` stay
+    int64_t equal = count;  // number of slots with exactly the score `low` to keep
     if (kept > enough) {    // many equal or nearly equal scores
       sorted_.assign(scores, scores + count);
-      std::nth_element(sorted_.begin(), sorted_.begin() + neighbours_ - 1, sorted_.end(), std::greater<float>());
-      low = sorted_[neighbours_ - 1];
-      equal = neighbours_ - std::count_if(scores, scores + count, [low](float score) { return score > low; });
+      std::nth_element(sorted_.begin(), sorted_.begin() + neighbors_ - 1, sorted_.end(), std::greater<float>());
+      low = sorted_[neighbors_ - 1];
+      equal = neighbors_ - std::count_if(scores, scores + count, [low](float score) { return score > low; });
     }
     kept = 0;
     for (int64_t place = 0; place < count; ++place) {
@@ -215,17 +215,17 @@ class Best {
       equal -= is_equal;
     }
     counts_[query] = kept;
-    bounds_[query] = low;  // of later slots with just this score none is wanted: K before them have at least that
+    bounds_[query] = low;  // a later slot with this score loses to the K before it
   }
 
-  int64_t neighbours_, capacity_;
+  int64_t neighbors_, capacity_;
   std::vector<float> scores_;
   std::vector<int32_t> slots_;
   std::vector<int64_t> counts_;
   std::vector<float> bounds_, sorted_;
 };
 
-// Which of `kQueries` scores are above the bounds of their queries, a bit each.
+// A bit for each of `kQueries` scores: whether it is above the bound of its query.
 inline uint32_t Above(Floats first, Floats second, const float* bounds) {
 #if defined(__AVX512F__)
   return uint32_t{_mm512_cmp_ps_mask((__m512)first, _mm512_loadu_ps(bounds), _CMP_GT_OQ)} |
@@ -266,20 +266,20 @@ inline void Score(const float* keys, const float* queries, int64_t size, const f
 }
 
 struct Sizes {
-  int64_t heads, queries, slots, size, neighbours;
+  int64_t heads, queries, slots, size, neighbors;
 };
 
 template <typename Key>
 void SearchSome(const Sizes& its, const float* queries, int64_t count, const Key* keys, const float* scales,
                 const bool* valid, float above, float* scores_out, int32_t* slots_out) {
-  // Queries in whole groups, each `[D, kQueries]`; those that fill up the last one are zeros, and nothing enters there.
+  // Queries in whole groups, each `[D, kQueries]`. Zeros fill up the last group; no score passes their bounds.
   int64_t groups = (count + kQueries - 1) / kQueries;
   std::vector<float> turned(groups * its.size * kQueries), block(kBlock * its.size);
   for (int64_t query = 0; query < count; ++query) {
     float* to = &turned[query / kQueries * its.size * kQueries + query % kQueries];
     for (int64_t feature = 0; feature < its.size; ++feature) to[feature * kQueries] = queries[query * its.size + feature];
   }
-  Best best(groups * kQueries, its.neighbours, above);
+  Best best(groups * kQueries, its.neighbors, above);
   for (int64_t first = 0; first < its.slots; first += kBlock) {
     int64_t width = std::min<int64_t>(kBlock, its.slots - first);
     if (!std::any_of(valid + first, valid + first + width, [](bool is_valid) { return is_valid; })) continue;
@@ -311,7 +311,7 @@ void SearchSome(const Sizes& its, const float* queries, int64_t count, const Key
     }
   }
   for (int64_t query = 0; query < count; ++query) {
-    best.Write(query, scores_out + query * its.neighbours, slots_out + query * its.neighbours);
+    best.Write(query, scores_out + query * its.neighbors, slots_out + query * its.neighbors);
   }
 }
 
@@ -329,7 +329,7 @@ ffi::Error SearchAll(ffi::ThreadPool& pool, const Sizes& its, int64_t rows, cons
     int64_t query = pair * its.queries + first;
     SearchSome(its, queries + query * its.size, count, keys + pair * its.slots * its.size,
                scales ? scales + pair * its.slots : nullptr, valid + pair / its.heads * its.slots, above,
-               scores + query * its.neighbours, slots + query * its.neighbours);
+               scores + query * its.neighbors, slots + query * its.neighbors);
   });
 }
 

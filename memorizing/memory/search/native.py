@@ -26,7 +26,7 @@ from memorizing.memory.search.contract import Keys, Neighbors, Search, SearchSet
 
 SOURCE = Path(__file__).with_name("native.cc")
 FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-shared", "-fPIC")
-TIMEOUT = 120  # seconds to compile in; it takes three to ten
+TIMEOUT = 120  # seconds; compiling takes three to ten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,20 +63,20 @@ def why_unavailable() -> str:
     except subprocess.CalledProcessError as error:
         return f"{error.cmd[0]} could not compile {SOURCE.name}: {error.stderr.strip()[-500:]}"
     except (OSError, subprocess.TimeoutExpired, AttributeError) as error:
-        return f"no C++ compiler made {SOURCE.name} usable ({error}); install g++ or clang++, or name one with CXX"
+        return f"{SOURCE.name} could not be compiled and loaded ({error}); install g++ or clang++, or name a compiler in CXX"
     return ""
 
 
 def _compiled() -> Path:
     """Returns the compiled library for this processor, compiler, source and version of XLA; compiles it only once."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    asked = subprocess.run([*compiler, "--version"], capture_output=True, check=True, text=True, timeout=TIMEOUT)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True, text=True, timeout=TIMEOUT)
     cpu_info = Path("/proc/cpuinfo")
     processor = cpu_info.read_text().partition("\n\n")[0] if cpu_info.exists() else platform.processor()
     features = "".join(line for line in processor.splitlines() if line.startswith(("model name", "flags", "Features")))
     parts = (
         SOURCE.read_bytes(),
-        asked.stdout.encode(),
+        version.stdout.encode(),
         " ".join(FLAGS).encode(),
         jax.lib.__version__.encode(),
         features.encode(),

@@ -8,7 +8,7 @@ from memorizing.memory.search.contract import SearchSettings
 from memorizing.parallel.topology import has_ampere
 
 MOST_NEIGHBORS = 64
-"""Number of neighbors up to which the TPU kernel selects them itself; XLA sorts for more."""
+"""Largest number of neighbors that the TPU kernel selects itself; for more, XLA sorts the winners."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

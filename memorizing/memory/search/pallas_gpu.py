@@ -60,11 +60,11 @@ class PallasGPU(Search):
         recall_target: expected recall, which sets the number of bins. Measure the recall of real queries.
         backend: compiler of the first kernel: Pallas Triton; or, for 16-bit keys on Hopper, Mosaic GPU
             (`pallas_hopper.py`; other keys still take Triton).
-        block_queries: queries of a program, a power of two of at least 16; fewer if they take more than `QUERY_BYTES`.
+        block_queries: number of queries of a program, a power of two of at least 16; fewer if they take more than `QUERY_BYTES`.
             Mosaic takes twice as many.
-        block_bins: bins of a program; a power of two from 16 to 128.
-        warps: warps of a program, 32 threads each; Mosaic always takes 12.
-        stages: tiles of keys in shared memory; all but one are loaded ahead.
+        block_bins: number of bins of a program; a power of two from 16 to 128.
+        warps: number of warps of a program, 32 threads each; Mosaic always takes 12.
+        stages: number of tiles of keys in shared memory; all but one are loaded ahead.
         interpret: whether to run on any device, slowly, to test the kernel.
     """
 
@@ -168,8 +168,8 @@ def triton_winners(
     if scales is not None and tiles.size > 2**31:
         # Triton's offsets are signed 32-bit numbers.
         raise InputError(
-            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, of which this kernel "
-            f"can search {2**31:,}: split slots over more devices (Mesh.memory) or rows (Mesh.data), set "
+            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, "
+            f"more than the {2**31:,} that this kernel can search. Split slots over more devices (Mesh.memory) or rows (Mesh.data), set "
             "Memory.key_dtype = 'bfloat16', or choose another search ('binned')"
         )
     arguments = [
@@ -217,7 +217,7 @@ def itinerary(valid_BSR: Bool[jax.Array, "B S R"]) -> tuple[Int[jax.Array, "B 3"
 
 
 def winners_kernel(run_ref, others_ref, bounds_ref, queries_ref, keys_ref, *rest, stride_bits: int):
-    """One program: the best slots of some bins for some queries, over all strides with a valid slot."""
+    """One program: finds the best slots of some bins for some queries, over all strides with a valid slot."""
     *scales, words_ref = rest
     queries_ND = queries_ref[...]
     strides = keys_ref.shape[0]

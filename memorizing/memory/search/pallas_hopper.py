@@ -37,8 +37,8 @@ def hopper_winners(
 ) -> Float[jax.Array, "heads N R"]:
     """Returns the best slot of each bin as a word, over a run of full strides and over partial strides with a mask.
 
-    `block_queries` divides `N` and is 128 or 256. `block_bins` divides `R` and is a multiple of 8. Of `stages` tiles of
-    keys, all but one are loaded ahead.
+    `block_queries` divides `N` and is 128 or 256. `block_bins` divides `R` and is a multiple of 8. `stages` is the
+    number of tiles of keys in shared memory; all but one are loaded ahead.
     """
     heads, tokens, head_size = queries.shape
     _, strides, bins, _ = tiles.shape

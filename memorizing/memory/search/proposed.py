@@ -35,7 +35,7 @@ class Proposed(Search):
     Attributes:
         inner: search over the copy. It has no minimum score, because scores in the copy differ.
         kind: kind of copy.
-        candidates: number of proposals for each query; at least `neighbors` are made.
+        candidates: number of proposals for each query; raised to `neighbors` if smaller.
         projection_size: number of features of a projected copy (`P`); at most the head size.
         seed: random seed of the projection.
     """
@@ -52,22 +52,22 @@ class Proposed(Search):
         size = min(self.projection_size, head_size) if self.kind == "projection" else head_size
         inner = self.inner.empty_index(rows, heads, slots, size)
         dtype = DTYPES.get(self.kind, jnp.bfloat16)
-        own = {"copy_BHMP": jnp.zeros((rows, heads, slots, size), dtype)}
+        copy = {"copy_BHMP": jnp.zeros((rows, heads, slots, size), dtype)}
         if self.kind in DTYPES:
-            own["copy_scales_BHM"] = jnp.zeros((rows, heads, slots), jnp.float32)
-        return Index(own | named(inner.slots), named(inner.learned))
+            copy["copy_scales_BHM"] = jnp.zeros((rows, heads, slots), jnp.float32)
+        return Index(copy | named(inner.slots), named(inner.learned))
 
     def entries(self, keys_BHND, learned):
         if self.kind == "learned":
             return {}, learned
         if self.kind == "projection":
             vectors, scales = self._projected(keys_BHND).astype(jnp.bfloat16), None
-            own, copy = {"copy_BHMP": vectors}, vectors
+            copy, plain = {"copy_BHMP": vectors}, vectors
         else:
             vectors, scales = quantize(keys_BHND, jnp.dtype(DTYPES[self.kind]))
-            own, copy = {"copy_BHMP": vectors, "copy_scales_BHM": scales}, dequantize(vectors, scales)
-        entries, learned = self.inner.entries(copy.astype(keys_BHND.dtype), inners(learned))
-        return own | named(entries), named(learned)
+            copy, plain = {"copy_BHMP": vectors, "copy_scales_BHM": scales}, dequantize(vectors, scales)
+        entries, learned = self.inner.entries(plain.astype(keys_BHND.dtype), inners(learned))
+        return copy | named(entries), named(learned)
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         if self.kind == "learned":

@@ -1,4 +1,4 @@
-"""Runs any search over slots that are split over devices: each searches its own slots, and only candidates travel.
+"""Runs any search over slots that are sharded over devices: each searches its local slots and sends only its best.
 
     device 0   slots   0 .. 255    its K best  \
     device 1   slots 256 .. 511    its K best   > gathered: devices x K scores and slots for any M; then the K best
@@ -27,8 +27,8 @@ class Sharded(Search):
 
     def __call__(self, queries_BHND, keys: Keys, valid_BM, neighbors: int) -> Neighbors:
         slots = valid_BM.shape[1]
-        own = self.inner(queries_BHND, keys, valid_BM, min(neighbors, slots))
-        own = own._replace(slots_BHNK=own.slots_BHNK + lax.axis_index(self.axis) * slots)
-        scores, slots = (lax.all_gather(part, self.axis, axis=3, tiled=True) for part in own)
+        local = self.inner(queries_BHND, keys, valid_BM, min(neighbors, slots))
+        local = local._replace(slots_BHNK=local.slots_BHNK + lax.axis_index(self.axis) * slots)
+        scores, slots = (lax.all_gather(part, self.axis, axis=3, tiled=True) for part in local)
         scores_BHNK, places_BHNK = lax.top_k(scores, neighbors)
         return Neighbors(scores_BHNK, jnp.take_along_axis(slots, places_BHNK, axis=-1))

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Float, Int
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
-"""Word of a bin without a slot. Not `-inf`, which with a stride in its lowest bits would be NaN."""
+"""Word of a bin without a slot. `-inf` would not do: with a stride in its lowest bits, it is NaN."""
 
 TINY = 2.0**-100
 """Added to every score, so that a score of zero is not subnormal: some devices flush subnormals to zero, stride

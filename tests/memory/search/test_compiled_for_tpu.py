@@ -1,4 +1,4 @@
-"""Searches compiled for TPUs that are not here: no scores in memory, no copy of the keys, and the compiler's estimate.
+"""Searches compiled for TPUs without a TPU: no scores in memory, no copy of the keys, and the compiler's estimate.
 
 The estimate of the kernel is its own `cost`, which counts what the compiler scheduled; that of `Approximate` leaves
 out the work of its sort.
@@ -33,7 +33,9 @@ ROWS, HEADS, TOKENS, SLOTS, NEIGHBORS = 8, 8, 512, 65_536, 32
 TOPOLOGIES = ["v5e:2x2", "v5p:2x2x1"]
 
 
-device_of = functools.cache(lambda topology: topology_devices(topology)[0])  # others each time, to JAX
+device_of = functools.cache(
+    lambda topology: topology_devices(topology)[0]
+)  # cached, because JAX takes new ones for other devices
 
 
 def of(topology: str, shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
@@ -52,7 +54,7 @@ def compiled(function, *arguments) -> jax.stages.Compiled:
 
 
 def buffers(program: jax.stages.Compiled) -> list[str]:
-    """Types of what the program's main computation makes: what is within a fusion is never in memory."""
+    """Returns the types of the main computation's results. Results inside a fusion are never in memory."""
     main = program.as_text().partition("\nENTRY ")[2]
     return [match[1] for match in re.finditer(r"^ +(?:ROOT )?%\S+ = (.*?) (?!parameter)[\w-]+\(", main, re.MULTILINE)]
 
@@ -69,7 +71,7 @@ def estimate(program: jax.stages.Compiled) -> float:
 def test_the_kernel_takes_little_longer_than_its_product(topology):
     arguments = operands(topology)
 
-    def product(queries_BHND, keys, valid_BM):  # the maximum, so that scores need not be written
+    def product(queries_BHND, keys, valid_BM):  # takes the maximum, so that scores need not be written
         return jnp.einsum("BHND,BHMD->BHNM", queries_BHND, keys.vectors_BHMD, preferred_element_type=jnp.float32).max(
             -1
         )
@@ -114,12 +116,12 @@ def test_reading_and_writing_a_memory_makes_no_scores():
         read = attend_to_memory(queries_BHND, bank, search, NEIGHBORS).output
         return append(bank, queries_BHND, queries_BHND, search), read
 
-    with jax.set_mesh(make_mesh(MeshSettings(), [device_of(topology)])):  # which says what it is compiled for
+    with jax.set_mesh(make_mesh(MeshSettings(), [device_of(topology)])):  # sets the platform to compile for
         assert not scores_in(compiled(step, bank, queries))
 
 
 def test_a_train_call_does_not_copy_its_memory():
-    """Neither for the layout of what is gathered from it nor for that of what is written to it."""
+    """Neither gathering nor writing needs a copy of the memory in another layout."""
     model = ModelSettings(
         vocabulary_size=512,
         layers=1,
@@ -129,7 +131,7 @@ def test_a_train_call_does_not_copy_its_memory():
         feed_forward_size=128,
         memory_layers=(1,),
     )
-    memory = MemorySettings(size=8192, neighbors=2, search="approximate")  # which compiles sooner than the kernel
+    memory = MemorySettings(size=8192, neighbors=2, search="approximate")  # compiles faster than the kernel
     batch = BatchSettings(size=8, segment_length=128, segments_per_call=2)
     mesh = open_mesh(MeshSettings(), split_sizes(model, memory, 128, 8), devices=topology_devices("v5e:2x2"))
     make = StateFactory(RunSettings(model, memory, batch), mesh)

@@ -27,7 +27,7 @@ from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings, spec, s
 
 EVERYTHING = 1 << 20
 
-ALL = {  # looks at every slot
+ALL = {  # searches that score every slot
     "lsh": LSH(tables=2, bits=3, probes=8, candidates=EVERYTHING, bucket_size=EVERYTHING),
     "lsh, more bits than features": LSH(tables=1, bits=9, probes=512, candidates=EVERYTHING, bucket_size=EVERYTHING),
     "ivf": IVF(lists=12, probes=12, candidates=EVERYTHING),
@@ -36,7 +36,7 @@ ALL = {  # looks at every slot
     "projection": Proposed(kind="projection", projection_size=2, candidates=EVERYTHING, inner=Blocked(block_size=100)),
     "int8, ivf": Proposed(inner=IVF(lists=5, probes=5, candidates=EVERYTHING), candidates=EVERYTHING),
 }
-SOME = {  # looks at few
+SOME = {  # searches that score few slots
     "lsh": LSH(tables=3, bits=3, probes=2, candidates=12, bucket_size=5),
     "ivf": IVF(lists=4, probes=2, candidates=9),
     "int8": Proposed(candidates=6),
@@ -62,7 +62,7 @@ def compiled(search: Search, neighbors: int):
 
 
 def filled(search: Search, keys: np.ndarray, slots: int, tokens: int, key_dtype: str | None = None) -> Bank:
-    """A bank that all keys went through, segment by segment."""
+    """Returns a bank after all keys were written, segment by segment."""
     bank = bank_for(search, *keys.shape[:2], slots, keys.shape[3], key_dtype)
     for first in range(0, keys.shape[2], tokens):
         bank = compiled(search, 1)[0](bank, jnp.asarray(keys[:, :, first : first + tokens]))
@@ -70,7 +70,7 @@ def filled(search: Search, keys: np.ndarray, slots: int, tokens: int, key_dtype:
 
 
 def integers(*shape: int, seed: int = 0) -> np.ndarray:
-    """Scores of these are exact, and often equal."""
+    """Returns small integers, whose scores are exact and often equal."""
     return np.random.default_rng(seed).integers(-2, 3, shape).astype(np.float32)
 
 
@@ -86,7 +86,7 @@ def assert_same(found, expected) -> None:
 
 
 def assert_sound(found, queries, bank: Bank) -> None:
-    """Slots are valid and named once, scores are those of their keys, and best first with ties by lower slot."""
+    """Asserts that slots are valid and distinct, scores are those of their keys, and the order is by score, then slot."""
     scores, slots, is_valid = (np.asarray(part) for part in (*found, valid(bank)))
     all_scores = np.einsum("BHND,BHMD->BHNM", queries, np.asarray(bank.keys_BHMD))
     for place in np.ndindex(scores.shape[:3]):
@@ -94,7 +94,7 @@ def assert_sound(found, queries, bank: Bank) -> None:
         held, chosen = scores[place][:count], slots[place][:count]
         assert (scores[place][count:] == -np.inf).all()
         assert is_valid[place[0], chosen].all() and len(set(chosen)) == count
-        np.testing.assert_allclose(held, all_scores[place][chosen], rtol=1e-5, atol=1e-6)  # of integers: equal
+        np.testing.assert_allclose(held, all_scores[place][chosen], rtol=1e-5, atol=1e-6)  # integers give equal scores
         assert sorted(zip(-held, chosen, strict=True)) == list(zip(-held, chosen, strict=True))
 
 
@@ -110,11 +110,11 @@ def recall(search: Search, bank: Bank, queries: np.ndarray, neighbors: int) -> f
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize(("neighbors", "minimum_score"), [(32, None), (256, 3.0)])
-def test_a_search_that_looks_at_all_slots_finds_what_exact_finds(name, neighbors, minimum_score):
+def test_searches_that_score_all_slots_equal_exact_search(name, neighbors, minimum_score):
     search = ALL[name]
     queries, bank = jnp.asarray(integers(3, 2, 7, 4, seed=1)), filled(search, integers(3, 2, 480, 4), 320, 32)
     search = type(search)(**{**vars(search), "minimum_score": minimum_score})
-    # Row 1 holds fewer than the neighbors asked for, row 2 nothing.
+    # Row 1 holds fewer slots than `neighbors`, row 2 none.
     for length in (320, 40):
         bank = bank._replace(length_B=jnp.array([length, min(length, 100), 0]))
         expected = Exact(minimum_score=minimum_score)(queries, bank.keys, valid(bank), neighbors)
@@ -122,7 +122,7 @@ def test_a_search_that_looks_at_all_slots_finds_what_exact_finds(name, neighbors
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_scores_are_those_of_keys_as_they_are_stored_in_8_bits(name):
+def test_scores_are_computed_from_the_stored_8_bit_keys(name):
     search, queries = SOME[name], jnp.asarray(units(1, 2, 5, 8, seed=1))
     bank = filled(search, units(1, 2, 64, 8), 64, 16, "int8")
     found = compiled(search, 4)[1](queries, bank)
@@ -140,8 +140,8 @@ def test_scores_are_those_of_keys_as_they_are_stored_in_8_bits(name):
     clears=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
     seed=st.integers(0, 99),
 )
-def test_whatever_is_written_and_cleared_what_is_found_is_there(name, clears, seed):
-    """The ring turns over up to three times."""
+def test_neighbors_are_valid_after_any_writes_and_clears(name, clears, seed):
+    """The ring buffer is overwritten up to three times."""
     search, rows, heads, slots, tokens, size, neighbors = SOME[name], 2, 2, 32, 8, 4, 6
     write, find = compiled(search, neighbors)
     bank = bank_for(search, rows, heads, slots, size)
@@ -155,7 +155,7 @@ def test_whatever_is_written_and_cleared_what_is_found_is_there(name, clears, se
 
 
 def clustered(turn: float = 0.0, tokens: int = 1024, seed: int = 0) -> np.ndarray:
-    """Keys around 40 directions of 32; `turn` moves those directions within a plane of two features each."""
+    """Returns keys around 40 directions in 32 features; `turn` rotates the directions in planes of two features."""
     rng = np.random.default_rng(seed)
     centres = units(1, 2, 40, 32, seed=5)
     near, far = centres[..., :16], centres[..., 16:]
@@ -166,7 +166,7 @@ def clustered(turn: float = 0.0, tokens: int = 1024, seed: int = 0) -> np.ndarra
     return (keys / np.linalg.norm(keys, axis=-1, keepdims=True)).astype(np.float32)
 
 
-FLOORS = {  # recall of 16 neighbors among 1024 slots, and what looks at how many of them
+FLOORS = {  # each search with its lowest allowed recall of 16 neighbors among 1024 slots
     "lsh": (LSH(tables=4, bits=6, probes=4, candidates=256), 0.85),
     "ivf": (IVF(lists=32, probes=8, candidates=256), 0.85),
     "int8": (Proposed(candidates=32), 0.99),
@@ -205,8 +205,8 @@ def test_ivf_follows_keys_that_drift():
 
 
 @pytest.mark.parametrize("search", [LSH(tables=1, probes=1, candidates=8), IVF(lists=4, probes=1, candidates=8)])
-def test_of_a_bucket_too_large_the_latest_slots_are_looked_at(search):
-    """A key and its opposite in turns, in a ring that has turned one and a half times: the latest end at its middle."""
+def test_a_bucket_larger_than_candidates_gives_its_newest_slots(search):
+    """Writes a key and its negative in turns, 1.5 times around the ring: the newest slot is at its middle."""
     key = units(1, 1, 1, 8)
     bank = filled(search, np.concatenate([key, -key] * 48, axis=2), 64, 16)
     found = compiled(search, 8)[1](jnp.asarray(key), bank)
@@ -233,7 +233,7 @@ def test_reading_and_writing_in_a_scan_under_a_gradient(name):
     assert np.isfinite(slope) and slope != 0
     (again, _), _ = call(3.0, bank_for(search, 2, 2, 32, 4))
     (once_more, _), _ = call(3.0, bank_for(search, 2, 2, 32, 4))
-    if not isinstance(search, Faiss):  # of which what is found depends on what its index has seen before
+    if not isinstance(search, Faiss):  # its results depend on earlier searches
         np.testing.assert_allclose(again, once_more, rtol=1e-6)
     assert_sound(compiled(search, 4)[1](jnp.asarray(queries[0]), bank), queries[0], bank)
 
@@ -246,7 +246,7 @@ MESHES = {"memory": MeshSettings(data=1, memory=8), "all": MeshSettings(data=2, 
     [(name, "memory") for name in ("lsh", "ivf", "int8", "projection", *(["hnsw"] if HAS_FAISS else []))]
     + [("int8, ivf", "all")],
 )
-def test_slots_split_over_devices(name, mesh):
+def test_searches_of_sharded_slots_equal_those_on_one_device(name, mesh):
     """Entries are written where their keys are, and each device searches its own slots."""
     mesh, search = make_mesh(MESHES[mesh], jax.devices()[:8]), ALL.get(name) or SOME[name]
     keys, queries = integers(2, 2, 192, 4), integers(2, 2, 8, 4, seed=1)
@@ -275,7 +275,7 @@ def test_slots_split_over_devices(name, mesh):
         assert_same(found, Exact()(jnp.asarray(queries), Keys(bank.keys_BHMD), valid(bank), 20))
 
 
-def test_keys_that_differ_have_other_stamps():
+def test_different_keys_have_different_stamps():
     keys = jnp.asarray(np.concatenate([units(1, 1, 4096, 8), integers(1, 1, 4096, 8)], axis=2))
     different = len(np.unique(np.asarray(keys[0, 0]), axis=0))
     assert len(np.unique(stamps(keys))) == different
@@ -285,7 +285,7 @@ def test_keys_that_differ_have_other_stamps():
 @needs_faiss
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
 def test_faiss_keeps_the_indexes_of_banks_apart(kind):
-    """Two banks in turns, as in evaluation beside training; neither is built again once it is known."""
+    """Two banks take turns, as in evaluation during training. Neither index is built again after its first search."""
     search = Faiss(kind=kind, lists=8, probes=8, host=Host())
     write, _ = compiled(search, 8)
     banks, made = [bank_for(search, 1, 1, 64, 8) for _ in range(2)], []
@@ -294,15 +294,15 @@ def test_faiss_keeps_the_indexes_of_banks_apart(kind):
             banks[which] = write(banks[which], jnp.asarray(units(1, 1, 16, 8, seed=2 * number + which)))
             assert recall(search, banks[which], units(1, 1, 16, 8, seed=999), 8) > 0.95
         made.append(list(search.host.banks))
-    # Two banks of one segment each look like one bank after one more write: they are apart from the second on.
+    # After one segment, two banks look like one bank before and after a write. They are distinct from the second on.
     assert all(known == made[1] for known in made[1:]) and len(made[1]) == 2
 
 
 @needs_faiss
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
-def test_faiss_knows_a_bank_again_in_another_process(kind):
-    """The host's part is lost, and evicted and cleared slots with it."""
-    search = Faiss(kind=kind, lists=9, probes=9, host=Host())  # equal to no other, so compiled anew
+def test_faiss_rebuilds_the_index_in_another_process(kind):
+    """Another process has no index yet, and builds it without evicted and cleared slots."""
+    search = Faiss(kind=kind, lists=9, probes=9, host=Host())  # differs from other tests, so it is compiled anew
     bank = filled(search, units(2, 2, 160, 8), 128, 32)
     queries = units(2, 2, 32, 8, seed=1)
     bank = bank._replace(length_B=jnp.array([128, 50]))
@@ -314,8 +314,8 @@ def test_faiss_knows_a_bank_again_in_another_process(kind):
 
 
 @needs_faiss
-def test_faiss_keeps_a_bank_for_each_call_and_device(monkeypatch):
-    """Others are built again, which is slow but right."""
+def test_faiss_holds_one_bank_per_call_and_device(monkeypatch):
+    """Indexes of other banks are built again, which is slow but correct."""
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
     search = Faiss(host=Host())
     banks = [filled(search, units(1, 1, 64, 8, seed=seed), 64, 16) for seed in (1, 2)]

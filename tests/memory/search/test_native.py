@@ -1,4 +1,4 @@
-"""The C++ kernels for CPUs: what only they could get wrong. The properties of every search are in test_search.py."""
+"""Tests of errors that only the C++ kernels for CPUs could make. test_search.py tests what all searches share."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def same(found, expected):
     np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], np.asarray(expected.slots_BHNK)[exists])
 
 
-def test_the_kernels_are_there():
+def test_the_kernels_compile():
     assert why_unavailable() == ""
 
 
@@ -31,8 +31,8 @@ def test_the_kernels_are_there():
 @pytest.mark.parametrize(
     ("queries", "slots", "neighbors"), [(1, 33, 1), (13, 1000, 7), (40, 3000, 32), (24, 2500, 256)]
 )
-def test_whatever_order_the_scores_come_in(order, queries, slots, neighbors):
-    """Buffers are pruned many times over, and ties reach over every border of tiles and prunings."""
+def test_any_order_of_scores_gives_the_exact_neighbors(order, queries, slots, neighbors):
+    """Buffers are pruned many times, and ties cross all borders of tiles and prunings."""
     rng = np.random.default_rng(slots)
     values = {
         "random": rng.integers(-40, 40, slots),
@@ -50,8 +50,8 @@ def test_whatever_order_the_scores_come_in(order, queries, slots, neighbors):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "float8"])
 @pytest.mark.parametrize("size", [1, 20, 64])
-def test_keys_of_every_dtype(dtype, size):
-    """Numbers for which every sum is exact, whatever its order."""
+def test_keys_of_every_dtype_equal_exact_search(dtype, size):
+    """Uses numbers whose sums are exact in any order."""
     rng = np.random.default_rng(size)
     queries = jnp.asarray(rng.choice([-3.0, -1.0, 1.0, 2.0], (2, 3, 30, size)), jnp.float32)  # `top_k` puts 0 before -0
     vectors = rng.choice([-2.0, -1.0, 0.5, 1.0, 3.0], (2, 3, 500, size))
@@ -63,14 +63,14 @@ def test_keys_of_every_dtype(dtype, size):
     same(Native()(queries.astype(jnp.bfloat16), keys, valid, 9), Exact()(queries.astype(jnp.bfloat16), keys, valid, 9))
 
 
-def test_operands_that_do_not_fit_together_are_refused():
-    """Rather than read beyond them."""
+def test_operands_of_different_sizes_are_rejected():
+    """Reading beyond their ends would crash."""
     queries, valid = jnp.ones((1, 1, 4, 16)), jnp.ones((1, 8), bool)
     with pytest.raises(jax.errors.JaxRuntimeError, match="differ in their sizes"):
         jax.block_until_ready(Native()(queries, Keys(jnp.ones((1, 1, 8, 12))), valid, 2))
 
 
-def test_every_float8_number_is_read_as_it_is():
+def test_every_float8_number_is_read_exactly():
     bits = np.arange(256, dtype=np.uint8)
     numbers = jnp.asarray(bits).view(jnp.float8_e4m3fn).astype(jnp.float32)
     finite = np.isfinite(numbers)
@@ -99,43 +99,45 @@ def test_keys_in_8_bits_are_gathered_at_their_scale():
     assert np.abs(np.asarray(gathered - keys)).max() > 0
 
 
-LOOK = """
+IMPORTS = """
 from memorizing.memory.search_choice import chosen_search, make_search
 from memorizing.memory.settings import MemorySettings as S
 """
 
 
-def look(code: str, tmp_path, **environment) -> subprocess.CompletedProcess:
+def run_code(code: str, tmp_path, **environment) -> subprocess.CompletedProcess:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment}
-    return subprocess.run([sys.executable, "-c", LOOK + code], capture_output=True, text=True, env=environment)
+    return subprocess.run([sys.executable, "-c", IMPORTS + code], capture_output=True, text=True, env=environment)
 
 
-def test_without_a_compiler_another_exact_search_takes_over_and_the_reason_is_told(tmp_path):
-    told = look("print(chosen_search(S(), 'cpu')); make_search(S(search='native'))", tmp_path, CXX="no-such-compiler")
-    assert told.stdout.strip() == "blocked"
+def test_without_a_compiler_another_exact_search_takes_over_and_the_error_names_the_reason(tmp_path):
+    result = run_code(
+        "print(chosen_search(S(), 'cpu')); make_search(S(search='native'))", tmp_path, CXX="no-such-compiler"
+    )
+    assert result.stdout.strip() == "blocked"
     for part in ("Memory.search = 'native'", "no-such-compiler", "CXX", "'blocked'"):
-        assert part in told.stderr
+        assert part in result.stderr
 
 
-def test_a_compiler_is_named_with_its_arguments_and_a_home_is_not_needed(tmp_path):
-    told = look("print(chosen_search(S(), 'cpu'))", tmp_path, CXX="env c++")
-    assert told.stdout.strip() == "native", told.stderr
+def test_cxx_may_have_arguments_and_no_home_folder_is_needed(tmp_path):
+    result = run_code("print(chosen_search(S(), 'cpu'))", tmp_path, CXX="env c++")
+    assert result.stdout.strip() == "native", result.stderr
     (library,) = (tmp_path / "memorizing").iterdir()
-    library.write_bytes(b"")  # as a full disk leaves it
-    assert look("print(chosen_search(S(), 'cpu'))", tmp_path, CXX="env c++").stdout.strip() == "native"
-    told = look("print(chosen_search(S(), 'cpu'))", tmp_path / "memorizing" / library.name)
-    assert told.stdout.strip() == "native", told.stderr
+    library.write_bytes(b"")  # as after a full disk
+    assert run_code("print(chosen_search(S(), 'cpu'))", tmp_path, CXX="env c++").stdout.strip() == "native"
+    result = run_code("print(chosen_search(S(), 'cpu'))", tmp_path / "memorizing" / library.name)
+    assert result.stdout.strip() == "native", result.stderr
 
 
-def test_a_compiler_that_fails_is_named(tmp_path):
-    told = look("make_search(S(search='native'))", tmp_path, CXX=shutil.which("false"))
-    assert "Memory.search = 'native'" in told.stderr and "false" in told.stderr
+def test_the_error_names_a_compiler_that_fails(tmp_path):
+    result = run_code("make_search(S(search='native'))", tmp_path, CXX=shutil.which("false"))
+    assert "Memory.search = 'native'" in result.stderr and "false" in result.stderr
 
 
-def test_it_is_compiled_once(tmp_path):
+def test_the_kernels_are_compiled_only_once(tmp_path):
     for _ in range(2):
-        assert look("print(chosen_search(S(), 'cpu'))", tmp_path).stdout.strip() == "native"
+        assert run_code("print(chosen_search(S(), 'cpu'))", tmp_path).stdout.strip() == "native"
     (library,) = (tmp_path / "memorizing").iterdir()
     written = library.stat().st_mtime_ns
-    look("print(chosen_search(S(), 'cpu'))", tmp_path)
+    run_code("print(chosen_search(S(), 'cpu'))", tmp_path)
     assert library.stat().st_mtime_ns == written

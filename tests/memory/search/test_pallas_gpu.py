@@ -26,7 +26,7 @@ INTERPRETED = PallasGPU(interpret=True)
 
 
 def whole_numbers(slots: int, share_valid: float, tokens: int = 5, features: int = 4, distinct: int | None = None):
-    """Queries and keys whose scores are whole numbers from 0 on, so that ties are frequent and nothing is rounded."""
+    """Returns queries and keys with nonnegative integer scores, so that ties are frequent and nothing is rounded."""
     rng = np.random.default_rng(slots)
     queries = rng.integers(0, 3, (2, 1, tokens, features)).astype(np.float32)
     keys = rng.integers(0, 4, (2, 1, distinct or slots, features)).astype(np.float32)
@@ -35,7 +35,7 @@ def whole_numbers(slots: int, share_valid: float, tokens: int = 5, features: int
 
 
 def normal(slots: int, dtype, tokens: int = 16, features: int = 32, rows: int = 2):
-    """Normally distributed queries and keys."""
+    """Returns normally distributed queries and keys."""
     rng = np.random.default_rng(1)
     queries = jnp.asarray(rng.normal(size=(rows, 1, tokens, features)), jnp.float32)
     keys = jnp.asarray(rng.normal(size=(rows, 1, slots, features)), jnp.float32)
@@ -45,14 +45,14 @@ def normal(slots: int, dtype, tokens: int = 16, features: int = 32, rows: int = 
 
 
 def assert_same(found, expected):
-    """The same scores, and the same slots wherever there is one."""
+    """Asserts equal scores, and equal slots where a slot was found."""
     np.testing.assert_array_equal(found.scores_BHNK, expected.scores_BHNK)
     exists = np.asarray(expected.scores_BHNK) > -np.inf
     np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], np.asarray(expected.slots_BHNK)[exists])
 
 
 def share_found(found, exact) -> float:
-    """Recall."""
+    """Returns the share of the exact neighbors that were found."""
     hits = (np.asarray(found.slots_BHNK)[..., :, None] == np.asarray(exact.slots_BHNK)[..., None, :]).any(-1)
     return float(hits.mean())
 
@@ -61,15 +61,15 @@ def share_found(found, exact) -> float:
     ("slots", "share_valid", "neighbors", "distinct"),
     [
         (1024, 1.0, 32, None),
-        (1000, 0.9, 7, None),  # no whole number of strides
-        (640, 1.0, 1, 3),  # ties everywhere: the lowest slots
+        (1000, 0.9, 7, None),  # the last stride is partial
+        (640, 1.0, 1, 3),  # ties everywhere: the lowest slots win
         (100, 0.7, 100, None),  # more bins than slots
         (256, 0.02, 8, None),  # fewer valid slots than neighbors
         (256, 0.0, 3, None),
-        (512, 0.8, 256, None),  # sorted, not extracted
+        (512, 0.8, 256, None),  # the top-k is sorted, not extracted
     ],
 )
-def test_finds_what_binned_finds(slots, share_valid, neighbors, distinct):
+def test_the_triton_kernel_equals_binned(slots, share_valid, neighbors, distinct):
     queries, keys, valid = whole_numbers(slots, share_valid, distinct=distinct)
     assert_same(INTERPRETED(queries, keys, valid, neighbors), Binned()(queries, keys, valid, neighbors))
 
@@ -78,7 +78,7 @@ def test_finds_what_binned_finds(slots, share_valid, neighbors, distinct):
     ("slots", "share_valid", "tokens"),
     [(640, 1.0, 5), (640, 0.99, 130), (100, 0.0, 5)],  # one block of queries, two blocks, nothing to visit
 )
-def test_on_mosaic_finds_what_binned_finds(slots, share_valid, tokens):
+def test_the_mosaic_kernel_equals_binned(slots, share_valid, tokens):
     queries, keys, valid = whole_numbers(slots, share_valid, tokens=tokens, features=64)
     queries, keys = queries.astype(jnp.bfloat16), Keys(keys.vectors_BHMD.astype(jnp.bfloat16))
     search = PallasGPU(backend="mosaic", interpret=True)
@@ -113,7 +113,7 @@ def test_blocks_that_do_not_divide_are_padded():
     search = PallasGPU(interpret=True, block_queries=16, block_bins=32)
     found, binned = search(queries, keys, valid, 4), Binned()(queries, keys, valid, 4)
     assert found.scores_BHNK.shape == (1, 1, 21, 4)
-    assert (np.asarray(found.slots_BHNK) == np.asarray(binned.slots_BHNK)).mean() > 0.97  # but for near ties
+    assert (np.asarray(found.slots_BHNK) == np.asarray(binned.slots_BHNK)).mean() > 0.97  # near ties may differ
 
 
 def test_the_itinerary_visits_each_stride_that_has_slots_once():
@@ -144,7 +144,7 @@ def test_words_order_scores_and_then_strides():
     assert (strides_of(words, 3).reshape(-1, 6) == jnp.arange(5, -1, -1)).all()
 
 
-def test_within_other_transformations():
+def test_the_kernel_works_inside_other_transformations():
     queries, keys, valid = whole_numbers(256, 0.8, tokens=16)
     expected = Binned()(queries, keys, valid, 2)
 
@@ -167,11 +167,11 @@ def test_within_other_transformations():
     np.testing.assert_allclose(gradient, 4 * queries)
 
 
-# Without a GPU, up to what XLA is given.
+# Without a GPU: checks of the program that XLA gets.
 
 
 def lowered(function, *arguments) -> str:
-    """The StableHLO for an H200."""
+    """Returns the StableHLO for an H200."""
     device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
     mesh = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
     checks = [export.DisabledSafetyCheck.custom_call(name) for name in ("__gpu$xla.gpu.triton", "mosaic_gpu_v2")]
@@ -180,7 +180,7 @@ def lowered(function, *arguments) -> str:
 
 
 def at_full_size(dtype, features: int = 128):
-    """Abstract queries, keys and validity of the size that the kernel is made for."""
+    """Returns abstract queries, keys and validity in the size for which the kernel is tuned."""
     of = jax.ShapeDtypeStruct
     scales = of((8, 8, 65536), jnp.float32) if dtype in DTYPES.values() else None
     queries = of((8, 8, 512, features), jnp.bfloat16 if scales is not None else dtype)
@@ -206,7 +206,7 @@ def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, f
     assert "stablehlo.pad" not in text
 
 
-def test_more_8_bit_keys_than_offsets_reach_are_refused():
+def test_more_8_bit_keys_than_offsets_can_address_are_rejected():
     queries, keys, _ = at_full_size(jnp.int8)
     keys = Keys(*(jax.ShapeDtypeStruct((8, 8, 2**20, *part.shape[3:]), part.dtype) for part in keys[:2]))
     with pytest.raises(InputError, match=r"can search 2,147,483,648: .*Mesh\.memory.*Memory\.key_dtype"):
@@ -214,7 +214,7 @@ def test_more_8_bit_keys_than_offsets_reach_are_refused():
 
 
 @pytest.mark.parametrize("features", [32, 64, 256])
-def test_lowers_for_a_gpu_by_mosaic(features):
+def test_the_mosaic_kernel_lowers_for_a_gpu(features):
     text = lowered(functools.partial(PallasGPU(backend="mosaic"), neighbors=32), *at_full_size(jnp.bfloat16, features))
     assert text.count("@mosaic_gpu_v2") == text.count("__gpu$xla.gpu.triton") == 1
     assert not re.search(r"512x65536|512x128x512x", text)
@@ -243,7 +243,7 @@ def test_attention_to_the_memory_lowers_for_a_gpu(dtype):
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("triton", jnp.bfloat16), ("triton", jnp.float32), ("mosaic", jnp.bfloat16)]
 )
-def test_on_a_gpu_finds_what_binned_finds(backend, dtype, neighbors, slots, share_valid):
+def test_on_a_gpu_the_kernels_equal_binned(backend, dtype, neighbors, slots, share_valid):
     queries, keys, valid = whole_numbers(slots, share_valid, tokens=200, features=32)
     queries, keys = queries.astype(dtype), Keys(keys.vectors_BHMD.astype(dtype))
     search = PallasGPU(backend=backend)
@@ -274,4 +274,4 @@ def test_on_a_gpu_the_top_k_of_winners_is_exact():
     binned = Binned()
     winners = binned.winners(queries, keys, valid, 512)
     found, expected = PallasGPU()(queries, keys, valid, 32), top_winners(winners, 32)
-    assert (np.asarray(found.slots_BHNK) == np.asarray(expected.slots_BHNK)).mean() > 0.999  # but for near ties
+    assert (np.asarray(found.slots_BHNK) == np.asarray(expected.slots_BHNK)).mean() > 0.999  # near ties may differ

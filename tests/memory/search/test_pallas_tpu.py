@@ -1,4 +1,4 @@
-"""The TPU kernel, its steps run on a CPU, against `Binned`, whose slots it is to find exactly, and `Exact`."""
+"""The TPU kernel, interpreted on a CPU, against `Binned`, which finds the same slots, and `Exact`."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
 
 QUICK = {"xla_backend_optimization_level": 0}
-"""Most of the time would go into optimizing programs that run once."""
+"""Optimizing programs that run once would take most of the time."""
 
 
 def found(search, queries, keys, valid, neighbors):
@@ -25,7 +25,7 @@ def found(search, queries, keys, valid, neighbors):
 
 
 def inputs(shape, share_valid: float = 0.7, seed: int = 0, dtype=jnp.float32):
-    """Small integers as vectors: scores are exact in any order of summation, and ties frequent."""
+    """Returns small integers as vectors: scores are exact in any order of summation, and ties are frequent."""
     rows, heads, tokens, slots, features = shape
     rng = np.random.default_rng(seed)
     queries = jnp.asarray(rng.integers(-2, 3, (rows, heads, tokens, features)), dtype)
@@ -50,10 +50,10 @@ def assert_equal(ours, reference):
         ((1, 1, 3, 1024, 128), 2, 512),  # features as wide as a register
         ((1, 1, 2, 1100, 128), 12, 256),  # the same, not dividing
         ((1, 2, 6, 2048, 8), 32, 1024),
-        ((1, 1, 2, 6000, 4), 256, 4096),  # too many to be selected by the kernel
+        ((1, 1, 2, 6000, 4), 256, 4096),  # too many neighbors for the kernel to select
     ],
 )
-def test_slots_are_those_of_binned(shape, neighbors, slot_block):
+def test_the_kernel_finds_the_slots_of_binned(shape, neighbors, slot_block):
     queries, keys, valid = inputs(shape, seed=neighbors)
     search = PallasTPU(query_block=128, slot_block=slot_block, interpret=True)
     assert_equal(
@@ -63,7 +63,7 @@ def test_slots_are_those_of_binned(shape, neighbors, slot_block):
 
 
 @pytest.mark.parametrize("share_valid", [0.0, 0.01])
-def test_memories_that_hold_little(share_valid):
+def test_sparse_and_empty_memories_equal_binned(share_valid):
     queries, keys, valid = inputs((2, 1, 3, 512, 8), share_valid)
     assert (np.asarray(valid).sum(1) < 8).all()
     ours = found(PallasTPU(slot_block=256, interpret=True), queries, Keys(keys), valid, 8)
@@ -83,18 +83,18 @@ def test_scores_below_the_minimum_do_not_count(minimum_score):
 @pytest.mark.parametrize(
     ("dtype", "features"), [("bfloat16", 8), ("bfloat16", 128), ("int8", 8), ("int8", 128), ("float8", 8)]
 )
-def test_dtypes_of_keys(dtype, features):
+def test_keys_of_every_dtype_equal_binned(dtype, features):
     queries, keys, valid = inputs((2, 3, 4, 700, features), dtype=jnp.bfloat16)
     held = Keys(*quantize(keys, jnp.dtype(DTYPES[dtype]))) if dtype in DTYPES else Keys(keys)
     ours = found(PallasTPU(slot_block=256, interpret=True), queries, held, valid, 2)
     reference = Binned()(queries, held, valid, 2)
-    # Products of quantized keys are sums of what is no integer any more: in another order they may differ in the end.
+    # Quantized keys are not integers, so the order of a sum may change its last digits.
     np.testing.assert_allclose(ours.scores_BHNK, reference.scores_BHNK, rtol=1e-5, atol=1e-5)
     if dtype == "bfloat16":
         assert_equal(ours, reference)
 
 
-def test_recall_is_what_is_expected():
+def test_recall_equals_the_expected_recall():
     rng = np.random.default_rng(3)
     queries = jnp.asarray(rng.normal(size=(1, 2, 128, 16)), jnp.float32)
     keys = Keys(jnp.asarray(rng.normal(size=(1, 2, 4096, 16)), jnp.float32))
@@ -106,7 +106,7 @@ def test_recall_is_what_is_expected():
 
 
 @pytest.mark.parametrize("memory", [1, 2])
-def test_within_shard_map_and_scan_and_beneath_a_gradient(memory):
+def test_the_kernel_works_in_shard_map_scan_and_gradients(memory):
     """Takes the gradient of a read as a train step does: through remat, inside a scan over segments."""
     settings = MemorySettings(size=256, neighbors=1, dtype="float32")
     queries, keys, _ = inputs((2, 2, 8, 64, 4))
@@ -136,7 +136,7 @@ def test_a_score_equal_to_the_minimum_counts():
     np.testing.assert_array_equal(ours.slots_BHNK[0, 0, 0, :2], [1, 2])
 
 
-def test_blocks_divide_the_slots_where_they_can():
+def test_blocks_divide_the_slots_if_possible():
     assert strides_of_block(65_536, 512, 4096) == 8
     assert strides_of_block(3 * 2048, 512, 4096) == 6
     assert strides_of_block(1000, 128, 512) == 4

@@ -24,7 +24,7 @@ SEARCHES = {
 
 
 def brute_force(queries, keys, valid, neighbors):
-    """Best first; equal scores by lower slot; -inf once no valid slot is left."""
+    """Returns neighbors by brute force: best first, equal scores by lower slot, -inf beyond the valid slots."""
     scores = np.einsum("BHND,BHMD->BHNM", queries.astype(np.float64), keys.astype(np.float64))
     scores = np.where(valid[:, None, None, :], scores, -np.inf)
     slots = np.argsort(-scores, axis=-1, kind="stable")[..., :neighbors]
@@ -32,7 +32,7 @@ def brute_force(queries, keys, valid, neighbors):
 
 
 def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
-    """Small integers as vectors, so that scores are exact and ties frequent; `distinct` keys differ."""
+    """Returns small integers as vectors, so that scores are exact and ties frequent; `distinct` keys differ."""
     rng = np.random.default_rng(seed)
     queries = rng.integers(-2, 3, (2, 2, 5, 4)).astype(np.float32)
     keys = rng.integers(-2, 3, (2, 2, distinct or slots, 4)).astype(np.float32)
@@ -44,7 +44,7 @@ def inputs(slots: int, share_valid: float, distinct: int | None, seed: int):
 @pytest.mark.parametrize("slots", [64, 384, 1000])
 @pytest.mark.parametrize("neighbors", [1, 3, 32])
 @pytest.mark.parametrize(("share_valid", "distinct"), [(1.0, None), (0.5, None), (0.02, None), (0.0, None), (0.7, 1)])
-def test_searches_find_what_brute_force_finds(name, slots, neighbors, share_valid, distinct):
+def test_searches_equal_brute_force(name, slots, neighbors, share_valid, distinct):
     queries, keys, valid = inputs(slots, share_valid, distinct, seed=slots + neighbors)
     found = SEARCHES[name](jnp.asarray(queries), Keys(jnp.asarray(keys)), jnp.asarray(valid), neighbors)
     scores, chosen = brute_force(queries, keys, valid, neighbors)
@@ -53,7 +53,7 @@ def test_searches_find_what_brute_force_finds(name, slots, neighbors, share_vali
     np.testing.assert_array_equal(np.asarray(found.slots_BHNK)[exists], chosen[exists])
 
 
-def test_two_stages_are_taken_and_agree_at_full_size():
+def test_selection_in_two_stages_is_exact_at_full_size():
     assert group_size(64 * 48, 32) == 8
     rng = np.random.default_rng(0)
     queries, keys = rng.normal(size=(1, 1, 7, 16)), rng.normal(size=(1, 1, 64 * 48, 16))
@@ -90,8 +90,8 @@ def test_the_settings_choose_the_search():
         (None, "pallas"),
     ],
 )
-def test_only_gpus_for_which_there_is_a_kernel_get_it(capability, search, monkeypatch):
-    """None: no GPU is here, and a program is compiled for one elsewhere."""
+def test_auto_takes_the_kernel_only_on_gpus_that_can_run_it(capability, search, monkeypatch):
+    """A capability of None means that this machine has no GPU and compiles for another one."""
     here = Mock(jax.Device, platform="gpu" if capability else "cpu", compute_capability=capability)
     monkeypatch.setattr(jax, "local_devices", lambda: [here])
     assert chosen_search(MemorySettings(size=65_536), "gpu") == search
