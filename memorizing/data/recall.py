@@ -93,7 +93,7 @@ def generate(settings: RecallSettings, id: str, seed: int) -> Document:
 
 
 def question_distances(tokens: Int[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:
-    """Returns for each value token the distance to the key's previous value, in tokens; 0 for all other tokens.
+    """Returns the distance of each value token to its key's previous value, in tokens; 0 for all other tokens.
 
     Keys are drawn at random, and so is a value at the first mention of its key: these cannot be predicted.
     """

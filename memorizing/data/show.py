@@ -1,5 +1,4 @@
-"""`memorizing show_data`: shows what a prepared folder holds, checks it, and shows how a document is cut into
-segments.
+"""`memorizing show_data`: checks a prepared folder, and prints its contents and the segments of a document.
 """
 
 import shutil

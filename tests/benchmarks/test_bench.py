@@ -1,4 +1,4 @@
-"""Both benchmarks at tiny sizes, through the command: what they print, write and refuse. No time is judged."""
+"""Runs both benchmarks at tiny sizes through the command. Checks output, files and errors, but no times."""
 
 import json
 import shlex

@@ -219,7 +219,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path,
 
 @pytest.mark.parametrize("damage, told", [(True, CorruptCheckpoint), (False, ReadFailed)])
 def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monkeypatch, damage, told):
-    """This process can read everything; the other one reports whether it could, and whether that was damage."""
+    """Simulates a read failure in another process, with and without damage. This process reads everything."""
     others = iter([False, damage])
     monkeypatch.setattr(checkpoints, "all_agree", lambda yes: yes and next(others))
     with Checkpoints(nearly) as kept, pytest.raises(told, match="another process could not read it"):

@@ -243,7 +243,7 @@ def test_what_a_search_sends_does_not_grow_with_the_memory(settings):
 
 
 def test_a_memory_with_addresses_is_neither_gathered_nor_copied_in_training():
-    """Only slot numbers travel, one or two per row; of keys and values only those of the segment."""
+    """Devices exchange one or two slot numbers per row, and only the segment's keys and values."""
     slots, mesh = 65_536, mesh_of(MESHES["all"])
     memory = MemorySettings(
         size=slots, neighbors=4, options=(BlockedSettings(block_size=512),), dtype="float32",
