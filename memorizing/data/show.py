@@ -1,5 +1,4 @@
-"""`memorizing show_data`: checks a prepared folder, and prints its contents and the segments of a document.
-"""
+"""`memorizing show_data`: checks a prepared folder, and prints its contents and the segments of a document."""
 
 import shutil
 from collections.abc import Callable, Mapping

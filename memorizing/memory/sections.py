@@ -18,4 +18,4 @@ class Section:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, int) and value < 1:
-                raise InputError(f"{self.section()}.{field.name} = {value}: must be at least 1")
+                raise InputError(f"{self.section()}.{field.name} = {value}: must be at least 1. Use 1 or more")

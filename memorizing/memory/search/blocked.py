@@ -58,7 +58,7 @@ class Blocked(Search):
 
 
 def best_of_block(scores_BHNM: Float[jax.Array, "B H N M"], neighbors: int) -> Neighbors:
-    """Returns the best slots of a block, at most `neighbors`. Compares the maxima of groups first if that saves work."""
+    """Returns the best slots of a block, at most `neighbors`; compares maxima of groups first if that saves work."""
     slots = scores_BHNM.shape[-1]
     group = group_size(slots, neighbors)
     if slots % group or slots // group <= neighbors:

@@ -119,7 +119,7 @@ class IVF(Search):
         return jnp.where(counts_BHC[..., None] > 0, unit(sums_BHCD), centroids_BHCD), counts_BHC
 
     def _reseeded(self, keys_BHND, centroids_BHCD, counts_BHC) -> tuple[jax.Array, jax.Array]:
-        """Moves centroids with few keys to keys of the segment that are in the fullest lists. Returns centroids and counts.
+        """Returns centroids and counts after centroids with few keys moved to keys of the fullest lists.
 
         Each moved centroid takes half the count of the list that it splits. At most `N` centroids move.
         """

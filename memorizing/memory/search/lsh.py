@@ -130,7 +130,7 @@ class LshSettings(SearchSettings):
     def __post_init__(self):
         self._check_positive()
         if self.bits > 30:
-            raise InputError(f"Lsh.bits = {self.bits}: must be at most 30. Use fewer bits")
+            raise InputError(f"Lsh.bits = {self.bits}: must be at most 30. Use 30 or fewer")
         if self.probes > 2**self.bits:
             raise InputError(
                 f"Lsh.probes = {self.probes} is more than the {2**self.bits} hashes of Lsh.bits = {self.bits}. Set "

@@ -63,7 +63,7 @@ def why_unavailable() -> str:
     except subprocess.CalledProcessError as error:
         return f"{error.cmd[0]} could not compile {SOURCE.name}: {error.stderr.strip()[-500:]}"
     except (OSError, subprocess.TimeoutExpired, AttributeError) as error:
-        return f"{SOURCE.name} could not be compiled and loaded ({error}); install g++ or clang++, or name a compiler in CXX"
+        return f"{SOURCE.name} could not be compiled and loaded ({error}). Install g++ or clang++, or set CXX"
     return ""
 
 

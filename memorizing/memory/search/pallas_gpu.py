@@ -60,7 +60,7 @@ class PallasGPU(Search):
         recall_target: expected recall, which sets the number of bins. Measure the recall of real queries.
         backend: compiler of the first kernel: Pallas Triton; or, for 16-bit keys on Hopper, Mosaic GPU
             (`pallas_hopper.py`; other keys still take Triton).
-        block_queries: number of queries of a program, a power of two of at least 16; fewer if they take more than `QUERY_BYTES`.
+        block_queries: number of queries of a program, a power of two of at least 16; fewer if they exceed `QUERY_BYTES`.
             Mosaic takes twice as many.
         block_bins: number of bins of a program; a power of two from 16 to 128.
         warps: number of warps of a program, 32 threads each; Mosaic always takes 12.
@@ -168,9 +168,9 @@ def triton_winners(
     if scales is not None and tiles.size > 2**31:
         # Triton's offsets are signed 32-bit numbers.
         raise InputError(
-            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, "
-            f"more than the {2**31:,} that this kernel can search. Split slots over more devices (Mesh.memory) or rows (Mesh.data), set "
-            "Memory.key_dtype = 'bfloat16', or choose another search ('binned')"
+            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, more than the "
+            f"{2**31:,} that this kernel can search. Split slots over more devices (Mesh.memory) or rows (Mesh.data), "
+            "set Memory.key_dtype = 'bfloat16', or use another search ('binned')"
         )
     arguments = [
         (run_B3, pl.BlockSpec((None, 3), lambda _, group, head: (head // heads_of_row, 0))),

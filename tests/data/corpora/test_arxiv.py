@@ -180,7 +180,7 @@ def test_text_that_looks_like_an_input_is_not_expanded(tmp_path, text_of):
 
 
 def test_names_are_looked_up_as_latex_does(tmp_path):
-    r"""Paths count from the main file's folder, wherever \input is; \subfile and \import change it for their content."""
+    r"""Paths start at the main file's folder, wherever \input is; \subfile and \import change it inside."""
     files = {
         "main.tex": whole("\\input{a/one}\\subfile{b/two}\\import{c/}{three}"),
         "a/one.tex": "\\input{part}",

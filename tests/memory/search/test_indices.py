@@ -86,7 +86,7 @@ def assert_same(found, expected) -> None:
 
 
 def assert_sound(found, queries, bank: Bank) -> None:
-    """Asserts that slots are valid and distinct, scores are those of their keys, and the order is by score, then slot."""
+    """Asserts that slots are valid and distinct, with their keys' scores, ordered by score, then slot."""
     scores, slots, is_valid = (np.asarray(part) for part in (*found, valid(bank)))
     all_scores = np.einsum("BHND,BHMD->BHNM", queries, np.asarray(bank.keys_BHMD))
     for place in np.ndindex(scores.shape[:3]):
