@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from memorizing.errors import InputError
@@ -10,7 +11,9 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.parameters import by_path
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, create_model
+from memorizing.training.learning_rate import SCHEDULES
 from memorizing.training.optimizer import (
+    OPTIMIZERS,
     OptimizerSettings,
     learning_rate,
     learning_rate_multipliers,
@@ -159,3 +162,34 @@ def test_adafactor_moves_a_parameter_by_the_rate_times_its_own_size():
         parameters = {"vector": jnp.full(4, size)}
         changes, _ = optimizer.update({"vector": signs}, optimizer.init(parameters), parameters)
         np.testing.assert_allclose(changes["vector"], -0.01 * size * signs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_warms_up_to_its_largest_rate_and_ends_as_it_states(schedule):
+    settings = OptimizerSettings(learning_rate=0.5, schedule=schedule, warmup_steps=10, decay_steps=100)
+    rates = np.array([float(learning_rate(settings)(count)) for count in range(101)])
+    assert np.isfinite(rates).all() and (rates[:100] > 0).all()
+    assert (np.diff(rates[:10]) > 0).all() and rates[9:11].max() == rates.max()
+    assert (rates[100] < 1e-6) == SCHEDULES[schedule].decays
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_optimizer_lowers_a_loss_and_leaves_other_parameters_alone(kind):
+    settings = OptimizerSettings(kind=kind, learning_rate=0.05, schedule="constant", warmup_steps=0)
+    parameters = {"a": jnp.full((4, 4), 3.0), "b": jnp.full((4, 4), 3.0)}
+    optimizer = make_optimizer(settings, {"a": True, "b": False})
+
+    def loss(parameters):
+        return ((parameters["a"] - 1) ** 2).mean()
+
+    @jax.jit
+    def update(parameters, state):
+        gradient = jax.grad(loss)(parameters) | {"b": jnp.zeros((4, 4))}
+        changes, state = optimizer.update(gradient, state, parameters)
+        return optax.apply_updates(parameters, changes), state
+
+    state = optimizer.init(parameters)
+    for _ in range(20):
+        parameters, state = update(parameters, state)
+    assert 0 <= loss(parameters) < 4
+    np.testing.assert_array_equal(parameters["b"], 3.0)

@@ -60,7 +60,7 @@ class PallasGPU(Search):
         recall_target: expected recall, which sets the number of bins. Measure the recall of real queries.
         backend: compiler of the first kernel: Pallas Triton; or, for 16-bit keys on Hopper, Mosaic GPU
             (`pallas_hopper.py`; other keys still take Triton).
-        block_queries: number of queries of a program, a power of two of at least 16; fewer if they exceed `QUERY_BYTES`.
+        block_queries: queries of a program, a power of two of at least 16; fewer if they exceed `QUERY_BYTES`.
             Mosaic takes twice as many.
         block_bins: number of bins of a program; a power of two from 16 to 128.
         warps: number of warps of a program, 32 threads each; Mosaic always takes 12.
