@@ -1,4 +1,4 @@
-"""Reads the collectives of a compiled program from its HLO text: which arrays, how often, and how many bytes."""
+"""Reads a compiled program's collectives from its HLO text: their arrays, number of runs, and bytes sent."""
 
 import dataclasses
 import math
@@ -16,8 +16,8 @@ _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BOUND = re.compile(r" = [su]\d+\[\]\S* constant\((\d+)\)")
-# The TPU compiler's name for a fusion that sums over devices and leaves each its share. Its text has an all-reduce of
-# the whole array and slices of it; the device runs a reduce-scatter (`emitter`: AllReduceScatterFusion).
+# The TPU compiler's name for a fusion that sums over devices and gives each device its shard. Its text has an
+# all-reduce of the whole array and slices of it; the device runs a reduce-scatter (`emitter`: AllReduceScatterFusion).
 _SCATTERED_SUM = "all-reduce-scatter"
 _STARTS = 'custom_call_target="AsyncCollectiveStart"'
 _GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]*)\}|mesh\[([^\]]*)\] \{([^}]*)\})")
@@ -31,7 +31,8 @@ class Collective:
         kind: one of `KINDS`.
         arrays: dtypes and shapes of the result on each device.
         devices: number of devices in each group.
-        times: number of runs in one call of the program, loops counted; a loop of unknown length counts once.
+        times: number of runs in one call of the program, loop iterations included; a loop of unknown length counts
+            once.
         sent: bytes that each device sends per run, by the ring algorithm of its kind.
     """
 
@@ -48,7 +49,7 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Returns every collective in the text of a compiled module (see `jax.stages.Compiled.as_text`), loops counted."""
+    """Returns the collectives of a compiled module, from its text (`jax.stages.Compiled.as_text`)."""
     bodies, entry = _computations(hlo)
     found: list[Collective] = []
 
@@ -108,7 +109,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _devices(line: str) -> int:
-    """Returns the number of devices in a group, from any of the forms in which HLO writes groups."""
+    """Returns the number of devices in a group, in any HLO syntax for groups."""
     group = _GROUPS.search(line)
     if group is None:
         return 2
@@ -127,7 +128,7 @@ def _called(line: str) -> Iterator[str]:
 def _collective(kind: str, result: str, line: str, starts: bool, times: int) -> Collective:
     arrays = [(dtype, tuple(int(size) for size in shape.split(",") if size)) for dtype, shape in _ARRAY.findall(result)]
     if starts and kind in ("all-gather", "collective-permute") and len(arrays) > 1:
-        # (operands, results, and for permutes two tokens of synchronization)
+        # The type lists operands, results, and for permutes two synchronization tokens.
         arrays = [each for each in arrays if not (each[0] == "u32" and each[1] == ())]
         arrays = arrays[len(arrays) // 2 :]
     devices = _devices(line)

@@ -1,15 +1,15 @@
-"""`memorizing plan`: compiles the real train call for devices that are not here, and reports what it takes.
+"""`memorizing plan`: compiles the train call for devices that this machine lacks; reports its memory, traffic and time.
 
-Bytes held and sent come from the compiled program. The time of a step is an estimate: the largest of three times that a
-chip could at best overlap.
+Bytes held and sent come from the compiled program. The time of a step is an estimate: the longest of three times, as if
+the chip overlapped them perfectly.
 
-    arithmetic    FLOPs executed: the model's, and those that Model.remat repeats (see flops.py) / the chip's peak
+    arithmetic    FLOPs executed, including those that Model.remat repeats (see flops.py) / the chip's peak
     memory        parameters and optimizer state, read and written; gathered weights, read by each pass; keys of the
                   memory, read; float32 scores of the search, written and read (forward only) / its bandwidth
     network       bytes that the program's collectives send / the chip's sending bandwidth
 
-The estimate leaves out the selection of neighbors, reading them, and activations that go to device memory and back, so
-a real step takes longer.
+The estimate leaves out selecting and reading neighbors, and writing activations to device memory and reading them back.
+A real step therefore takes longer.
 """
 
 import json
@@ -42,8 +42,8 @@ GIB = 2**30
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _AMOUNT = r"(([\d.]+)([KMGT]?))"
-# The two forms in which libtpu says that a program does not fit. "Temporaries" are everything that it needs, arguments
-# and results included: `x * 2` of 12 GiB has no temporaries, and is reported to need 24.00G (libtpu 0.0.50).
+# libtpu's two messages for a program that does not fit. Their "temporaries" include arguments and results: `x * 2` of
+# 12 GiB has no temporaries, but libtpu 0.0.50 reports that it needs 24.00G.
 _NEEDS = tuple(
     re.compile(words.replace("AMOUNT", _AMOUNT))
     for words in (r"[Uu]sed AMOUNT of AMOUNT hbm", r"temporaries \(AMOUNT\) exceeds available HBM \(AMOUNT\)")
@@ -55,11 +55,11 @@ class DoesNotFit(RuntimeError):
 
 
 def plan(run: RunSettings, topology: str, json_file: Path | None = None, say: Callable[[str], None] = print) -> dict:
-    """Compiles the train call, prints a table of what it takes, and writes and returns the figures.
+    """Compiles the train call, prints a table of its memory, traffic and time, and writes and returns these figures.
 
     Raises:
         InputError: for an unknown topology, or settings that do not divide over it.
-        DoesNotFit: if the program needs more memory than the chip has; the table is printed and written nevertheless.
+        DoesNotFit: if the program needs more memory than the chip has; the table is still printed and written.
     """
     devices, (model, memory, batch) = topology_devices(topology), (run.model, run.memory, run.batch)
     mesh = open_mesh(run.mesh, split_sizes(model, memory, batch.segment_length, batch.size), devices=devices)
@@ -120,7 +120,7 @@ def compile_call(factory: StateFactory, state: TrainState) -> jax.stages.Compile
 
 
 def held_bytes(state: TrainState) -> dict[str, int]:
-    """Returns the bytes of a state that each device holds, by part."""
+    """Returns the bytes that each device holds of each part of a state."""
     parts = {
         "parameters": state.parameters,
         "optimizer": state.optimizer,
@@ -135,14 +135,14 @@ def _share(leaf: Any) -> int:
 
 
 def _measure(figures: dict[str, Any], compiled: jax.stages.Compiled, batch: BatchSettings) -> None:
-    """Returns the bytes that the compiled program holds and sends."""
+    """Adds to `figures` the bytes that the compiled program holds and sends."""
     analysis = compiled.memory_analysis()
     if analysis is not None:
         held = figures["bytes_per_device"]
         program = int(analysis.generated_code_size_in_bytes)
         held["temporaries"] = int(analysis.temp_size_in_bytes)
         held["program"] = program
-        new = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)  # outputs that are not written in place
+        new = int(analysis.output_size_in_bytes - analysis.alias_size_in_bytes)  # outputs not written in place
         held["total"] = int(analysis.argument_size_in_bytes) + held["temporaries"] + new + program
     found = collectives(compiled.as_text() or "")
     figures["collectives"] = summary(found, batch.segments_per_call)
@@ -166,7 +166,7 @@ def _estimate(
     batch: BatchSettings,
     devices: Sequence[jax.Device],
 ) -> None:
-    """Returns FLOPs, and the step time by the roofline model; only FLOPs for an unknown chip."""
+    """Adds to `figures` the FLOPs and, for a known chip, the step time by the roofline model."""
     tokens = batch.size * batch.segment_length
     tokens_each = tokens / len(devices)
     executed = executed_flops_per_token(model, memory, batch.segment_length) * tokens_each
@@ -175,8 +175,8 @@ def _estimate(
     chip, held = chip_of(devices[0]), figures["bytes_per_device"]
     if chip is None:
         return
-    # Parameters and optimizer state are read and written. Gathered weights are read once in the forward pass, once more
-    # if it is repeated (remat), and twice in the backward pass.
+    # Parameters and optimizer state are read and written. Gathered weights are read once in the forward pass, again if
+    # remat repeats it, and twice in the backward pass.
     weights = 2 * figures["parameters"] / figures["mesh"]["model"]
     traffic = 2 * (held["parameters"] + held["optimizer"]) + (4 if model.remat else 3) * weights
     # Every layer that searches a bank reads its keys.
@@ -201,10 +201,9 @@ def _estimate(
 
 
 def needed(message: str, held: dict[str, int]) -> str:
-    """Reads from the compiler's message how much memory is missing; adds the total to `held`, and the temporaries in
-    it.
+    """Returns the memory needed and available, from the compiler's message; adds total and temporaries to `held`.
 
-    Temporaries are then the rest of the total, so they include padding.
+    Temporaries are the total minus all other parts, so they include padding.
     """
     match = next((match for pattern in _NEEDS if (match := pattern.search(message))), None)
     if match is None:
@@ -216,7 +215,7 @@ def needed(message: str, held: dict[str, int]) -> str:
 
 
 def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings, batch: BatchSettings) -> str:
-    """Returns advice on settings to change, by what takes the most memory."""
+    """Returns advice on settings to change, for the part that takes the most memory."""
     held, mesh = figures["bytes_per_device"], figures["mesh"]
     state, banks = held["parameters"] + held["optimizer"], held["memory"]
     temporaries = held.get("temporaries", 0)
@@ -226,7 +225,7 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
     if temporaries > max(state, banks):
         ways.append(f"temporaries take most, {temporaries / GIB:.1f} GiB: {rows}")
         if not model.remat:
-            ways.append("Model.remat = True, which computes activations again instead of keeping them")
+            ways.append("Model.remat = True, which recomputes activations instead of storing them")
         if memory.size and (change := chosen_settings(memory, figures["platform"]).cheaper()):
             ways.append(change)
         if banks > temporaries / 10:  # large enough for its padding and copies to matter
@@ -241,7 +240,7 @@ def advice(figures: dict[str, Any], model: ModelSettings, memory: MemorySettings
 
 
 def table(figures: dict[str, Any]) -> str:
-    """Returns the figures as a table for a person."""
+    """Returns the figures as a table of plain text."""
     held, mesh = figures["bytes_per_device"], figures["mesh"]
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.items())
     lines = [

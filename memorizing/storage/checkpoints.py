@@ -1,10 +1,10 @@
 """Checkpoints of a `TrainState`, saved by orbax in the background while training goes on.
 
-A save is written under a temporary name and renamed when complete (in an object store, a marker file says that it is
-complete), so a kill at any moment leaves the checkpoint before intact. Every process writes what its devices hold.
-Other processes can restore a checkpoint, onto another mesh and with a memory of another size. A damaged checkpoint,
-which cannot be read or does not hold what was saved (see `fingerprint.py`), is reported and set aside, and the one
-before is used. If the disk, the network or this machine failed instead, the checkpoint stays as it is and the run ends.
+A save is written under a temporary name and renamed when complete (in an object store, a marker file is added instead),
+so a kill at any moment leaves the previous checkpoint intact. Every process writes the shards of its devices. A
+checkpoint can be restored by another number of processes, onto another mesh, and with a memory of another size. A
+damaged checkpoint, which cannot be read or fails its checksums (see `fingerprint.py`), is reported and set aside, and
+the previous one is used. If the disk, the network or this machine failed instead, the checkpoint stays and the run ends.
 
     WORKDIR/checkpoints/STEP/     parameters/    progress/ (optimizer, step, XL caches)    memory/ (banks, if any)
                                   fingerprints/ (of every array)
@@ -34,13 +34,13 @@ from memorizing.storage.saved_banks import resized, restored_form, saved_form
 from memorizing.storage.train_state import TrainState
 
 CHECKPOINTS = "checkpoints"
-"""Folder of a workdir that holds its checkpoints, each in a folder named by its step."""
+"""Folder in a workdir with its checkpoints, each in a folder named after its step."""
 
 DAMAGED = ".damaged"
-"""Suffix of a damaged checkpoint that was set aside."""
+"""Suffix added to the name of a damaged checkpoint when it is set aside."""
 
 FINGERPRINTS = "fingerprints"
-"""Item of a checkpoint that holds the fingerprints of the arrays in the other items."""
+"""Item of a checkpoint with the fingerprints of all arrays in its other items."""
 
 
 class SaveFailed(RuntimeError):
@@ -48,7 +48,7 @@ class SaveFailed(RuntimeError):
 
 
 def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
-    """Returns an error that names what could not be written and where, and the checkpoints that are intact."""
+    """Returns an error that names the failed write, its folder and the checkpoints that are intact."""
     steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
     kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
     return SaveFailed(
@@ -58,7 +58,7 @@ def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
 
 
 class CorruptCheckpoint(RuntimeError):
-    """Raised if a checkpoint is damaged, in the part that this process or another one reads."""
+    """Raised if the part of a checkpoint that this process or another one reads is damaged."""
 
 
 class ReadFailed(OSError):
@@ -81,9 +81,9 @@ class Checkpoints:
 
     Args:
         workdir: folder of the run.
-        keep: number of newest checkpoints that stay.
-        keep_every: checkpoints at multiples of this step also stay; 0 for none.
-        index_kind: number of the search that builds the banks' indexes; an index of another kind is not restored.
+        keep: number of newest checkpoints to keep.
+        keep_every: also keeps checkpoints at multiples of this step; 0 for none.
+        index_kind: number that identifies the search whose index the banks hold; other indexes are not restored.
     """
 
     def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0, index_kind: int = 0):
@@ -101,7 +101,7 @@ class Checkpoints:
         self._reader = self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
         self._failure: Exception | None = None
         if keep is not None:
-            # The time limit stays at 20 minutes: large states on slow disks take many, and processes differ.
+            # The time limit stays at orbax's 20 minutes: large states on slow disks take long, and processes differ.
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_every or None,
@@ -110,13 +110,13 @@ class Checkpoints:
             )
             self._wait = ocp.multihost.get_barrier_sync_fn()
             self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=_handlers())
-            # Orbax would also ask for preemption, with its own step numbers; JAX would then miss `Preemption`.
+            # Orbax would also poll for preemption, with its own step numbers, and hide the notice from `Preemption`.
             self._manager.reached_preemption = lambda step: False
 
     def _wait_unless_failed(self, *, key: str, timeout_ms: int) -> None:
-        """Barrier of orbax's threads, which returns at once after a failure.
+        """Waits at a barrier of orbax's threads; after a failed write, raises its error at once.
 
-        Orbax waits in a `finally` even after this process could not write its part, while the others wait elsewhere.
+        Orbax waits in a `finally` even after this process failed to write its part, while the others wait elsewhere.
         """
         error = sys.exception()
         if isinstance(error, Exception) and threading.current_thread() is not threading.main_thread():
@@ -129,9 +129,9 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
-        """Returns the steps of all complete checkpoints, oldest first, as the first process finds them.
+        """Returns the steps of all complete checkpoints that the first process sees, oldest first.
 
-        Other processes may find others, on a disk that shows files late or while the run goes on.
+        Processes may see different ones, on a disk that shows files late or while the run goes on.
         """
         steps = sorted(self._manager.all_steps())
         count = broadcast_from_first(len(steps))
@@ -153,9 +153,9 @@ class Checkpoints:
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
     def save_parameters(self, step: int, parameters: Parameters) -> None:
-        """Saves parameters alone: they can be evaluated and used by `Training.init_from`, but not resumed.
+        """Saves only parameters, to evaluate or for `Training.init_from`; such a checkpoint cannot be resumed.
 
-        They may be on the host: a device holds at most one array at a time.
+        Parameters may be on the host: a device holds at most one of their arrays at a time.
 
         Raises:
             SaveFailed: see `save`.
@@ -170,9 +170,9 @@ class Checkpoints:
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
     def check(self) -> None:
-        """Checks the save in the background, without waiting for it or for other processes.
+        """Checks whether the background save failed, without waiting for it or for other processes.
 
-        The other processes wait for this process's part, so this process must end at once for them to notice.
+        The others wait for this process's part and only notice a failure when this process ends, so it must end at once.
 
         Raises:
             SaveFailed: if this process could not write its part.
@@ -197,9 +197,9 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState, mesh: Mesh, reset_memory: bool = False) -> TrainState:
         """Returns the state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or abstract).
 
-        A memory of another size is laid out again: a larger memory holds all tokens, a smaller one the newest. It is
-        empty if no memory was saved, or with `reset_memory`. The index of another search is not restored: such banks
-        come without one.
+        A memory of another size is laid out anew: a larger one holds all tokens, a smaller one the newest. It is empty
+        if no memory was saved, or with `reset_memory`. An index that another search built is not restored: the banks
+        then have no index.
 
         Raises:
             CorruptCheckpoint: if the part of any process is damaged.
@@ -236,7 +236,7 @@ class Checkpoints:
         return banks[0]["keys_BHMD"].shape[2] if banks else 0
 
     def _saved(self, step: int) -> list[dict[str, Any]]:
-        """Returns shapes and dtypes of the saved banks' arrays, by name; empty without banks."""
+        """Returns shapes and dtypes of each saved bank's arrays, by name; an empty list without banks."""
 
         def read() -> list[dict[str, Any]]:
             if "memory" not in self._written(step):
@@ -250,7 +250,7 @@ class Checkpoints:
         return self._attempt(step, read)
 
     def _saved_banks(self, step: int, mesh: Mesh) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        """Returns the saved banks, with each array on its devices."""
+        """Returns the abstract arrays of the saved banks, with their shardings on the mesh."""
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self._saved(step))
         return placed(shapes, shardings(mesh, shapes))
 
@@ -263,7 +263,7 @@ class Checkpoints:
         return self._attempt(step, lambda: by_path(self._reader.item_metadata(step)["parameters"]))
 
     def restore_parameters(self, step: int, like: Parameters) -> Parameters:
-        """Returns the parameters alone, for evaluation, which has its own carry and no optimizer.
+        """Returns only the parameters; evaluation has its own carry and no optimizer.
 
         Raises:
             CorruptCheckpoint, ReadFailed: see `restore`.
@@ -281,9 +281,8 @@ class Checkpoints:
             return jnp.zeros(like.shape, like.dtype, device=like.sharding) if leaf is None else leaf
 
         filled = {name: jax.tree.map(fill, item, restored[name]) for name, item in items.items()}
-        found = {
-            name: fingerprints(item) for name, item in filled.items()
-        }  # by all processes, so not inside an attempt
+        # All processes must compute fingerprints together, so this stays outside `_attempt`.
+        found = {name: fingerprints(item) for name, item in filled.items()}
         self._attempt(step, lambda: self._compare(found, self._written(step)))
         return filled
 
@@ -304,7 +303,7 @@ class Checkpoints:
         """Returns the result of a read if every process could read its part.
 
         Raises:
-            CorruptCheckpoint, ReadFailed: in all processes alike, see `restore`.
+            CorruptCheckpoint, ReadFailed: the same one in every process, see `restore`.
         """
         result, problem = None, None
         try:
@@ -322,7 +321,7 @@ class Checkpoints:
         ) from problem
 
     def set_aside(self, step: int) -> AnyPath:
-        """Renames the checkpoint of `step`, so that it is ignored but not lost. Returns its new name."""
+        """Renames the checkpoint of `step`, which is then ignored but not lost, and returns its new path."""
         path = self._folder / str(step)
         aside = next(
             name
@@ -353,13 +352,13 @@ class Checkpoints:
 
 @functools.cache
 def _hush_orbax() -> None:
-    """Keeps orbax's prints of errors off the terminal: it also raises the first of them."""
+    """Silences the errors that orbax prints; it raises the first of them anyway."""
     for logger in ("absl", "asyncio"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     tell = sys.unraisablehook
 
     def tell_others(unraisable: Any) -> None:
-        """Drops errors of reads that continue after another one failed, which nobody asks for."""
+        """Ignores errors of orbax's leftover reads, which continue after another read failed."""
         of_orbax = "orbax" in getattr(getattr(unraisable.object, "cr_code", None), "co_filename", "")
         if not of_orbax and str(unraisable.exc_value) != "Event loop is closed":
             tell(unraisable)

@@ -1,4 +1,4 @@
-"""Reasons why a checkpoint could not be read: it is damaged; or the disk, the network or this machine failed."""
+"""Tells a damaged checkpoint from one that could not be read because the disk, the network or this machine failed."""
 
 import errno
 import re
@@ -7,7 +7,7 @@ import jax
 
 
 def reason(error: BaseException) -> str:
-    """Returns one line about the first cause of an error, without the page of JSON that TensorStore and orbax add."""
+    """Returns one line about the first cause of an error, without the JSON that TensorStore and orbax append."""
     while error.__cause__ is not None:
         error = error.__cause__
     line = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -19,8 +19,8 @@ _NO_DAMAGE = re.compile(
     rf"|os_error_code='(?!(?:{errno.ENOENT}|{errno.ENOTDIR}|{errno.EISDIR})')"
     "|tree structures do not match|is not compatible with the stored shape"
 )
-"""Messages that mean no damage: TensorStore's about networks, permissions, disks and memory; orbax's about another
-state."""
+"""Messages of errors other than damage: TensorStore's about networks, permissions, disks and memory; orbax's about a
+state of another structure or shape."""
 
 
 def is_damage(error: BaseException) -> bool:

@@ -1,11 +1,11 @@
 """Starts a run from another run's parameters (fine-tuning), even if the other run's model had no memory.
 
-    parameters that both have      are taken, and must have the same shape
-    those of a memory layer        (gate, query scale, key shift ...) are drawn if the other run lacks them
-    anything else                  is rejected by name
+    parameters of both models      are copied, and must have the same shape
+    parameters of a memory layer   (gate, query scale, key shift ...) are initialized if the other run lacks them
+    any other difference           is rejected, with the parameters' names
 
-No parameter depends on the size of a memory, so the size may differ. Optimizer, step, caches and memory start new. The
-workdir records the source, so a resumed run does not need it.
+No parameter depends on the size of a memory, so the size may differ. Optimizer, step, caches and memory start afresh.
+The workdir records the source, so resuming does not read the other run again.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ class Beginning(NamedTuple):
     """The source of a run's parameters.
 
     Attributes:
-        run, step: checkpoint of another run.
-        parameters: digest of the parameters taken from it, and of those that were drawn.
-        memory: digest of the snapshot with which documents start; None for none.
+        run, step: folder of the other run, and the step of its checkpoint.
+        parameters: digest of all initial parameters, copied and newly initialized.
+        memory: digest of the snapshot that fills the memory when a document starts; None without one.
     """
 
     run: str
@@ -57,7 +57,7 @@ def begin_from(
     fresh: Parameters,
     say: Callable[[str], None],
 ) -> tuple[Parameters, Beginning]:
-    """Returns the parameters of `init_from` where it has them, and `fresh` ones for a new memory.
+    """Returns the parameters of the run `init_from`, with `fresh` ones for a memory that it lacks, and their source.
 
     Raises:
         InputError: if there is no such checkpoint, it has another vocabulary, or its parameters outside of memory
@@ -76,8 +76,8 @@ def begin_from(
         missing = _check(wanted, there, model, f"Training.init_from = {init_from!r} (step {step})")
         restored = checkpoints.restore_parameters(step, _without(fresh, missing))
     taken = by_path(restored)
-    drawn = f"; drawn anew, for a memory that it lacks: {', '.join(missing)}" if missing else ""
-    say(f"begins with the parameters of {folder}, step {step}{drawn}")
+    drawn = f"; newly initialized, for a memory that it lacks: {', '.join(missing)}" if missing else ""
+    say(f"starts from the parameters of {folder}, step {step}{drawn}")
     leaves = [taken.get(path, leaf) for path, leaf in wanted.items()]
     parameters = jax.tree.unflatten(jax.tree.structure(fresh), leaves)
     memory = snapshot_digest(Path(prebuilt_memory)) if prebuilt_memory else None
@@ -85,14 +85,14 @@ def begin_from(
 
 
 def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, where: str) -> list[str]:
-    """Returns the paths of parameters to draw; rejects all other differences."""
+    """Returns the paths of parameters to initialize; rejects all other differences."""
     _, without = abstract_model(dataclasses.replace(model, memory_layers=(), banks_of=()), MemorySettings(size=0))
     of_memory = wanted.keys() - by_path(without).keys()
     shapes = [f"{path} of {there[path].shape} (here {wanted[path].shape})" for path in wanted if path in there
               and tuple(there[path].shape) != tuple(wanted[path].shape)]  # fmt: skip
     faults = {
         "lacks": [path for path in wanted if path not in there and path not in of_memory],
-        "has, beside those of this model,": [path for path in there if path not in wanted],
+        "has additional parameters:": [path for path in there if path not in wanted],
         "has other shapes:": shapes,
     }
     found = [f"{how} {', '.join(paths)}" for how, paths in faults.items() if paths]
@@ -105,7 +105,7 @@ def _check(wanted: dict[str, Any], there: dict[str, Any], model: ModelSettings, 
 
 
 def _without(tree: Any, paths: list[str], place: str = "") -> Any:
-    """Returns the nested dictionaries without the leaves of these paths, and without dictionaries that this empties."""
+    """Returns nested dictionaries without the leaves at `paths`, and without dictionaries that become empty."""
     if not isinstance(tree, dict):
         return tree
     kept = {}
@@ -118,7 +118,7 @@ def _without(tree: Any, paths: list[str], place: str = "") -> Any:
 
 
 def record_beginning(workdir: AnyPath, beginning: Beginning) -> None:
-    """Writes `FROM_FILE`, and copies what `memorizing export` needs of a pretrained model, in the first process."""
+    """Writes `FROM_FILE` and copies the files that `memorizing export` needs, in the first process."""
     if not is_first():
         return
     source = run_folder("Training.init_from", beginning.run) / PRETRAINED
@@ -136,7 +136,7 @@ def snapshot_owner(
     parameters: Parameters,
     step: int,
 ) -> SnapshotOwner:
-    """Returns the owner of snapshots that a run's checkpoint makes and may load."""
+    """Returns the owner of the snapshots that this checkpoint of a run makes and may load."""
     trained_with = recorded_beginning(workdir).memory if (workdir / FROM_FILE).exists() else None
     return SnapshotOwner(
         model, segment_length, tokens.digests()["vocabulary"], parameters_digest(parameters), step, trained_with
@@ -144,5 +144,5 @@ def snapshot_owner(
 
 
 def recorded_beginning(workdir: AnyPath) -> Beginning:
-    """Returns what `record_beginning` wrote."""
+    """Returns the source that `record_beginning` wrote."""
     return Beginning(**json.loads((workdir / FROM_FILE).read_text()))

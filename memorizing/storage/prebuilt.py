@@ -1,4 +1,4 @@
-"""Banks made from a snapshot: laid out for another size and search, and put in place where documents start."""
+"""Prebuilt memory: loads a snapshot's banks for any size and search, and copies them in when documents start."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ def prebuilt_banks(
 ) -> tuple[Bank, ...]:
     """Returns the banks of a snapshot for `begin_documents`, on every device that holds rows.
 
-    XL caches, and tokens of a segment that is not full yet, are not used.
+    The snapshot's XL caches and the tokens of its unfinished segment are not used.
 
     Raises:
         InputError: see `load_snapshot`; also if there is no memory, here or in the snapshot.
@@ -49,7 +49,7 @@ def begin_documents(
     starts_B, search, tokens = batch.starts_document_B, make_search(memory), batch.inputs_BN.shape[1]
 
     def refilled(bank: Bank, source: Bank) -> Bank:
-        # A memory that outlasts documents is filled once.
+        # A memory that is not cleared at documents is filled only once.
         rows_B = starts_B if memory.clear_at_documents else starts_B & (bank.length_B == 0)
         return refill(bank, rows_B, source, search, tokens)
 

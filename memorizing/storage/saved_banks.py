@@ -1,4 +1,4 @@
-"""The saved form of a memory bank, and its restore into a ring buffer of another size or for another search.
+"""Saves memory banks, and restores them with another size or for another search.
 
 Arrays are saved by name, with a number for the kind of the index. An index of another kind is not restored.
 """
@@ -17,11 +17,11 @@ from memorizing.memory.search import NO_INDEX, Search
 from memorizing.parallel.mesh import init_sharded, shardings
 
 INDEX_KIND = "index_kind"
-"""Name of the number that says which search made a saved index."""
+"""Name of the saved number that identifies the search that built the index."""
 
 
 def by_name(bank: Bank) -> dict[str, Any]:
-    """Returns the arrays of a bank by name, without its counts of recall."""
+    """Returns the arrays of a bank by name, without its recall counts."""
     leaves = jax.tree.leaves_with_path(bank._replace(recall=None))
     named = {jax.tree_util.keystr(path[-1:], simple=True): leaf for path, leaf in leaves}
     if len(named) < len(leaves):
@@ -30,12 +30,12 @@ def by_name(bank: Bank) -> dict[str, Any]:
 
 
 def saved_form(bank: Bank, index_kind: int) -> dict[str, Any]:
-    """Returns the arrays to save of a bank, by name."""
+    """Returns the arrays of a bank to save, by name."""
     return by_name(bank) | ({INDEX_KIND: np.asarray(index_kind, np.int32)} if bank.index.slots else {})
 
 
 def restored_form(saved: dict[str, Any], like: Bank, index_kind: int) -> Bank:
-    """Returns the bank of saved arrays, with an index only if one of this kind was saved."""
+    """Returns a bank from its saved arrays, with the index only if it is of `index_kind`."""
     if INDEX_KIND not in saved or int(saved[INDEX_KIND]) != index_kind:
         like = like._replace(index=NO_INDEX)
     like = like._replace(recall=None)
@@ -43,14 +43,14 @@ def restored_form(saved: dict[str, Any], like: Bank, index_kind: int) -> Bank:
 
 
 def indexed(bank: Bank, search: Search, tokens: int, mesh: Mesh) -> Bank:
-    """Returns the bank with the index of `search`, built in segments of `tokens` on the devices of the bank."""
+    """Returns the bank with a new index for `search`, built on the bank's devices from `tokens` tokens at a time."""
     index = functools.partial(reindexed, search=search, tokens=tokens)
     with jax.set_mesh(mesh):
         return jax.jit(index, out_shardings=shardings(mesh, jax.eval_shape(index, bank)))(bank)
 
 
 def resized(bank: Bank, like: Bank, mesh: Mesh) -> Bank:
-    """Returns a restored bank with the slots of `like`, and with recall counts of 0 if `like` counts recall.
+    """Returns a restored bank with as many slots as `like`, and with zero recall counts if `like` counts recall.
 
     A smaller bank keeps the newest tokens.
 

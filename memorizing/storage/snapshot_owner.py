@@ -24,12 +24,13 @@ class SnapshotOwner(NamedTuple):
     """A model that makes snapshots and may load them.
 
     Attributes:
-        model, segment_length: settings.
+        model: settings of the model.
+        segment_length: tokens in a segment.
         vocabulary: digest of the vocabulary.
         parameters: digest of the parameters.
         step: step of the parameters' checkpoint.
-        trained_with: digest of the snapshot that the model was trained to read; None for none. The parameters with
-            which training started made it, so they are older than these.
+        trained_with: digest of the snapshot that the model was trained to read; None without one. The parameters
+            before training made that snapshot, so it is accepted although their digest differs.
     """
 
     model: ModelSettings
@@ -40,7 +41,7 @@ class SnapshotOwner(NamedTuple):
     trained_with: str | None = None
 
     def described(self) -> dict[str, Any]:
-        """Returns the owner as a manifest stores it."""
+        """Returns the dictionary that a manifest stores for the owner."""
         settings = dataclasses.asdict(self.model).items()
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in settings}
         values = {name: value for name, value in self._asdict().items() if name != "trained_with"}
@@ -48,16 +49,16 @@ class SnapshotOwner(NamedTuple):
 
 
 def parameters_digest(parameters: Parameters) -> str:
-    """Returns a digest that is the same for the same parameters, however they are sharded.
+    """Returns a digest of the parameters that does not depend on their sharding.
 
-    It leaves out a learned index, which computes no keys.
+    A learned index is left out, because it does not affect keys or values.
     """
     makers = jax.tree_util.tree_map_with_path(lambda path, leaf: None if is_of_index(path) else leaf, parameters)
     return hashlib.sha256(json.dumps(fingerprints(makers), sort_keys=True).encode()).hexdigest()
 
 
 def manifest_digest(manifest: dict[str, Any]) -> str:
-    """Returns a digest of a manifest, and by its fingerprints of the whole snapshot."""
+    """Returns a digest of a manifest, which identifies the whole snapshot because it holds the arrays' fingerprints."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -92,12 +93,12 @@ def check_owner(folder: Path, manifest: dict[str, Any], owner: SnapshotOwner, me
     if differ:
         raise InputError(
             f"{folder} was made with {', '.join(differ)}. Only the model that made a snapshot can read it. Use these "
-            "settings and the run that made it, or make it again with `memorizing memorize`"
+            "settings and the run that made it, or make a new one with `memorizing memorize`"
         )
 
 
 def _writing_settings(stored: dict[str, Any], memory: MemorySettings) -> dict[str, tuple[Any, Any]]:
-    """Returns (there, here) of the writing settings that must agree; a memory that is only read accepts any ring."""
+    """Returns the writing settings that must agree, as (saved, current); a read-only memory accepts any ring buffer."""
     there = written_with(stored)
     if memory.writes == "never" and not memory.uses_slot_table:
         return {}

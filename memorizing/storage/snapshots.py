@@ -1,7 +1,7 @@
-"""The folder of a memory snapshot: everything that a model has read, for the same model to read on from.
+"""Memory snapshots: folders with the state of a model that has read some texts, from which it can continue.
 
-FOLDER/manifest.json    the model that made it (see snapshot_owner.py), the texts, and the segment that is not full yet
-FOLDER/arrays/          XL caches and banks of one row, by orbax; without a search's index, which is rebuilt
+FOLDER/manifest.json    the model that made it (see snapshot_owner.py), the texts, and the unfinished segment
+FOLDER/arrays/          XL caches and banks of one row, in orbax's format; without indexes, which are rebuilt
 """
 
 import dataclasses
@@ -33,15 +33,15 @@ from memorizing.storage.saved_banks import indexed, resized
 from memorizing.storage.snapshot_owner import SnapshotOwner, check_owner, manifest_digest, written_with
 
 FORMAT_VERSION = 2
-"""Version of a snapshot's folder. Version 1 (memorizing 0.1) had other names of parameters."""
+"""Version of a snapshot's folder. Version 1 (memorizing 0.1) named parameters differently."""
 MANIFEST = "manifest.json"
 MANIFEST_KEYS = "made_by", "memory", "texts", "unfinished_segment", "fingerprints"
-"""Keys of a manifest that are read."""
+"""Keys that a manifest must have."""
 ARRAYS = "arrays"
 
 
 class ReadText(NamedTuple):
-    """A text that was read: its name, its number of tokens, and a digest of them."""
+    """The record of a text that was read: its name, its number of tokens, and their digest."""
 
     name: str
     tokens: int
@@ -52,8 +52,8 @@ class Snapshot(NamedTuple):
     """The state of a reader after some texts.
 
     Attributes:
-        carry: XL caches and banks of one row, before the segment that is not full yet.
-        inputs: input tokens of that segment, in order.
+        carry: XL caches and banks of one row, before the unfinished segment.
+        inputs: input tokens of the unfinished segment, in order.
         texts: the texts that were read, in order.
     """
 
@@ -63,7 +63,7 @@ class Snapshot(NamedTuple):
 
 
 def snapshot_digest(folder: Path) -> str:
-    """Returns a digest of a snapshot's contents, wherever its folder is.
+    """Returns a digest of a snapshot's contents, which does not depend on the folder's name.
 
     Raises:
         InputError: if there is no snapshot.
@@ -87,17 +87,17 @@ def check_not_empty(memory: MemorySettings, way_out: str = "") -> None:
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Rejects a folder for a snapshot that holds something else. Called before anything is read.
+    """Rejects an output folder that exists and is not a snapshot. Call it before reading any text.
 
     Raises:
         InputError: names `option`.
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise InputError(f"{option}={folder} exists already and is no snapshot. Name a folder that does not exist")
+        raise InputError(f"{option}={folder} exists already and is not a snapshot. Name a folder that does not exist")
 
 
 def check_again(folder: Path, texts: Sequence[ReadText], owner: SnapshotOwner, memory: MemorySettings) -> None:
-    """Rejects a folder that holds a snapshot of other texts. Called before the texts are read.
+    """Rejects a folder that holds a snapshot of other texts. Call it before reading the texts.
 
     Raises:
         InputError: says what differs.
@@ -116,7 +116,7 @@ def read_text_of(tokens_T: Int[np.ndarray, "T"], name: str) -> ReadText:
 
 
 def save_snapshot(folder: Path, snapshot: Snapshot, owner: SnapshotOwner, memory: MemorySettings) -> bool:
-    """Writes a snapshot atomically. Returns False if the folder holds the same snapshot already.
+    """Writes a snapshot atomically. Returns False if the folder already holds the same snapshot.
 
     Raises:
         InputError: if the folder holds something else.
@@ -142,7 +142,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, owner: SnapshotOwner, memory
             )
         return False
     with writing(folder):
-        # A random name, so that neither an interrupted save nor another process's is overwritten.
+        # A random name avoids overwriting an interrupted save or another process's.
         unfinished = folder.with_name(f"{folder.name}.unfinished-{secrets.token_hex(4)}").absolute()
         unfinished.mkdir(parents=True)
         with ocp.StandardCheckpointer() as checkpointer:
@@ -153,10 +153,10 @@ def save_snapshot(folder: Path, snapshot: Snapshot, owner: SnapshotOwner, memory
 
 
 def load_snapshot(folder: Path, owner: SnapshotOwner, memory: MemorySettings, mesh: Mesh) -> Snapshot:
-    """Returns a snapshot of the same model, in a memory of `memory.size`; a smaller memory holds the newest tokens.
+    """Loads a snapshot that the same model made into a memory of `memory.size`; a smaller one keeps the newest tokens.
 
     Raises:
-        InputError: if there is no snapshot, another model made it (names what differs), or it is damaged.
+        InputError: if there is no snapshot, another model made it (the message names the differences), or it is damaged.
     """
     manifest = _manifest(folder)
     check_owner(folder, manifest, owner, memory)
@@ -182,7 +182,7 @@ def load_snapshot(folder: Path, owner: SnapshotOwner, memory: MemorySettings, me
 
 
 def is_older(folder: Path, owner: SnapshotOwner) -> bool:
-    """Returns whether older parameters made a snapshot: those with which the model's training started."""
+    """Returns True if the parameters before training made the snapshot, not the current ones."""
     return _manifest(folder)["made_by"]["parameters"] != owner.parameters
 
 
@@ -191,7 +191,7 @@ def _saved_part(carry: Carry) -> Carry:
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    """Returns all arrays with elements; orbax rejects those without (an XL cache of length 0)."""
+    """Returns all arrays by path, except empty ones (an XL cache of length 0), which orbax rejects."""
     return {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(tree) if leaf.size}
 
 
@@ -223,7 +223,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _laid_out(banks: tuple[Bank, ...], owner: SnapshotOwner, memory: MemorySettings, mesh: Mesh) -> tuple[Bank, ...]:
-    """Returns the banks in a memory of the size of `memory`, with its search's index."""
+    """Returns the banks resized to `memory.size`, with the index of its search."""
     empty = functools.partial(empty_carry, owner.model, memory, 1, owner.segment_length)
     if len(banks) != len(jax.eval_shape(empty).banks):  # one of the sizes is 0
         return init_sharded(mesh, lambda: empty().banks, functools.partial(shardings, mesh))

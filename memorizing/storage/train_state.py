@@ -1,4 +1,4 @@
-"""The state of a training run, which a checkpoint holds."""
+"""The state of a training run, which checkpoints save."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Small files of a run's folder: its data and vocabulary, the lock of a training, the last reset of its memory."""
+"""Small files of a run's folder: data digests, vocabulary, lock, and the record of the last memory reset."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
 
 
 DATA_FILE = "data.json"
-"""File with digests of the vocabulary and of the train split that the run reads."""
+"""File with digests of the run's vocabulary and train split."""
 VOCABULARY = "vocabulary"
 """Folder with a copy of the run's vocabulary, so that the workdir alone can read and write text."""
 PRETRAINED = "pretrained"
@@ -41,7 +41,7 @@ PRETRAINED = "pretrained"
 
 
 def held_run(workdir: AnyPath) -> AbstractContextManager[None]:
-    """Locks a run's folder, in the first process, while it trains. A bucket cannot be locked.
+    """Locks a run's folder while it trains, in the first process. Does nothing for a bucket, which cannot be locked.
 
     Raises:
         InputError: if another training holds the lock.
@@ -61,9 +61,9 @@ def record_data(workdir: AnyPath, tokens: PreparedTokens) -> None:
 
 
 def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
-    """Rejects tokens other than those with which the run in `workdir` started; to evaluate, only the vocabulary counts.
+    """Rejects tokens other than those with which the run in `workdir` started.
 
-    Their folder may have moved, since contents are compared.
+    Compares the vocabulary and, if `train`, the train split, by their contents: the folder may have moved.
 
     Raises:
         InputError: names the digests and folders of both.
@@ -82,7 +82,7 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
 
 
 def readable_tokens(workdir: AnyPath, data: str, model: ModelSettings) -> PreparedTokens:
-    """Returns prepared tokens that the run in `workdir` can read; they need not be those it was trained on.
+    """Returns prepared tokens with the vocabulary of the run in `workdir`; the texts may be new to it.
 
     Raises:
         InputError: see `open_tokens` and `check_data`.
@@ -110,9 +110,9 @@ def open_vocabulary(workdir: AnyPath) -> PreparedTokens:
 
 
 def open_document_tokens(workdir: AnyPath, data: str, model: ModelSettings, document: str) -> PreparedTokens:
-    """Returns the prepared tokens in which `document` may be named; the run's vocabulary if it is a file or folder.
+    """Returns the prepared tokens that hold `document`, or only the run's vocabulary if it is a file or folder.
 
-    A document of a split goes before a file of the same name, as long as the folder `data` is on this machine.
+    If this machine has the folder `data`, its documents take precedence over files of the same name.
 
     Raises:
         InputError: see `readable_tokens` and `open_vocabulary`.
@@ -127,7 +127,7 @@ DROPPED_FILE = "dropped_memory.json"
 
 
 def is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], None]) -> bool:
-    """Returns whether to drop the memory saved at the `newest` step; False if a launcher repeats the command."""
+    """Returns True if the memory saved at step `newest` is to be dropped; False if a launcher repeats the command."""
     path, dropped = workdir / DROPPED_FILE, -1
     if is_first() and path.exists():
         dropped = json.loads(path.read_text())["step"]
