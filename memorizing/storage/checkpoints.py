@@ -4,7 +4,7 @@ A save is written under a temporary name and renamed when complete (in an object
 so a kill at any moment leaves the previous checkpoint intact. Every process writes the shards of its devices. A
 checkpoint can be restored by another number of processes, onto another mesh, and with a memory of another size. A
 damaged checkpoint, which cannot be read or fails its checksums (see `fingerprint.py`), is reported and set aside, and
-the previous one is used. If the disk, the network or this machine failed instead, the checkpoint stays and the run ends.
+the previous one is used. If the disk, the network or this machine failed, the checkpoint stays and the run ends.
 
     WORKDIR/checkpoints/STEP/     parameters/    progress/ (optimizer, step, XL caches)    memory/ (banks, if any)
                                   fingerprints/ (of every array)
@@ -172,7 +172,7 @@ class Checkpoints:
     def check(self) -> None:
         """Checks whether the background save failed, without waiting for it or for other processes.
 
-        The others wait for this process's part and only notice a failure when this process ends, so it must end at once.
+        The others wait for this process's part. They notice a failure only when it ends, so it must end at once.
 
         Raises:
             SaveFailed: if this process could not write its part.

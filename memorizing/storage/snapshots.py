@@ -156,7 +156,7 @@ def load_snapshot(folder: Path, owner: SnapshotOwner, memory: MemorySettings, me
     """Loads a snapshot that the same model made into a memory of `memory.size`; a smaller one keeps the newest tokens.
 
     Raises:
-        InputError: if there is no snapshot, another model made it (the message names the differences), or it is damaged.
+        InputError: if there is no snapshot, another model made it (names the differences), or it is damaged.
     """
     manifest = _manifest(folder)
     check_owner(folder, manifest, owner, memory)

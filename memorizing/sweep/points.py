@@ -95,7 +95,7 @@ def check_points(points: Sequence[Point], request: SweepRequest, reads_data: boo
 
     Args:
         points: points of the grid.
-        asked: options that they share.
+        request: options that they share.
         reads_data: False if the data is not on this machine; each dataset then needs a name.
 
     Raises:

@@ -46,7 +46,7 @@ Prepare.vocabulary = 'bytes'
 
 
 def memorizing(*arguments: str, cwd: Path | None = None, **variables: str) -> subprocess.Popen:
-    """Starts the command with environment variables beside those of this process, and flags beside its flags."""
+    """Starts the command with the variables of this process and more, and with XLA flags added to its own."""
     command = [sys.executable, "-m", "memorizing.cli", *arguments]
     flags = " ".join([os.environ["XLA_FLAGS"], variables.pop("XLA_FLAGS", "")])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags, **variables}

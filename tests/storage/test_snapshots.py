@@ -150,7 +150,7 @@ def test_the_same_again_is_found_and_nothing_is_replaced(tmp_path):
         read("another text, as long as it may be").save(tmp_path / "memory")
     assert (tmp_path / "memory" / MANIFEST).read_bytes() == before
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="is no snapshot"):
+    with pytest.raises(InputError, match="is not a snapshot"):
         read().save(tmp_path / "folder")
 
 

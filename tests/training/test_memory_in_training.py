@@ -166,7 +166,7 @@ def test_settings_that_a_new_run_cannot_use_are_refused_by_name(place, name, cap
             r"other shapes: layers/0/feed_forward/in_EF of \(16, 32\) \(here \(16, 48\)\)",
         ),
         ("without", {"layers": 3}, "lacks layers/2/attention/key_EHD"),
-        ("retrofitted", {"memory_layers": ()}, "has, beside those of this model, layers/1/attention/gate/bias_H"),
+        ("retrofitted", {"memory_layers": ()}, "has additional parameters: layers/1/attention/gate/bias_H"),
     ],
 )
 def test_parameters_that_do_not_fit_are_named(place, retrofitted, run, change, words):
@@ -346,9 +346,9 @@ def test_a_snapshot_of_other_parameters_than_those_begun_with_is_refused(place, 
 def test_a_shared_bank_is_added_to_a_model_without_a_memory_and_stays(place, capsys):
     shared = ("Model.memory_layers = (1, 2)", "Model.banks_of = (2, 2)")
     run = train(place, "shared", f"Training.init_from = '{place / 'without'}'", *shared)
-    assert "drawn anew, for a memory that it lacks: layers/0/attention/gate/bias_H" in capsys.readouterr().out
+    assert "newly initialized, for a memory that it lacks: layers/0/attention/gate/bias_H" in capsys.readouterr().out
     train(place, "shared-again", f"Training.init_from = '{run}'", *shared)
-    assert "drawn anew" not in capsys.readouterr().out
+    assert "newly initialized" not in capsys.readouterr().out
 
 
 def test_settings_that_a_run_cannot_go_on_with_replace_none(retrofitted, tmp_path, capsys):
