@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv beside this folder, or reuses it: a Python of at least 3.12, and the exact versions of requirements.lock.
+# Makes .venv in the clone, or reuses it: a Python of at least 3.12, and the exact versions of requirements.lock.
 # Sourced by the other scripts, which then find `memorizing` and `python` of the environment on PATH.
 #
 #   bash launch/setup.sh                  what training and evaluation need (1 GB)

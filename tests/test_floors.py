@@ -25,7 +25,7 @@ FLOORS = [
     {"cli"},
 ]
 STRANGERS = {("data", "memory")}
-"""Rooms of which the first knows nothing of the second although that is lower."""
+"""Pairs of rooms: the first may not import the second, although it is lower."""
 PREPARATION = {"memorizing.data.builders", "memorizing.data.tasks"}
 """Modules that need TensorFlow: only `prepare` loads them, by name, and only for the sources that they serve."""
 LEVEL = {room: level for level, floor in enumerate(FLOORS) for room in floor}

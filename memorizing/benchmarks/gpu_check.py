@@ -108,7 +108,7 @@ def wrong_with(found: Any, vectors: Any, loose: bool = False) -> str | None:
     scores, slots = np.asarray(found.scores_BHNK, np.float64), np.asarray(found.slots_BHNK)
     there = scores > -np.inf
     if np.isnan(scores).any():
-        return "scores that are no numbers"
+        return "scores that are not finite"
     if ((slots < 0) | (slots >= vectors.keys_BHMD.shape[2]))[there].any():
         return "slots that do not exist"
     if (np.diff(np.where(there, scores, -1e30)) > 1e-6).any():

@@ -61,7 +61,7 @@ class EvaluationSettings:
 
 
 class TrainedModel(NamedTuple):
-    """A model with its parameters and the settings by which it reads.
+    """A model with its parameters and reading settings.
 
     Attributes:
         segment_length: tokens in a segment.

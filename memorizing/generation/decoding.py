@@ -33,7 +33,7 @@ from memorizing.shapes import Array
 
 
 class PartialSegment(NamedTuple):
-    """A segment of which some tokens have been read.
+    """A segment whose first tokens have been read.
 
     Attributes:
         carry: the carry before the segment.

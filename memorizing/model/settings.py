@@ -49,7 +49,7 @@ class ModelSettings:
         normalize_memory_layers: whether queries and keys of memory layers are normalized, which keeps stale keys
             comparable; else they are scaled by `1 / sqrt(D)`, as in other layers.
         query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
-        index_size: features per head of an index of the memory that is learned beside the model, for
+        index_size: features per head of a learned index of the memory, for
             `Memory.proposer = 'learned'`; 0 for none. It changes nothing in how all else is trained.
         key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
             head and feature, at first 1 in every second head, whose queries are at first made as keys are. Not in the

@@ -52,7 +52,7 @@ def save_failed(what: str, folder: AnyPath, error: Exception) -> SaveFailed:
     steps = steps_on_disk(folder if folder.name == CHECKPOINTS else folder / CHECKPOINTS)
     kept = f"Checkpoints of steps {', '.join(map(str, steps))} are there" if steps else "No checkpoint is there yet"
     return SaveFailed(
-        f"{what} could not be written to {folder} ({reason(error)}). {kept}: make room or mend the disk, and repeat "
+        f"{what} could not be written to {folder} ({reason(error)}). {kept}. Free space or repair the disk, and repeat "
         "the command to go on from the newest, or else from the start"
     )
 

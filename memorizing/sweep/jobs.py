@@ -62,7 +62,7 @@ def write_slurm(plans: Sequence[Plan], out: AnyPath, arguments: Sequence[str]) -
     """
     tree = Path.cwd()
     if not (tree / "launch" / "slurm.sbatch").is_file():
-        raise InputError(f"--write=slurm: needs launch/slurm.sbatch, which is not in {tree}: start it from the tree")
+        raise InputError(f"--write=slurm: needs launch/slurm.sbatch, but {tree} has none. Run it in a clone")
     assert isinstance(out, Path)
     path = out / "slurm.sbatch"
     return path, SLURM.format(

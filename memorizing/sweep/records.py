@@ -37,7 +37,7 @@ def point_record(out: AnyPath, described: dict[str, Any]) -> dict[str, Any]:
             "training": training_curve(workdir_of(out, described)),
         }
     except (OSError, ValueError) as error:
-        reason = f"{workdir_of(out, described)} cannot be read: {error}; mend or remove it"
+        reason = f"{workdir_of(out, described)} cannot be read: {error}. Repair or remove it"
         return own | {"status": "failed", "error": reason, "seconds": seconds, "evaluations": [], "training": []}
 
 

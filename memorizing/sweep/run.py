@@ -87,7 +87,7 @@ class Children:
 
     def _check(self) -> None:
         if self.received is not None:
-            raise Interrupted(self.received, what="what was computed is kept")
+            raise Interrupted(self.received, what="finished work is on disk")
 
 
 def _tail(log: Path, start: int) -> str:
@@ -118,7 +118,7 @@ def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], No
                 if status or (task == "train" and not is_trained(out, described)):
                     error = f"{task} {_ended(status)}: {log}\n{tail}"
                 elif task == "evaluate" and not is_done(out, described):
-                    error = f"what {log} tells of is not what was asked for\n{tail}"
+                    error = f"the commands ended well, but the requested checkpoint or figures are missing; see {log}\n{tail}"
             finally:
                 seconds[task] += time.perf_counter() - start
                 record(out, described, error, seconds)

@@ -117,18 +117,18 @@ def published(row: TableRow, corpus: str) -> float | None:
 def lines(table: Table) -> list[list[str]]:
     """Returns header and rows as text, with a column of the paper's figures for each dataset that it has."""
     several = len({split for _, split in table.datasets}) > 1
-    beside = [each for each in table.datasets if any(published(row, each[0]) is not None for row in table.cells)]
+    with_paper = [each for each in table.datasets if any(published(row, each[0]) is not None for row in table.cells)]
     header = ["context", "memory", "XL cache", *table.others]
     for dataset in table.datasets:
         header.append(" ".join(dataset) if several else dataset[0])
-        header += [f"{dataset[0]}, paper"] if dataset in beside else []
+        header += [f"{dataset[0]}, paper"] if dataset in with_paper else []
     rows = [header]
     for row, cells in table.cells.items():
         shown = [f"{row.context:,}", f"{row.memory:,}" if row.memory else "none", _cache(row.context, row.xl_cache)]
         shown += row.others
         for dataset in table.datasets:
             shown.append(cells[dataset].text() if dataset in cells else "")
-            if dataset in beside:
+            if dataset in with_paper:
                 paper = published(row, dataset[0])
                 shown.append("" if paper is None else f"{paper:.2f}")
         rows.append(shown)

@@ -38,7 +38,7 @@ def describe(run: RunSettings, parameters: Parameters, mesh: Mesh, trainable: Tr
     share = ""
     if trainable is not None:
         trained = jax.tree.map(lambda leaf, trains: leaf if trains else None, parameters, trainable)
-        share = f", of which {count_parameters(trained):,} are trained"
+        share = f", {count_parameters(trained):,} of them trained"
     return (
         f"{count_parameters(parameters):,} parameters{share}, {memory}; {run.batch.size} rows of "
         f"{run.batch.segment_length} tokens on {mesh.size} x {device.device_kind}"

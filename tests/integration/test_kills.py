@@ -299,7 +299,7 @@ def assert_told(output: str, what: str, run: Path) -> None:
     told = output.splitlines()[-1]
     assert re.match(rf"memorizing train: error: {what} could not be written to {run}", told), output
     kept = ", ".join(map(str, steps_saved(run)))
-    for part in (f"Checkpoints of steps {kept} are there", "make room", "repeat the command"):
+    for part in (f"Checkpoints of steps {kept} are there", "Free space", "repeat the command"):
         assert part in told
     assert "ERROR" not in output  # not what orbax logs of it, hundreds of lines
 

@@ -44,7 +44,7 @@ MEMORY = MemorySettings(size=4 * N, neighbors=3, dtype="float32", search="exact"
 
 @functools.cache
 def created(name: str, **changes):
-    """Structure, and parameters of which none is 0 or 1."""
+    """Returns the structure, and parameters that are neither 0 nor 1."""
     graph, parameters = create_model(dataclasses.replace(MODELS[name], **changes), MEMORY, seed=0)
     leaves, tree = jax.tree.flatten(parameters)
     rngs = jax.random.split(jax.random.key(1), len(leaves))

@@ -272,7 +272,7 @@ def test_a_point_whose_files_are_damaged_has_failed(tmp_path):
 
 @pytest.fixture
 def trained(place, tmp_path) -> Path:
-    """A sweep of one point, of which just what tells that it is trained is there."""
+    """A sweep of one point with only the files that mark it as trained."""
     workdir = tmp_path / "out" / "points" / "seed=0"
     given = [f"--gin_file={place / 'settings.gin'}", f"--gin_param=Training.data = '{place / 'one'}'"]
     assert main(["train", *given, f"--workdir={workdir}"]) == 0

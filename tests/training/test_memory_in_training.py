@@ -85,7 +85,7 @@ def assert_same(one: dict, other: dict) -> None:
 
 @pytest.fixture(scope="module")
 def retrofitted(place) -> Path:
-    """A memory for the run that had none, of which only gates are trained."""
+    """A run that adds a memory to a run without one and trains only its gates."""
     source = f"Training.init_from = '{place / 'without'}'"
     return train(place, "retrofitted", source, "Optimizer.trainable = ('gates', '*/scale_H')", "Model.key_shift = True")
 
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_does_not_ask_for_the_other_again(place, retrofitted,
         (place / "away").rename(place / "without")
     output = capsys.readouterr().out
     assert "resuming after step 4" in output and "begins with" not in output
-    assert " parameters, of which 4 are trained, a memory of 64" in output
+    assert " parameters, 4 of them trained, a memory of 64" in output
     assert_same(saved(parts, 8), saved(retrofitted, 8))
 
 

@@ -61,7 +61,7 @@ class Arxiv(Corpus):
             `\documentclass` (chapters of a book). Otherwise such files are left out with a note.
         bbl: whether to replace `\bibliography` by the paper's `.bbl` file.
         metadata: path of arXiv's metadata, a JSON object per line with id, title, categories and license; "" for none.
-        categories: prefixes of categories, one of which a paper must have (`math.` for all of mathematics); () for any.
+        categories: prefixes of categories, such as `math.`; a paper must match one of them. () for any.
     """
 
     append_unreached: bool = True

@@ -75,7 +75,7 @@ LICENSE_FILE = re.compile(r"(un)?licen[cs]e([._-].*)?|copying([._-].*)?", re.IGN
 
 
 def exclusion_rule(name: str, text: str) -> str | None:
-    """Returns the rule by which a person did not write the file, or None."""
+    """Returns the rule that says that no person wrote the file, or None."""
     if GENERATED_NAMES.fullmatch(name) or _GENERATED.search("\n".join(text.split("\n", _HEAD)[:_HEAD])):
         return "generated"
     lines = text.splitlines()
