@@ -118,7 +118,7 @@ def run_point(plan: Plan, out: Path, children: Children, say: Callable[[str], No
                 if status or (task == "train" and not is_trained(out, described)):
                     error = f"{task} {_ended(status)}: {log}\n{tail}"
                 elif task == "evaluate" and not is_done(out, described):
-                    error = f"the commands ended well, but the requested checkpoint or figures are missing; see {log}\n{tail}"
+                    error = f"the requested checkpoint or figures are missing, see {log}\n{tail}"
             finally:
                 seconds[task] += time.perf_counter() - start
                 record(out, described, error, seconds)
