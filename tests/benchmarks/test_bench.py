@@ -257,7 +257,7 @@ def test_what_is_wrong_with_neighbors_is_seen():
         (Neighbors(scores, slots.at[0, 0, 0, 0].set(32)), "do not exist"),
         (Neighbors(scores[..., ::-1], slots[..., ::-1]), "not best first"),
         (Neighbors(scores + 0.1, slots), "off"),
-        (Neighbors(scores.at[0, 0, 0, 0].set(jnp.nan), slots), "no numbers"),
+        (Neighbors(scores.at[0, 0, 0, 0].set(jnp.nan), slots), "not finite"),
     ]:
         problem = wrong_with(jax.device_get(found), vectors)
         assert problem is None if words is None else words in problem

@@ -165,13 +165,13 @@ def test_scaled_angles_by_hand():
 
 
 def test_what_cannot_be_is_refused_with_the_way_out():
-    with pytest.raises(InputError, match=r"wrong ones: set Model.xl_cache = False \(to evaluate: --xl_cache=off\)"):
+    with pytest.raises(InputError, match=r"Set Model.xl_cache = False \(to evaluate: --xl_cache=off\)"):
         dataclasses.replace(GPT, xl_cache=True)
     with pytest.raises(InputError, match="max_positions = 0"):
         dataclasses.replace(GPT, max_positions=0)
     with pytest.raises(InputError, match=r"rope_low_frequency = 5.0"):
         dataclasses.replace(LLAMA, rope_low_frequency=5.0)
-    with pytest.raises(InputError, match=r"segment_length = 11.*use at most 10"):
+    with pytest.raises(InputError, match=r"segment_length = 11.*Use at most 10"):
         empty_carry(GPT, MEMORY, 1, 11)
     bindings = [
         "Model.positions = 'rope'",
@@ -179,6 +179,6 @@ def test_what_cannot_be_is_refused_with_the_way_out():
         "Memory.size = 0",
         "Batch.segment_length = 512",
     ]
-    with pytest.raises((ConfigError, InputError), match=r"a token sees 513 tokens.*use at most 511"):
+    with pytest.raises((ConfigError, InputError), match=r"a token sees 513 tokens.*Use at most 511"):
         load([], bindings)
     load([], [*bindings, "Model.xl_cache = False"])

@@ -260,7 +260,7 @@ def test_what_cannot_be_is_refused():
         empty_carry(dataclasses.replace(MODEL, index_size=0), MEMORY, 1, 16)
     with pytest.raises(InputError, match=r"'learned' with Memory.search = 'ivf'.* Memory.search = 'auto'"):
         dataclasses.replace(MEMORY, search="ivf")
-    with pytest.raises(InputError, match=r"'index' matches no parameter.*`index` Model.index_size"):
+    with pytest.raises(InputError, match=r"'index' matches no parameter.*`index` needs Model.index_size"):
         parameters = abstract_model(dataclasses.replace(MODEL, index_size=0), MEMORY)[1]
         trainable_mask(OptimizerSettings(trainable=("index",)), parameters, (2,))
     assert make_search(MEMORY).empty_index(1, 2, 64, 8) == NO_INDEX

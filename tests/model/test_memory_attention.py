@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from memorizing.memory.bank import add, append, clear, empty_bank, masked, recall
+from memorizing.memory.eviction.fifo import Fifo
 from memorizing.memory.search.binned import Binned
 from memorizing.memory.search.contract import Keys, Search
 from memorizing.memory.search.exact import Exact
@@ -79,7 +80,7 @@ def test_rows_without_a_memory_have_no_neighbors_to_find():
     counted = read_stats.recall
     assert has_memory.all((1, 2)).tolist() == has_memory.any((1, 2)).tolist() == [True, False]
     assert (counted.wanted_BH[0] > 0).all() and (counted.wanted_BH[1] == 0).all()
-    after = add(bank, read_stats)
+    after = add(bank, read_stats, Fifo())
     assert recall(bank, after) == 1.0
     assert np.isnan(recall(after, after))
     assert recall(bank._replace(recall=None), after) is None

@@ -36,7 +36,10 @@ class EvictionRule(Section):
     usage_dtype: ClassVar[Any] = None
 
     def rank(self, slot_table: SlotTable) -> Num[jax.Array, "B M"]:
-        """Returns the order in which tokens leave, lowest rank first, equal ranks by age, oldest first."""
+        """Returns the order in which tokens leave, lowest rank first, equal ranks by age, oldest first.
+
+        The smallest and the largest number of the dtype are for free slots and for tokens that stay.
+        """
         return jnp.zeros(slot_table.positions_BM.shape)
 
     def retrieval_units(self, shares: Float[jax.Array, "*shape"]) -> Int[jax.Array, "*shape"]:
@@ -69,9 +72,10 @@ class EvictionRule(Section):
         held_BM, positions_BM = slot_table.held_BM, slot_table.positions_BM
         slot_BM = lax.broadcasted_iota(jnp.int32, positions_BM.shape, 1)
         stays_BM = held_BM & ((slot_BM < sink) | self.is_full_final)
-        turn_BM = jnp.where(stays_BM, 2, jnp.where(held_BM, 1, 0))
-        rank_BM = jnp.where(turn_BM == 1, self.rank(slot_table), 0)
-        *_, order_BM = lax.sort((turn_BM, rank_BM, positions_BM, slot_BM), num_keys=4)
+        rank_BM = self.rank(slot_table)
+        limits = (jnp.finfo if jnp.issubdtype(rank_BM.dtype, jnp.floating) else jnp.iinfo)(rank_BM.dtype)
+        rank_BM = jnp.where(stays_BM, limits.max, jnp.where(held_BM, rank_BM, limits.min))
+        *_, order_BM = lax.sort((rank_BM, positions_BM, slot_BM), num_keys=3)
         return order_BM, (~stays_BM).sum(1, dtype=jnp.int32)
 
 

@@ -209,7 +209,9 @@ def test_lowers_for_a_gpu_without_scores_of_all_slots_or_a_copy_of_keys(dtype, f
 def test_more_8_bit_keys_than_offsets_can_address_are_rejected():
     queries, keys, _ = at_full_size(jnp.int8)
     keys = Keys(*(jax.ShapeDtypeStruct((8, 8, 2**20, *part.shape[3:]), part.dtype) for part in keys[:2]))
-    with pytest.raises(InputError, match=r"can search 2,147,483,648: .*Mesh\.memory.*Memory\.key_dtype"):
+    with pytest.raises(
+        InputError, match=r"2,147,483,648 that this kernel can search\. .*Mesh\.memory.*Memory\.key_dtype"
+    ):
         lowered(functools.partial(PallasGPU(), neighbors=32), queries, keys, jax.ShapeDtypeStruct((8, 2**20), bool))
 
 
