@@ -21,15 +21,16 @@ from memorizing.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class RecallSettings:
-    """The shape of the generated documents.
+    """Settings of the recall task: the shape of its generated documents.
 
     Attributes:
         documents: number of documents over all splits.
-        bursts: bursts per document.
-        pairs: pairs of key and value in a burst. With bursts of one segment, half of `Batch.segment_length`.
-        mentions: mentions of each key in a burst.
-        keys, values: number of keys and of values. Chance is `1 / values`.
-        silence: bursts at least between two that mention the same key.
+        bursts: number of bursts per document.
+        pairs: number of pairs of key and value in a burst. With bursts of one segment, half of `Batch.segment_length`.
+        mentions: number of mentions of each key in a burst.
+        keys: number of different keys.
+        values: number of different values. Chance is `1 / values`.
+        silence: smallest number of bursts between two that mention the same key.
     """
 
     documents: int = 1000

@@ -22,17 +22,19 @@ class PrepareSettings:
             `Recall`), a corpus of the paper (with settings of the same name), or `task` (a seqio task).
         task: name of a seqio task or mixture. Each task of a mixture is read once, whatever its rate.
         task_modules: Python modules that register the task.
-        validation, test: shares of the documents held out if the source has no splits.
-        vocabulary: `bytes`, `sentencepiece` (trained on the train split), or `pretrained` (of an imported model).
+        validation: share of the documents held out for validation, if the source has no splits.
+        test: share of the documents held out for test, if the source has no splits.
+        vocabulary: kind of the vocabulary: `bytes`, `sentencepiece` (trained on the train split), or `pretrained` (the
+            tokenizer of an imported model).
         vocabulary_from: prepared folder or SentencePiece model whose vocabulary is used instead of training one, so
             that corpora can share it. Its kind must be `vocabulary`. It must decode every text exactly; for
             `pretrained` (RUN/vocabulary), prepare reports what it does not decode.
-        vocabulary_size: number of tokens of the SentencePiece vocabulary.
-        vocabulary_model: algorithm that trains it.
-        vocabulary_sample_bytes: bytes of text that it is trained on, approximately.
-        minimum_tokens: documents with fewer tokens are left out.
+        vocabulary_size: number of tokens in the SentencePiece vocabulary.
+        vocabulary_model: algorithm that trains the SentencePiece vocabulary.
+        vocabulary_sample_bytes: approximate size of the text that the vocabulary is trained on, in bytes.
+        minimum_tokens: smallest length of a document, in tokens; shorter ones are left out and counted.
         seed: random seed of the splits and of generated documents.
-        part_bytes: bytes of text, approximately, that are tokenized as one part. A killed run loses one part at most.
+        part_bytes: approximate size of a part, in bytes of text. A killed preparation loses at most one part.
     """
 
     source: str = "folder"

@@ -14,52 +14,59 @@ class ModelSettings:
     """The decoder. Defaults are the paper's base model, about 200M parameters.
 
     Attributes:
-        vocabulary_size: tokens that can be read and predicted (`V`).
-        layers, embedding_size, heads, head_size, feed_forward_size: `L`, `E`, `H`, `D` and the hidden width.
-        kv_heads: heads of keys and values, if they are to be fewer than those of queries: query heads share them in
-            groups (grouped-query attention, arXiv 2305.13245), and with them a bank of the memory; None for as many.
-        memory_layers: which layers read and write a memory, counted from 1 as the paper does (layer 9 of 12).
-        xl_cache: whether each layer also attends to the previous segment's keys and values (`W` = `N`, else 0).
-        norm: `rms` (no mean, no bias) or `layer` (LayerNorm, with both).
-        norm_epsilon: added to the mean square, or to the variance.
-        attention_bias: of the dense layers of attention those with a bias: `none`, `qkv` (all but the last) or `all`.
-        feed_forward: `relu`, `gelu` (exact), `gelu_tanh` (its approximation), or `swiglu` (gated, arXiv 2002.05202).
-        feed_forward_bias: whether its dense layers have one.
-        query_key_norm: an RMS norm over the features of each head's queries and keys, in all layers.
-        positions: `t5` (bucketed relative bias), `rope` (rotary), `learned` (a vector for each place in a segment, so
-            that there can be no XL cache) or `none`. Retrieved tokens have no position in any of them.
-        max_positions: for `learned` how many there are; for others the most tokens that one may see locally, itself
-            included, where the model knows no more (0: any number).
-        position_buckets, position_max_distance: of the `t5` bias; distances beyond the maximum share a bucket.
-        position_bias_shared: one `t5` table for all layers, or one per layer.
+        vocabulary_size: number of tokens in the vocabulary (`V`).
+        layers: number of layers (`L`).
+        embedding_size: width of the model (`E`).
+        heads: number of query heads (`H`).
+        head_size: features per head (`D`).
+        feed_forward_size: width of the feed-forward layers (`F`).
+        kv_heads: number of key and value heads, fewer than `heads` for grouped-query attention (arXiv 2305.13245); the
+            memory then holds fewer heads, too. None for `heads`.
+        memory_layers: layers that read and write a memory, counted from 1. The paper uses layer 9 of 12.
+        xl_cache: whether each layer also attends to the keys and values of the previous segment (`W` = `N`, else 0).
+        norm: normalization of activations: `rms` (no mean, no bias) or `layer` (LayerNorm, with both).
+        norm_epsilon: number added to the mean square or the variance, so that it is never 0.
+        attention_bias: projections of attention that have a bias: `none`, `qkv` (queries, keys, values) or `all` (the
+            output, too).
+        feed_forward: activation of the feed-forward layers: `relu`, `gelu` (exact), `gelu_tanh` (its approximation), or
+            `swiglu` (gated, arXiv 2002.05202).
+        feed_forward_bias: whether the feed-forward layers have a bias.
+        query_key_norm: whether each head's queries and keys get an RMS norm, in all layers.
+        positions: position encoding: `t5` (bucketed relative bias), `rope` (rotary), `learned` (a vector per place in a
+            segment; allows no XL cache) or `none`. Retrieved tokens have no position in any of them.
+        max_positions: with `learned` the number of positions; otherwise the largest number of tokens that a token may
+            see locally, itself included. 0 for no limit.
+        position_buckets: number of distance buckets of the `t5` bias.
+        position_max_distance: distance in tokens from which on all distances share the last bucket of the `t5` bias.
+        position_bias_shared: whether all layers share one `t5` table.
         rope_theta: base of the angles of `rope`.
-        rope_scaling: for texts longer than those trained on, angles are divided by `rope_factor`: `linear` all of them,
-            `llama3` those that turn less than `rope_low_frequency` times in `rope_original_length` tokens, not those
-            that turn more than `rope_high_frequency` times, and the others in part.
+        rope_scaling: how angles shrink for texts longer than those of pretraining: `linear` divides all by
+            `rope_factor`; `llama3` divides low frequencies, keeps high ones and interpolates between (Llama 3.1).
         rope_factor: divisor of the angles with `rope_scaling`.
-        rope_low_frequency, rope_high_frequency: bounds of the scaled angles, in turns (`llama3`).
-        rope_original_length: length of the texts that the model was pretrained on, in tokens (`llama3`).
-        tie_embeddings: one table for tokens read and tokens predicted, or one for each.
-        embedding_scale: of the vectors of tokens read; None for `sqrt(E)`.
-        banks_of: for each memory layer the layer whose bank it reads; None for its own. So (9, 9, 9) for layers
-            (6, 9, 12) is one bank for all, of layer 9. A layer that nobody reads writes none.
-        gate: what decides between memory and local context, see model/gates/: `head` (a number per head), `layer`
-            (one), `token` (learned, by what a token asks), `score` (best scores compared) or `joint` (one softmax).
-        gate_bias: the initial bias `b` of gates that have one, `sigmoid(b)`: -2 opens them by .12, -4 by .02.
-        normalize_memory_layers: whether queries and keys of memory layers are normalized, which keeps stale keys
-            comparable; else they are scaled by `1 / sqrt(D)`, as in other layers.
-        query_scale: the initial learned scale of normalized queries in memory layers; None for `sqrt(D)`.
+        rope_low_frequency: turns within `rope_original_length` below which `llama3` divides an angle.
+        rope_high_frequency: turns within `rope_original_length` above which `llama3` keeps an angle.
+        rope_original_length: length of the texts of pretraining, in tokens (`llama3`).
+        tie_embeddings: whether one table serves for input tokens and for predictions.
+        embedding_scale: factor of the input embeddings; None for `sqrt(E)`.
+        banks_of: for each memory layer, the layer whose bank it reads; None for its own. With (9, 9, 9), layers
+            (6, 9, 12) share the bank of layer 9. Only banks that a layer reads are written.
+        gate: how memory and local context are mixed (see model/gates/): `head` (a learned number per head), `layer`
+            (one per layer), `token` (depends on the query), `score` (compares best scores) or `joint` (one softmax).
+        gate_bias: initial bias `b` of learned gates, whose value is `sigmoid(b)`: 0.12 for -2, 0.02 for -4.
+        normalize_memory_layers: whether memory layers normalize queries and keys, which keeps the keys of older weights
+            comparable. If not, scores are divided by `sqrt(D)`, as in other layers.
+        query_scale: initial value of the learned scale of normalized queries in memory layers; None for `sqrt(D)`.
         index_size: features per head of a learned index of the memory, for
-            `Memory.proposer = 'learned'`; 0 for none. It changes nothing in how all else is trained.
-        key_shift: in memory layers each key also holds its predecessor's, `k_j + s * k_{j-1}` with a learned `s` per
-            head and feature, at first 1 in every second head, whose queries are at first made as keys are. Not in the
-            paper: the smeared keys of arXiv 2209.11895, with which a small model learns within minutes to continue what
-            it finds again.
-        dropout: rate on what each sub-layer adds, in training.
-        dtype: of activations; parameters, norms, softmax and loss are float32.
-        scan_layers: compile layers that follow each other without a memory as one, repeated: programs of deep models
-            then compile several times faster. Their weights are put side by side for that at each step, a small cost.
-        remat: recompute activations in the backward pass, layer by layer, to save memory.
+            `Memory.proposer = 'learned'`; 0 for none. It does not change how the other parameters are trained.
+        key_shift: whether keys of memory layers also contain the previous token's key, `k_j + s * k_{j-1}`, with a
+            learned `s` per head and feature. `s` starts at 1 in every second head, where queries and keys start with
+            the same projection. Not in the paper: smeared keys (arXiv 2209.11895) let a small model learn within
+            minutes to copy what follows a match.
+        dropout: dropout rate of each sub-layer's output, in training.
+        dtype: dtype of activations. Parameters, norms, softmax and loss are float32.
+        scan_layers: whether consecutive layers without a memory compile as one repeated layer. Deep models then compile
+            several times faster. Stacking the weights at each step costs a little time.
+        remat: whether to recompute activations in the backward pass, layer by layer, to save memory.
     """
 
     vocabulary_size: int = 32_000

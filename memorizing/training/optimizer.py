@@ -35,7 +35,8 @@ class OptimizerSettings:
         decay_steps: updates after which `cosine` and `linear` reach 0, warm-up included.
         clip_norm: largest global norm of a gradient; a larger gradient is scaled down to it. 0 turns clipping off.
         weight_decay: weight decay of AdamW, on matrices only.
-        beta1, beta2: decay rates of AdamW's moments.
+        beta1: decay rate of AdamW's first moment (the mean of gradients).
+        beta2: decay rate of AdamW's second moment (the mean of their squares).
         trainable: parts of the parameters to train; () for all. `gates` names the gates of the memory layers, `index`
             their learned indices, `memory_layers` all parameters of these layers. Anything else is a pattern of
             parameter paths, as in checkpoints: `layers/8/attention/*` (paths count layers from 0, so this is layer 9),

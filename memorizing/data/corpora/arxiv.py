@@ -54,7 +54,7 @@ _UNWANTED = -1
 
 @dataclasses.dataclass(frozen=True)
 class Arxiv(Corpus):
-    r"""Settings of papers.
+    r"""Settings of the arXiv corpus: papers in LaTeX.
 
     Attributes:
         append_unreached: whether to append files that the first file does not reach, by name, if no file has a

@@ -37,7 +37,7 @@ _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
 @dataclasses.dataclass(frozen=True)
 class C4(Corpus):
-    """Settings of pages.
+    """Settings of C4: long web pages.
 
     Attributes:
         minimum_bytes: shorter pages are left out. A token has at least one byte, so the value of

@@ -68,7 +68,7 @@ class _TooLarge(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Github(Corpus):
-    """Settings of repositories.
+    """Settings of the GitHub corpus: repositories of source code.
 
     Left out, with a note for each rule: files in other languages; hidden files and folders; vendored and build folders
     (`github_rules.VENDORED`); generated and minified files (`github_rules.exclusion_rule`); files above

@@ -47,7 +47,7 @@ _MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
 
 @dataclasses.dataclass(frozen=True)
 class Isabelle(Corpus):
-    """Settings of entries.
+    """Settings of the Isabelle corpus: entries of the Archive of Formal Proofs.
 
     Attributes:
         imported_entries: whether theories that are imported from other entries, directly or not, come first, so that a

@@ -56,7 +56,7 @@ _TAIL = 30_000
 
 @dataclasses.dataclass(frozen=True)
 class Pg19(Corpus):
-    """Settings of books.
+    """Settings of PG-19: books of Project Gutenberg.
 
     Attributes:
         strip_license: whether to remove Project Gutenberg's header and tail. Books without markers stay whole.
