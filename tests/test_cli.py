@@ -29,7 +29,7 @@ def workdir(tmp_path) -> Path:
         ([], ["Training.data = ''", "DATA = 'FOLDER'"]),
     ],
 )
-def test_what_evaluate_refuses(arguments, words, workdir, capsys):
+def test_invalid_evaluations_are_refused(arguments, words, workdir, capsys):
     assert main(["evaluate", f"--workdir={workdir}", *arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("memorizing evaluate: error: ")
@@ -55,7 +55,7 @@ def test_a_workdir_without_a_run_is_refused(tmp_path, capsys):
     "address", ["gs:/bucket/run", "gs:bucket/run", "gs://bucket", "gs:", "s3://bucket/run", "foo://x"]
 )
 @pytest.mark.parametrize("command", ["train", "evaluate", "compare"])
-def test_addresses_that_cannot_be_used_make_no_folder_of_that_name(command, address, tmp_path, capsys, monkeypatch):
+def test_unsupported_addresses_are_not_taken_for_folders(command, address, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     option = "--with" if command == "compare" else "--workdir"
     others = [f"--without={tmp_path}", f"--out={tmp_path}"] if command == "compare" else []
@@ -65,13 +65,13 @@ def test_addresses_that_cannot_be_used_make_no_folder_of_that_name(command, addr
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_bucket_needs_is_told_when_it_is_missing(capsys, monkeypatch):
+def test_a_missing_requirement_of_buckets_is_named(capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["train", "--workdir=gs://bucket/run"]) == 2
     assert "pip install gcsfs google-cloud-storage" in capsys.readouterr().err
 
 
-def test_a_colon_alone_makes_no_address(tmp_path):
+def test_a_path_with_a_colon_is_a_path(tmp_path):
     assert run_folder("--workdir", f"{tmp_path}/gs:/run") == tmp_path / "gs:" / "run"
     assert run_folder("--workdir", "run:2") == Path("run:2")
 

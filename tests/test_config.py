@@ -116,7 +116,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_impossible_setting_is_refused_with_its_name_its_value_and_a_way_out(case):
+def test_an_impossible_setting_is_refused_with_name_value_and_way_out(case):
     binding, words = REFUSED[case]
     with pytest.raises(ConfigError) as caught:
         load([BASE], [binding])
@@ -155,7 +155,7 @@ def test_settings_that_contradict_each_other_are_refused(bindings, words):
         assert word in str(caught.value)
 
 
-def test_settings_that_a_search_does_not_use_are_not_refused():
+def test_settings_of_other_searches_are_accepted():
     load([BASE], ["Ivf.lists = 9000", "Ivf.candidates = 1"])
     load([BASE], ["Memory.search = 'ivf'", "Ivf.candidates = 8192", "Ivf.lists = 9000"])  # looks at all slots
 
@@ -205,7 +205,7 @@ def test_a_missing_include_is_named(tmp_path):
         load([tmp_path / "run.gin"], [])
 
 
-def test_data_that_is_missing_or_does_not_fit_is_refused(tmp_path, monkeypatch):
+def test_missing_or_unsuitable_data_is_refused(tmp_path, monkeypatch):
     experiment, _ = load([BASE], [])
     with pytest.raises(InputError, match=r"Training\.data = ''"):
         open_tokens("", experiment.model)
@@ -272,7 +272,7 @@ def test_a_setting_may_be_given_a_value_past_its_macro(tmp_path):
 
 
 @pytest.mark.parametrize("binding", ["DATA = 'test'", "Training.data = 'test'", "Evaluation.data = 'test'"])
-def test_data_is_found_from_anywhere_whatever_the_folder_is_called(binding, tmp_path, monkeypatch):
+def test_data_is_found_from_any_folder(binding, tmp_path, monkeypatch):
     """A folder named like the value of another setting: `Evaluation.split = 'test'` has to stay."""
     monkeypatch.chdir(tmp_path)
     began = start(Path("run"), [binding])
@@ -295,7 +295,7 @@ def test_the_memory_sizes_are_the_papers():
     assert sizes == {"none": 0, "1536": 1536, "8k": 8192, "65k": 65536, "131k": 131072, "262k": 262144}
 
 
-def test_experiments_can_be_built_by_hand():
+def test_run_settings_can_be_built_in_python():
     assert load([], [])[0] == Experiment()
 
 

@@ -88,7 +88,7 @@ def test_libraries_of_pretrained_models_are_imported_in_one_place_each():
             assert library not in tops or module == place, module
 
 
-def test_nothing_loads_what_only_some_commands_need(tmp_path):
+def test_commands_load_only_the_modules_they_need(tmp_path):
     """Not even where it is installed: stand-ins for it lie on the path, and some packages take it when they find it."""
     stand_ins = ("tensorflow", "seqio", "tensorflow_datasets", "apache_beam", "tokenizers", "safetensors")
     for name in stand_ins:

@@ -512,7 +512,7 @@ def test_a_dry_run_prints_the_gcloud_commands_of_a_run(options, cloud, tmp_path)
     assert sum(words[3:5] == ["queued-resources", "describe"] for words in calls) == len(options)
 
 
-def test_a_slice_is_recreated_and_the_training_goes_on_until_it_is_done(cloud, tmp_path):
+def test_a_preempted_slice_is_recreated_and_the_training_resumes(cloud, tmp_path):
     done = launch("tpu_pod.sh", *POD, "--type=v5p-8", "--", *TRAIN, BUCKET, BEHAVIOR=PREEMPTED, **cloud)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs").read_text().count("x") == 3

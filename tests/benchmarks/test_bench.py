@@ -107,7 +107,7 @@ def test_searches_of_the_platform_are_the_default(tmp_path, capsys):
         (["step", "--memory_size=0", f"--against={PEER}", "--gin_param", "Model.xl_cache = False"], ["Model.xl_cache"]),
     ],
 )
-def test_what_is_refused(arguments, words, capsys):
+def test_invalid_benchmarks_are_refused(arguments, words, capsys):
     assert main(["bench", *arguments]) == 2
     message = capsys.readouterr().err
     assert message.startswith("memorizing bench: error: ") and "Traceback" not in message
@@ -149,14 +149,14 @@ def test_bench_step_times_memory_sizes_and_another_implementation_in_turn(tmp_pa
     assert sum(line.startswith("stand-in") for line in printed.splitlines()) == 2
 
 
-def test_a_step_with_a_learned_index_tells_what_that_finds(tmp_path, capsys):
+def test_a_step_with_a_learned_index_reports_its_recall(tmp_path, capsys):
     bindings = ("Model.index_size = 2", "Memory.proposer = 'learned'", "Memory.proposals = 4")
     given = [f"--gin_param={binding}" for binding in bindings]
     figures, _ = bench([*STEP, *given, "--memory_size=64"], tmp_path, capsys)
     assert figures["rows"][0]["kind"] == "Proposed" and 0.05 < figures["rows"][0]["recall"] < 0.9
 
 
-def test_all_take_turns_and_the_order_turns():
+def test_programs_take_turns_in_rotating_order():
     order = []
     taken = in_turn({name: lambda name=name: float(order.append(name) or len(order)) for name in "ab"}, rounds=3)
     assert "".join(order) == "abbaab"
@@ -239,13 +239,13 @@ def test_trained_keys_are_those_of_the_longest_documents(split):
         ({"H": 3}, "H3 .* but the run has H2"),
     ],
 )
-def test_what_a_run_cannot_give_is_refused(sizes, words, split):
+def test_vectors_that_a_run_does_not_have_are_refused(sizes, words, split):
     shape = Shape(**{"B": 2, "H": 2, "N": 8, "M": 16, "D": 8, "K": 4, **sizes})
     with pytest.raises(InputError, match=words):
         trained_vectors(TrainedModel(MODEL, MemorySettings(neighbors=4), 8, {}), split, shape, "float32", "run")
 
 
-def test_what_is_wrong_with_neighbors_is_seen():
+def test_wrong_neighbors_are_detected():
     vectors = random_vectors(Shape(1, 2, 4, 32, 8, 4), "float32")
     vectors = vectors._replace(valid_BM=vectors.valid_BM.at[0, 7].set(False))
     exact = Exact()(vectors.queries_BHND, Keys(vectors.keys_BHMD), vectors.valid_BM, 4)

@@ -17,7 +17,7 @@ ELSEWHERE = {  # other tokens than the study's, see variants_page.md; or at this
 
 
 @pytest.mark.parametrize("task", variants.TASKS)
-def test_each_variant_is_the_recipe_but_for_what_it_is_about(task):
+def test_each_variant_changes_only_the_settings_it_is_about(task):
     base = variants.experiment(Path("out"), task, "base")
     for name, variant in variants.VARIANTS.items():
         if task not in variant.tasks or name == "base":

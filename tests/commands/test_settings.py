@@ -64,7 +64,7 @@ class Example:
     """
 
 
-def test_descriptions_and_types_are_read():
+def test_settings_descriptions_and_types_are_read():
     found = attribute_descriptions(Example)
     assert found["one"] == found["two"] == "both of them in two lines (see a. b). And more."
     assert first_sentence(found["one"]) == "both of them in two lines (see a. b)"

@@ -140,7 +140,7 @@ def changed(raw, data_dir, name, **fields):
         build(raw, data_dir, name, **fields)
 
 
-def test_changes_of_metadata_and_link_targets_are_detected(raw, tmp_path):
+def test_changed_metadata_and_link_targets_are_detected(raw, tmp_path):
     (tmp_path / "elsewhere.txt").write_text("a book that lies elsewhere\n")
     (raw / "77.txt").symlink_to(tmp_path / "elsewhere.txt")
     (raw / "78.txt").symlink_to(raw / "nowhere")

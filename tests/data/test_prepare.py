@@ -71,7 +71,7 @@ def test_resumes_where_it_stopped(raw, stopped, tmp_path, monkeypatch):
     assert not (tmp_path / "out.unfinished").exists()
 
 
-def test_other_settings_or_documents_leave_unfinished_work_unchanged(raw, stopped, tmp_path):
+def test_other_settings_or_documents_do_not_touch_unfinished_work(raw, stopped, tmp_path):
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "out.unfinished").rglob("*.npz")}
 
     def fails(raw, settings=SETTINGS, **sections):

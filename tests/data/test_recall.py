@@ -54,7 +54,7 @@ def test_distances_are_to_the_last_mention_of_the_key(keys):
         assert distances[place] == (place - earlier[-1] if earlier else 0)
 
 
-def test_impossible_documents_are_refused():
+def test_impossible_recall_documents_are_refused():
     with pytest.raises(InputError, match=r"Recall\.pairs = 7 is not a multiple of Recall\.mentions = 2"):
         RecallSettings(pairs=7)
     with pytest.raises(InputError, match=r"Recall\.keys = 14 is too small.* use 15"):

@@ -202,7 +202,7 @@ def test_a_document_in_two_splits_of_a_task_is_put_in_one_and_noted(own_tasks, t
     assert "train-0-1: the same text as train-0-2, validation-0-1: all are in train" in notes
 
 
-def test_faults_of_a_task_are_named(own_tasks, tmp_path, monkeypatch):
+def test_errors_of_a_task_are_named(own_tasks, tmp_path, monkeypatch):
     (tmp_path / "raising_module.py").write_text("1 / 0")
     for task, words, fields in (
         (

@@ -75,7 +75,7 @@ def test_words_joined_piece_by_piece_are_the_text():
     assert vocabulary.pieces(vocabulary.encode("two one two")) == [b"two", b" one", b" two"]
 
 
-def test_words_have_ids_and_decode():
+def test_words_are_encoded_and_decoded():
     vocabulary = WordVocabulary(["k0", "k1", "v0"])
     assert vocabulary.encode("k1 v0 k1").tolist() == [4, 5, 4]
     assert vocabulary.decode(vocabulary.encode("k1 v0 k1")) == "k1 v0 k1"

@@ -87,7 +87,7 @@ def test_places_scores_and_weights_are_those_of_brute_force(size):
     ],
     ids=repr,
 )
-def test_places_are_those_of_the_tokens_whatever_is_kept(kept):
+def test_lookups_report_token_positions_for_every_eviction_rule(kept):
     """The key at the place that is told has the score that is told; and the place is one that may be kept."""
     memory = dataclasses.replace(MEMORY, neighbors=8, **kept)
     queries_HTD, keys_HTD = queries_and_keys()
@@ -107,7 +107,7 @@ def test_places_are_those_of_the_tokens_whatever_is_kept(kept):
     assert len(places) > 8
 
 
-def test_what_is_below_the_minimum_score_is_nowhere_and_has_no_weight():
+def test_slots_below_the_minimum_score_are_not_found_and_get_no_weight():
     memory = dataclasses.replace(MEMORY, minimum_score=0.5)
     found = [segment.layers[1] for segment in read_document(MODEL, memory, parameters(), TOKENS, N) if segment.layers]
     missing = np.concatenate([looked.places_HNK.ravel() == NOWHERE for looked in found])
@@ -121,7 +121,7 @@ def inspected(first: int = 0, count: int = 1000) -> Inspection:
     return inspect_document(trained, "document", TOKENS, ByteVocabulary(), ShownRange(first, count, 3))
 
 
-def test_losses_are_those_of_reading_with_and_without_a_memory():
+def test_losses_equal_those_of_evaluation_with_and_without_a_memory():
     it = inspected()
     graph, _ = abstract_model(MODEL, MEMORY)
     for memory, nats_T in ((MEMORY, it.nats_T), (dataclasses.replace(MEMORY, size=0), it.without_T)):
@@ -135,7 +135,7 @@ def test_losses_are_those_of_reading_with_and_without_a_memory():
     assert np.abs(it.gains_T[N:]).max() > 1e-3 and (it.gains_T[:N] == 0).all()
 
 
-def test_a_part_shows_what_the_whole_does():
+def test_a_page_of_a_part_agrees_with_that_of_the_whole():
     whole, part = inspected(), inspected(13, 20)
     for one, other in zip(whole.shown[1:], part.shown[1:], strict=True):
         np.testing.assert_array_equal(one[13:33], other)
@@ -143,7 +143,7 @@ def test_a_part_shows_what_the_whole_does():
     assert list(lines(part)) == list(lines(whole))[13:33]
 
 
-def test_lines_tell_the_text_at_the_places_retrieved():
+def test_json_lines_hold_the_text_of_retrieved_tokens():
     told = list(lines(inspected()))
     assert [line["place"] for line in told] == list(range(T))
     assert "".join(line["text"] for line in told) == ByteVocabulary().decode(TOKENS)
@@ -154,7 +154,7 @@ def test_lines_tell_the_text_at_the_places_retrieved():
         assert each["text"] == (told[each["place"]]["text"] if each["place"] >= 0 else "")
 
 
-def test_all_weight_is_accounted_for():
+def test_all_attention_weight_is_counted():
     """The weights by place, and by distance, add up to the number of tokens that had a memory."""
     it = inspected()
     begin = it.shown.places_TLHK == -1  # of the begin token, which is no place of the text

@@ -87,7 +87,7 @@ def test_token_by_token_equals_the_whole(name, size):
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=repr)
-def test_token_by_token_the_same_is_kept(kept):
+def test_decoding_token_by_token_stores_the_same_tokens(kept):
     check_token_by_token(VARIANTS["t5, XL cache"], memory_of(2 * N, **kept))
 
 
@@ -110,7 +110,7 @@ def check_token_by_token(model: ModelSettings, memory: MemorySettings):
 
 @pytest.mark.parametrize("name", ["t5, XL cache, key shift", "rope"])
 @pytest.mark.parametrize("count", [1, 2, N - 1, N])
-def test_a_part_of_a_segment_at_once_equals_the_whole_and_goes_on(name, count):
+def test_reading_a_part_of_a_segment_equals_reading_the_whole(name, count):
     """Padding behind the part that is real leaves no trace, whatever its tokens."""
     model, memory = VARIANTS[name], memory_of(2 * N)
     expected, carries = read_whole(model, memory)
@@ -140,7 +140,7 @@ def test_every_search_serves_single_queries(search, key_dtype):
         np.testing.assert_allclose(logits[0], expected[place], atol=1e-4, rtol=0)
 
 
-def test_in_bfloat16_it_differs_by_rounding_only():
+def test_decoding_in_bfloat16_differs_by_rounding_only():
     model = dataclasses.replace(VARIANTS["t5, XL cache, key shift"], dtype="bfloat16")
     memory = memory_of(2 * N, dtype="bfloat16")
     expected, carries = read_whole(model, memory)

@@ -69,7 +69,7 @@ def likeliest(text: str, tokens: int, memory: MemorySettings = MEMORY) -> str:
 
 
 @pytest.mark.parametrize("length", [0, 1, N - 2, N - 1, N, N + 1, 3 * N - 1, 3 * N, 30])
-def test_greedy_writing_equals_reading_the_whole_text_for_each_token(length):
+def test_greedy_generation_equals_reading_the_whole_text_for_each_token(length):
     text = TEXT.encode()[:length].decode()
     assert reader().write(text, tokens=2 * N + 3, temperature=0) == likeliest(text, 2 * N + 3)
 
@@ -97,7 +97,7 @@ def test_memory_changes_what_is_written():
     assert reader(none).write(TEXT, tokens=2 * N, temperature=0) == expected != likeliest(TEXT, 2 * N)
 
 
-def test_reading_and_writing_in_turns_equals_reading_it_all():
+def test_alternating_reading_and_writing_equals_reading_all():
     by_turns = reader()
     by_turns.read(TEXT[:3])
     by_turns.read(TEXT[3:])
@@ -108,7 +108,7 @@ def test_reading_and_writing_in_turns_equals_reading_it_all():
     assert by_turns.tokens == len(TEXT.encode()) + 5 + N + len("and this") + N
 
 
-def test_heads_over_two_devices_write_the_same():
+def test_heads_split_over_two_devices_write_the_same():
     assert reader(devices=2).write(TEXT, tokens=N, temperature=0) == likeliest(TEXT, N)
 
 
@@ -119,7 +119,7 @@ def test_memory_is_filled_by_full_segments_and_keeps_the_newest():
         assert one.tokens_in_memory == held
 
 
-def test_the_seed_decides_the_text_and_greedy_writing_ignores_it():
+def test_the_seed_decides_the_text_except_at_temperature_0():
     draw = functools.partial(reader().write, TEXT, 20)
     assert reader().write(TEXT, 20, seed=1) == reader().write(TEXT, 20, seed=1) != reader().write(TEXT, 20, seed=2)
     assert reader().write(TEXT, 20, top_k=1, seed=3) == reader().write(TEXT, 20, temperature=0) == draw(temperature=0)

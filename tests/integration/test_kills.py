@@ -70,7 +70,7 @@ def half_written(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("*tmp*"))
 
 
-def test_runs_killed_while_they_write_a_checkpoint_end_as_if_undisturbed(place, undisturbed, tmp_path):
+def test_runs_killed_while_saving_end_like_undisturbed_ones(place, undisturbed, tmp_path):
     """Three times: when its folder appears, when there is data in it, and when some of it is finished."""
     run, cut = tmp_path / "run", 0
     signs = ("*tmp*", "*tmp*/*/ocdbt.process_0/d/*", "*tmp*/[a-z]*/commit_success.txt")
@@ -218,7 +218,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(nearly, tmp_path,
 
 
 @pytest.mark.parametrize("damage, told", [(True, CorruptCheckpoint), (False, ReadFailed)])
-def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monkeypatch, damage, told):
+def test_a_read_error_of_one_process_ends_all_with_that_error(nearly, monkeypatch, damage, told):
     """Simulates a read failure in another process, with and without damage. This process reads everything."""
     others = iter([False, damage])
     monkeypatch.setattr(checkpoints, "all_agree", lambda yes: yes and next(others))
@@ -226,7 +226,7 @@ def test_what_another_process_could_not_read_ends_as_it_does_there(nearly, monke
         kept.memory_size(380)
 
 
-def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, tmp_path):
+def test_a_checkpoint_of_another_state_is_left_as_it_is(nearly, tmp_path):
     """The errors that orbax raises for parameters of another shape, and for other parameters."""
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
@@ -238,7 +238,7 @@ def test_a_state_that_is_not_that_saved_leaves_the_checkpoint_as_it_is(nearly, t
             kept.restore(380, like._replace(parameters=parameters), make.mesh)
 
 
-def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing(nearly, tmp_path, capsys):
+def test_evaluation_skips_a_damaged_checkpoint_and_renames_nothing(nearly, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
     delete_a_file(run / "checkpoints" / "380")
@@ -256,7 +256,7 @@ def test_evaluation_uses_the_checkpoint_before_a_damaged_one_and_renames_nothing
         evaluate.restore(run, load_trained(run, [], []).model, maker(run).mesh)
 
 
-def test_the_newest_checkpoints_stay_and_those_at_every_so_many_steps(nearly, tmp_path):
+def test_the_newest_checkpoints_and_those_at_multiples_stay(nearly, tmp_path):
     state = maker(nearly).state()
     with Checkpoints(tmp_path, keep=2, keep_every=40) as written:
         for step in range(20, 180, 20):
@@ -266,7 +266,7 @@ def test_the_newest_checkpoints_stay_and_those_at_every_so_many_steps(nearly, tm
     assert steps_saved(tmp_path) == [40, 80, 120, 140, 160]
 
 
-def test_no_flipped_byte_goes_unseen(nearly, tmp_path):
+def test_every_flipped_byte_is_detected(nearly, tmp_path):
     """Read in this process: either it is refused, or what is read is what was saved."""
     run = tmp_path / "run"
     shutil.copytree(nearly, run)
@@ -305,7 +305,7 @@ def assert_told(output: str, what: str, run: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
-def test_a_file_that_may_not_grow_while_saving_ends_the_run_which_goes_on_later(place, undisturbed, tmp_path):
+def test_a_file_size_limit_ends_the_run_which_resumes_later(place, undisturbed, tmp_path):
     """Uses `ulimit -f`, as any user can: from the second checkpoint on no file may be larger than 16 KiB."""
     run = tmp_path / "run"
     process = start(place, run)
@@ -330,7 +330,7 @@ def disk(folder: Path, size: str):
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="no mount")
-def test_a_full_disk_ends_the_run_which_goes_on_when_there_is_room(place, undisturbed, tmp_path):
+def test_a_full_disk_ends_the_run_which_resumes_when_there_is_room(place, undisturbed, tmp_path):
     """It holds two checkpoints; the third is written before the first is deleted."""
     with disk(tmp_path / "disk", "800k") as folder:
         run = folder / "run"

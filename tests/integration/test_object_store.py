@@ -55,7 +55,7 @@ def steps_saved(store: Store, run: str) -> list[int]:
     return sorted(int(each[1]) for each in found if each)
 
 
-def test_a_run_in_a_bucket_is_killed_goes_on_ends_as_on_a_disk_and_is_evaluated(place, store, tmp_path):
+def test_a_killed_run_in_a_bucket_resumes_ends_as_on_a_disk_and_is_evaluated(place, store, tmp_path):
     """The newest of its checkpoints is damaged, too."""
     here, copy = tmp_path / "here", tmp_path / "copy"
     finish(test_resume.train(place, here, *FEW))

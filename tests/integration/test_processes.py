@@ -104,7 +104,7 @@ def test_two_processes_train_and_evaluate_as_one(place, undisturbed):
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, undisturbed, tmp_path, which):
+def test_when_one_process_is_killed_all_end_and_the_same_command_resumes(place, undisturbed, tmp_path, which):
     run = tmp_path / "run"
     running = start(place, "train", run)
     wait_for(lambda: steps_saved(run), running[0])
@@ -122,7 +122,7 @@ def test_when_one_process_is_killed_all_end_and_the_same_command_goes_on(place, 
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="prlimit is of Linux")
-def test_a_process_that_cannot_write_its_part_ends_at_once_and_the_same_command_goes_on(place, undisturbed, tmp_path):
+def test_a_process_that_cannot_write_ends_at_once_and_the_same_command_resumes(place, undisturbed, tmp_path):
     """No file of the second process may be larger than 16 KiB from its second checkpoint on."""
     run = tmp_path / "run"
     first, second = start(place, "train", run)
@@ -175,7 +175,7 @@ def test_no_process_sets_a_checkpoint_aside_that_cannot_be_read_now(place, undis
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["32", "40"]
 
 
-def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(place, undisturbed, tmp_path):
+def test_a_run_resumes_with_another_number_of_processes_and_another_mesh(place, undisturbed, tmp_path):
     run = tmp_path / "run"
     finish_all(start(place, "train", run, "--gin_param", "NUM_STEPS = 24"))
     alone = start(place, "train", run, "--gin_param", "Mesh.memory = 1", processes=1, devices=2)
@@ -199,7 +199,7 @@ def test_processes_with_other_settings_or_another_folder_are_refused(place, tmp_
     assert first.returncode not in (0, 75)
 
 
-def test_some_of_the_flags_are_refused(place, tmp_path):
+def test_incomplete_multi_process_flags_are_refused(place, tmp_path):
     output = finish(memorizing("train", f"--workdir={tmp_path}", "--processes=2"), status=2)
     assert "--coordinator and --process missing" in output
     output = finish(

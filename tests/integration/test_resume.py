@@ -133,7 +133,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize("after", [20, 120])
-def test_a_killed_run_ends_bit_for_bit_as_if_it_had_never_stopped(place, undisturbed, tmp_path, after):
+def test_a_killed_run_ends_bit_for_bit_like_an_undisturbed_one(place, undisturbed, tmp_path, after):
     """Killed before and after the memory is switched on (step 28), a little after a checkpoint, not at it.
 
     The second goes on with programs that are compiled anew.
@@ -150,7 +150,7 @@ def test_a_killed_run_ends_bit_for_bit_as_if_it_had_never_stopped(place, undistu
     assert_same_end(run, undisturbed)
 
 
-def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
+def test_a_terminated_run_saves_and_resumes(place, undisturbed, tmp_path):
     """Told twice, and before anything is computed as well; meanwhile no other training gets into its folder."""
     run = tmp_path / "run"
     process = train(place, run)
@@ -170,7 +170,7 @@ def test_a_terminated_run_saves_and_goes_on(place, undisturbed, tmp_path):
     assert_same_end(run, undisturbed)
 
 
-def test_a_finished_run_says_so_and_goes_on_when_given_more_steps(place, undisturbed, tmp_path):
+def test_a_finished_run_says_so_and_continues_with_more_steps(place, undisturbed, tmp_path):
     run = tmp_path / "run"
     finish(train(place, run, "--gin_param", "NUM_STEPS = 80"))
     assert "all 80 steps are done already" in finish(memorizing("train", f"--workdir={run}"))
@@ -197,7 +197,7 @@ def test_rows_spread_over_devices_train_as_on_one(place, undisturbed, tmp_path):
     np.testing.assert_allclose(losses(run), losses(undisturbed)[:40], rtol=1e-4)
 
 
-def test_a_run_does_not_go_on_with_another_model(place, undisturbed):
+def test_a_run_does_not_resume_with_another_model(place, undisturbed):
     output = finish(train(place, undisturbed, "--gin_param", "Model.heads = 1"), status=2)
     assert "Model.heads = 1" in output and "started with 2" in output and "--workdir" in output
 
@@ -223,7 +223,7 @@ def test_parameters_that_are_ruined_by_the_last_update_are_not_saved(place, tmp_
     assert "a parameter is not finite at step 1 " in output and not steps_saved(run)
 
 
-def test_a_run_does_not_go_on_with_other_documents_and_keeps_its_settings(place, tmp_path):
+def test_a_run_does_not_resume_with_other_documents_and_keeps_its_settings(place, tmp_path):
     run, other, moved = tmp_path / "run", tmp_path / "other", tmp_path / "moved"
     finish(train(place, run, "--gin_param", "NUM_STEPS = 40"))
     settings = (run / "config.gin").read_text()
@@ -246,7 +246,7 @@ def test_the_workdir_alone_is_enough_to_evaluate(undisturbed):
     assert figures["checkpoint_step"] == 240 and figures["memory_size"] == 64
 
 
-def test_there_is_nothing_to_evaluate_without_a_run(tmp_path):
+def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):
     output = finish(memorizing("evaluate", f"--workdir={tmp_path / 'none'}"), status=2)
     assert str(tmp_path / "none") in output and "memorizing train" in output
 
@@ -258,7 +258,7 @@ INDEXED = [
 ]  # fmt: skip
 
 
-def test_an_index_is_part_of_the_run_and_is_made_anew_for_another_search(place):
+def test_an_index_resumes_with_the_run_and_is_rebuilt_for_another_search(place):
     whole, parts = place / "indexed", place / "indexed-in-parts"
     steps = lambda number: f"--gin_param=NUM_STEPS = {number}"  # noqa: E731
     assert "searched by `ivf`" in finish(train(place, whole, *INDEXED, steps(80)))
@@ -279,7 +279,7 @@ def test_an_index_is_part_of_the_run_and_is_made_anew_for_another_search(place):
     assert 0.5 < metrics(parts)[-1]["recall/layer_2"] <= 1
 
 
-def test_settings_of_an_index_may_change_and_copies_of_the_keys_do_not_mix(place):
+def test_index_settings_may_change_and_copies_of_keys_do_not_mix(place):
     """Copies that propose, in several dtypes; and indexes that only their settings tell apart."""
     workdir = place / "copies"
     recall = ["--gin_param=Memory.report_recall = True", "--gin_param=Training.memory_from_step = 0"]

@@ -79,7 +79,7 @@ def test_each_point_is_trained_and_evaluated_as_its_settings_say(undisturbed):
         assert (undisturbed / name).stat().st_size
 
 
-def test_killed_in_training_and_in_evaluation_it_ends_as_if_undisturbed(place, undisturbed, tmp_path):
+def test_a_sweep_killed_in_training_or_evaluation_ends_like_an_undisturbed_one(place, undisturbed, tmp_path):
     out = tmp_path / "out"
     metrics = out / "points" / NAMES[0] / "metrics.jsonl"
     evaluation = out / "points" / NAMES[1] / "evaluate.log"
@@ -96,7 +96,7 @@ def test_killed_in_training_and_in_evaluation_it_ends_as_if_undisturbed(place, u
     assert [attempts(out, name, "evaluate") for name in NAMES] == [1, 2]
 
 
-def test_a_failing_point_stops_no_other_is_shown_and_tried_again(place, undisturbed, tmp_path):
+def test_a_failed_point_is_shown_retried_and_stops_no_other(place, undisturbed, tmp_path):
     out = tmp_path / "out"
     blocked = out / "points" / NAMES[0] / "tensorboard"
     blocked.parent.mkdir(parents=True)
@@ -114,7 +114,7 @@ def test_a_failing_point_stops_no_other_is_shown_and_tried_again(place, undistur
     assert [attempts(out, name, "train") for name in NAMES] == [2, 1]
 
 
-def test_what_is_done_is_done_once_and_other_readings_anew(place, undisturbed, tmp_path):
+def test_finished_points_are_skipped_and_new_evaluations_run(place, undisturbed, tmp_path):
     out = copied(undisturbed, tmp_path / "out")
     assert "2 points: 2 done" in finish(start(place, out))
     assert [attempts(out, name, "evaluate") for name in NAMES] == [1, 1]
@@ -130,7 +130,7 @@ def test_what_is_done_is_done_once_and_other_readings_anew(place, undisturbed, t
     assert "point MEMORY_SIZE=0,seed=0: Model.layers = 3" in refused and "started with 2" in refused
 
 
-def test_told_to_end_it_ends_its_training_first_and_holds_its_folder_until_then(place, tmp_path):
+def test_a_terminated_sweep_ends_its_training_and_holds_its_folder(place, tmp_path):
     out = tmp_path / "out"
     metrics = out / "points" / NAMES[0] / "metrics.jsonl"
     process = start(place, out, steps=100_000)
@@ -172,7 +172,7 @@ def test_a_trained_run_is_only_evaluated(place, undisturbed, tmp_path):
     assert "Memory.neighbors" in (out / "table.md").read_text()
 
 
-def test_the_table_of_the_command_is_that_of_its_points(undisturbed):
+def test_the_printed_table_is_that_of_the_points(undisturbed):
     shown = (undisturbed / "table.md").read_text()
     for point in results(undisturbed)["points"]:
         assert f"{point['evaluations'][0]['perplexity']:.3f}" in shown

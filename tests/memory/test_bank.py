@@ -66,7 +66,7 @@ def test_a_segment_that_would_wrap_around_is_refused():
 
 
 @pytest.mark.parametrize("search", [LSH(candidates=8), IVF(lists=4, probes=2), Proposed(kind="int8")])
-def test_an_index_made_anew_is_that_of_writing_again(search):
+def test_a_rebuilt_index_equals_that_of_writing_again(search):
     """Holds even if part of the bank was never written, and if rows hold different parts."""
     settings = MemorySettings(size=32, neighbors=1, dtype="float32")
     bank = empty_bank(ROWS, HEADS, SIZE, settings)._replace(index=search.empty_index(ROWS, HEADS, 32, SIZE))
@@ -88,7 +88,7 @@ def test_an_index_made_anew_is_that_of_writing_again(search):
 
 
 @pytest.mark.parametrize("kind", ["plain", "int8", "lsh", "ivf"])
-def test_refilled_rows_hold_what_was_prebuilt_and_others_what_they_held(kind):
+def test_refilled_rows_hold_the_prebuilt_memory_and_others_stay(kind):
     """Wherever the two cursors stand; and the index knows of it: each key is its own nearest neighbor."""
     slots = 6 * SEGMENT
     memory = MemorySettings(

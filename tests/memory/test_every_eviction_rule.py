@@ -78,7 +78,7 @@ def test_a_slot_holds_the_keys_and_values_of_its_token(eviction):
 
 
 @each_rule
-def test_devices_that_split_the_slots_keep_the_same(eviction):
+def test_devices_that_split_the_slots_hold_the_same_tokens(eviction):
     memory, mesh = memory_of(eviction), make_mesh(MeshSettings(data=2, model=2, memory=2), jax.devices()[:8])
     bank = empty_bank(ROWS, HEADS, D, memory)
     where = shardings(mesh, bank)
@@ -92,7 +92,7 @@ def test_devices_that_split_the_slots_keep_the_same(eviction):
 
 
 @each_rule
-def test_a_bank_that_was_stored_in_between_continues_the_same(eviction):
+def test_a_restored_bank_continues_exactly(eviction):
     memory = memory_of(eviction)
     step = jax.jit(functools.partial(read_and_write, memory=memory))
     bank = jax.tree.map(jnp.asarray, banks(eviction)[SEGMENTS // 2])

@@ -55,7 +55,7 @@ def test_a_reservoir_keeps_every_token_with_the_same_probability(sink):
 
 
 @pytest.mark.parametrize("eviction", ["fifo", "least_used", "least_recently_used"])
-def test_a_token_that_is_read_again_and_again_stays_only_where_use_counts(eviction):
+def test_a_token_that_is_read_often_stays_only_under_rules_of_use(eviction):
     """Its key is what all queries look for. Those that nothing looks for go in the order in which they came."""
     memory = MemorySettings(size=8, neighbors=2, dtype="float32", eviction=eviction)
     rng, bank = np.random.default_rng(0), empty_bank(1, 1, 8, memory)

@@ -170,7 +170,7 @@ def positions(bank: Bank, memory: MemorySettings, read: int, row: int) -> dict:
 @pytest.mark.parametrize("kind", KEPT)
 @examples(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
+def test_a_memory_holds_the_tokens_of_a_plain_python_memory(kind, seed):
     memory = memory_of(**KEPT[kind])
     bank, plain = empty_bank(ROWS, HEADS, D, memory), [PlainRow(memory, row) for row in range(ROWS)]
     cached, most_read = Tokens(*(np.zeros((ROWS, HEADS, N, D), np.float32) for _ in range(2))), 0
@@ -216,7 +216,7 @@ def test_a_memory_keeps_what_a_plain_one_does(kind, seed):
 @pytest.mark.parametrize(
     "mesh", [MeshSettings(data=2, model=2, memory=2), MeshSettings(data=1, memory=4)], ids=["all", "memory"]
 )
-def test_over_devices_it_keeps_the_same(kind, mesh):
+def test_a_sharded_memory_holds_the_same_tokens(kind, mesh):
     memory = memory_of(**KEPT[kind], key_dtype="int8")
     devices = mesh.data * mesh.model * mesh.memory
     opened, run = make_mesh(mesh, jax.devices()[:devices]), step(memory)
@@ -233,7 +233,7 @@ def test_over_devices_it_keeps_the_same(kind, mesh):
 
 
 @pytest.mark.parametrize("search", ["lsh", "ivf", "faiss"])
-def test_an_index_follows_what_is_replaced_at_any_address(search):
+def test_an_index_follows_tokens_replaced_in_any_slot(search):
     """Each key that is held is its own nearest neighbor among all, once all lists and buckets are looked into."""
     if search == "faiss":
         pytest.importorskip("faiss")
@@ -272,7 +272,7 @@ def test_a_segment_that_does_not_fit_beside_the_sink_is_refused():
         ({"eviction": "oldest"}, "Memory.eviction = 'oldest': must be one of 'fifo', 'none'"),
     ],
 )
-def test_settings_that_keep_nothing_or_make_no_sense_are_refused(kept, words):
+def test_contradictory_memory_settings_are_refused(kept, words):
     with pytest.raises(InputError, match=words):
         memory_of(**kept)
 

@@ -137,7 +137,7 @@ def test_flops_and_parameters_by_hand():
     assert flops == 6 * (attention + forward + heads + VOCABULARY * 16)
 
 
-def test_biases_do_not_decay():
+def test_weight_decay_skips_biases():
     _, parameters = created("llama")
     transformation = make_optimizer(
         OptimizerSettings(kind="adamw", schedule="constant", warmup_steps=0, learning_rate=1.0, weight_decay=0.5)
@@ -164,7 +164,7 @@ def test_scaled_angles_by_hand():
     np.testing.assert_allclose(frequencies(dataclasses.replace(plain, rope_scaling="llama3")), scaled)
 
 
-def test_what_cannot_be_is_refused_with_the_way_out():
+def test_impossible_backbones_are_refused_with_a_way_out():
     with pytest.raises(InputError, match=r"Set Model.xl_cache = False \(to evaluate: --xl_cache=off\)"):
         dataclasses.replace(GPT, xl_cache=True)
     with pytest.raises(InputError, match="max_positions = 0"):

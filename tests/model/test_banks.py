@@ -57,7 +57,7 @@ def test_layers_of_one_bank_see_the_same_slots_and_write_those_of_its_layer():
         ({"memory_layers": (1, 2), "banks_of": (3, 2)}, r"layer 3 has no bank\. Name layers of"),
     ],
 )
-def test_banks_that_cannot_be_are_refused(changes, words):
+def test_impossible_banks_of_are_refused(changes, words):
     with pytest.raises(InputError, match=words):
         dataclasses.replace(MODEL, **changes)
 
@@ -75,7 +75,7 @@ def told(model: ModelSettings, memory: MemorySettings):
 
 
 @pytest.mark.parametrize(("kind", "search"), [("score", "dense"), ("layer", "exact")])
-def test_lookups_tell_gates_and_all_that_dense_attention_reads(kind, search):
+def test_lookups_report_gates_and_all_slots_of_dense_attention(kind, search):
     model = dataclasses.replace(MODEL, gate=kind, gate_bias=0.0)
     memory = dataclasses.replace(MEMORY, search=search)
     _, gates = told(model, memory)

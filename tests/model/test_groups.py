@@ -140,7 +140,7 @@ def test_token_by_token_equals_the_whole():
     np.testing.assert_allclose(np.stack(logits, axis=1), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_lookups_are_told_by_query_head():
+def test_lookups_are_reported_by_query_head():
     memory = dataclasses.replace(MEMORY, report_recall=False)
     grouped, copies = (
         [it.layers[2] for it in read_document(settings, memory, parameters, TOKENS[0], N) if it.layers]
@@ -152,7 +152,7 @@ def test_lookups_are_told_by_query_head():
         np.testing.assert_allclose(one.weights_HNK, other.weights_HNK, rtol=1e-3, atol=1e-5)
 
 
-def test_before_anything_is_learned_shifted_heads_find_a_token_again_and_what_followed_it():
+def test_untrained_shifted_heads_find_the_token_after_an_earlier_match():
     """Uses the second round of a text of different tokens; one of two key heads is shifted, for both its queries."""
     model = ModelSettings(
         vocabulary_size=256, layers=1, embedding_size=64, heads=8, kv_heads=4, head_size=32, feed_forward_size=16,

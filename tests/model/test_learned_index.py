@@ -54,7 +54,7 @@ def indexed(keys: Keys, index: LearnedIndex) -> Keys:
 
 
 @pytest.mark.parametrize("key_dtype", [None, "int8"])
-def test_its_loss_is_the_cross_entropy_of_both_softmaxes_over_valid_slots(key_dtype):
+def test_the_index_loss_is_a_cross_entropy_over_valid_slots(key_dtype):
     bank, query = bank_and_query(key_dtype=key_dtype)
     bank = bank._replace(length_B=jnp.asarray([0, 30]))  # one row has nothing to ask
     index = first_index(HEADS, SIZE, 4)
@@ -71,7 +71,7 @@ def test_its_loss_is_the_cross_entropy_of_both_softmaxes_over_valid_slots(key_dt
     assert index_loss(index, query, bank.keys, jnp.zeros_like(valid(bank)), asks_BN) == 0
 
 
-def test_with_all_features_it_finds_what_an_exact_search_finds():
+def test_an_index_of_all_features_finds_the_exact_neighbors():
     bank, query = bank_and_query()
     index = first_index(HEADS, SIZE, SIZE)  # orthonormal, so that nothing is lost
     search = dataclasses.replace(SEARCH, candidates=NEIGHBORS)
@@ -81,7 +81,7 @@ def test_with_all_features_it_finds_what_an_exact_search_finds():
     np.testing.assert_allclose(found.scores_BHNK, wanted.scores_BHNK, rtol=1e-6)
 
 
-def test_where_few_ask_the_keys_themselves_are_searched():
+def test_few_queries_search_the_keys_directly():
     bank, query = bank_and_query()
     index, minimum = first_index(HEADS, SIZE, 4), 1.0
     search = dataclasses.replace(SEARCH, candidates=NEIGHBORS, minimum_score=minimum)
@@ -93,7 +93,7 @@ def test_where_few_ask_the_keys_themselves_are_searched():
     assert (np.asarray(many.slots_BHNK) != np.asarray(wanted.slots_BHNK)).any()
 
 
-def test_it_begins_as_the_projection_that_is_not_learned():
+def test_a_learned_index_starts_as_the_random_projection():
     _, query = bank_and_query()
     keys = l2_normalize(jax.random.normal(jax.random.key(5), (ROWS, HEADS, SLOTS, SIZE))).astype(jnp.bfloat16)
     fixed = Proposed(kind="projection", projection_size=4, candidates=8)
@@ -112,7 +112,7 @@ def attended(query, bank, index):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_its_gradient_is_that_of_its_loss_and_reaches_nothing_else(devices):
+def test_the_index_loss_sends_gradient_to_the_index_only(devices):
     bank, query = bank_and_query()
     index = first_index(HEADS, SIZE, 4)
     asked = query[:, :, sampled(TOKENS)]
@@ -137,7 +137,7 @@ def test_its_gradient_is_that_of_its_loss_and_reaches_nothing_else(devices):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_it_learns_which_features_matter():
+def test_the_index_learns_which_features_matter():
     """Queries have two features, keys noise in all others: random features find little, learned ones nearly all."""
     settings = dict(candidates=8, inner=Blocked())
 
@@ -188,7 +188,7 @@ def trained_calls(model: ModelSettings, memory: MemorySettings, only: tuple[str,
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_all_else_is_trained_as_without_it(remat):
+def test_other_parameters_train_as_without_an_index(remat):
     model = dataclasses.replace(MODEL, remat=remat)
     searched = dataclasses.replace(MEMORY, proposer=None)
     with_index, losses = trained_calls(model, searched)
@@ -202,7 +202,7 @@ def test_all_else_is_trained_as_without_it(remat):
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_padding_teaches_nothing(kv_heads):
+def test_padding_trains_no_index(kv_heads):
     """Padding changes no index, and its movement only by rounding."""
     model = dataclasses.replace(MODEL, kv_heads=kv_heads)
     graph, parameters = create_model(model, MEMORY, 0)
@@ -224,7 +224,7 @@ def test_padding_teaches_nothing(kv_heads):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_learning_takes_no_copy_of_the_memory(remat):
+def test_training_an_index_does_not_copy_the_memory(remat):
     """Temporaries beside those of a step without an index: features and their gradient, but not keys or values."""
     memory = dataclasses.replace(MEMORY, size=1 << 15, search="blocked", options=(BlockedSettings(block_size=512),))
     held = {}
@@ -242,7 +242,7 @@ def test_learning_takes_no_copy_of_the_memory(remat):
     assert held[0] < 0.5 * keys and held[1] < held[0] + 1.5 * keys
 
 
-def test_it_can_be_all_that_is_trained():
+def test_the_index_can_be_the_only_trained_part():
     before = create_model(MODEL, MEMORY, 0)[1]
     after, _ = trained_calls(MODEL, MEMORY, ("index",))
     moved = {
@@ -253,7 +253,7 @@ def test_it_can_be_all_that_is_trained():
     assert moved == {"layers/1/attention/index_query_HDP", "layers/1/attention/index_key_HDP"}
 
 
-def test_what_cannot_be_is_refused():
+def test_impossible_index_settings_are_refused():
     with pytest.raises(InputError, match=r"Model.index_size = 9: .* below Model.head_size = 8"):
         dataclasses.replace(MODEL, index_size=9)
     with pytest.raises(InputError, match=r"but Model.index_size = 0. Train an index with Model.index_size = 2"):

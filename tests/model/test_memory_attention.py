@@ -86,13 +86,13 @@ def test_rows_without_a_memory_have_no_neighbors_to_find():
     assert recall(bank._replace(recall=None), after) is None
 
 
-def test_what_does_not_reach_the_minimum_is_no_neighbor_to_find():
+def test_recall_ignores_neighbors_below_the_minimum_score():
     bank, query = bank_and_query()
     counted = attend_to_memory(query, bank, Exact(minimum_score=4.0), NEIGHBORS).stats.recall
     np.testing.assert_array_equal(counted.found_BH, counted.wanted_BH)
     assert 0 < counted.wanted_BH.sum() < ROWS * HEADS * SAMPLED * NEIGHBORS
 
 
-def test_nothing_is_counted_unless_asked_for():
+def test_recall_is_counted_only_if_asked_for():
     bank, query = bank_and_query()
     assert attend_to_memory(query, bank._replace(recall=None), Exact(), NEIGHBORS).stats.recall is None

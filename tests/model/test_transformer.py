@@ -151,7 +151,7 @@ def test_memories_fill_with_the_document_and_forget_the_oldest():
 
 
 @pytest.mark.parametrize("positions", ["t5", "rope"])
-def test_beyond_the_cache_every_token_is_seen_once(positions):
+def test_with_beyond_cache_every_token_is_seen_once(positions):
     """A token is in the cache or in the memory, never in both, seen from every token of a segment."""
     model = dataclasses.replace(MODEL, layers=1, memory_layers=(1,), positions=positions)
     length = 4 * TOKENS

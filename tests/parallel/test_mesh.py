@@ -20,7 +20,7 @@ from memorizing.parallel.mesh import (
 )
 
 
-def test_letters_choose_axes():
+def test_shape_letters_choose_mesh_axes():
     assert spec("BHMD") == PartitionSpec("data", "model", "memory", None)
     assert spec("EHD", PARAMETER_RULES) == PartitionSpec(("data", "memory"), "model", None)
     tree = {
@@ -52,7 +52,7 @@ def test_two_letters_for_one_axis_are_refused(letters, rules):
         ({"memory": 16}, "do not multiply to 8 devices"),
     ],
 )
-def test_axes_make_up_all_devices(settings, words):
+def test_mesh_axes_multiply_to_all_devices(settings, words):
     with pytest.raises(InputError) as caught:
         make_mesh(MeshSettings(**settings))
     assert words in str(caught.value)
@@ -83,13 +83,13 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_would(mesh, model,
     assert words in str(caught.value)
 
 
-def test_wrong_axes_are_refused_at_once():
+def test_wrong_axes_are_refused():
     for name, value in (("data", -1), ("model", 0), ("memory", 0)):
         with pytest.raises(InputError, match=rf"Mesh\.{name} = {value}"):
             MeshSettings(**{name: value})
 
 
-def test_rows_are_put_together_from_those_of_each_process():
+def test_batches_are_assembled_from_the_rows_of_each_process():
     mesh = make_mesh(MeshSettings(memory=2))
     assert local_rows(mesh, 8) == list(range(8))
     whole = {"inputs_BN": np.arange(8 * 4).reshape(1, 8, 4), "starts_B": np.arange(8).reshape(1, 8)}

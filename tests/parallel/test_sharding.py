@@ -91,7 +91,7 @@ def bank_after(writes: int, slots: int, tokens: int, mesh: jax.sharding.Mesh | N
 
 @pytest.mark.parametrize(("slots", "tokens"), [(64, 8), (24, 8), (48, 24), (16, 16), (40, 8), (24, 12)])
 @pytest.mark.parametrize("settings", [MESHES["memory"], MESHES["all"], MeshSettings(data=2, memory=4)])
-def test_writes_across_the_borders_of_devices(slots, tokens, settings):
+def test_writes_that_cross_devices_are_exact(slots, tokens, settings):
     """Segments shorter and longer than what one device holds, and that reach over its end."""
     for writes in (1, slots // tokens, slots // tokens + 1):
         expected, found = bank_after(writes, slots, tokens), bank_after(writes, slots, tokens, mesh_of(settings))
@@ -234,7 +234,7 @@ def compiled_search(slots: int, settings: MeshSettings) -> list:
 
 
 @pytest.mark.parametrize("settings", [MESHES["memory"], MESHES["all"]])
-def test_what_a_search_sends_does_not_grow_with_the_memory(settings):
+def test_traffic_of_a_search_does_not_grow_with_the_memory(settings):
     small, large = (compiled_search(slots, settings) for slots in (8_192, 262_144))
     assert small and sum(each.total for each in small) == sum(each.total for each in large)
     for each in large:

@@ -37,7 +37,7 @@ def test_a_sum_in_a_loop_counts_as_often_as_it_runs(mesh):
     assert found.total == 7 * found.sent
 
 
-def test_gathers_and_scattered_sums(mesh):
+def test_gathers_and_reduce_scatters_are_counted(mesh):
     def gather(x_AC):
         return jax.lax.all_gather(x_AC, "memory", tiled=True)
 
@@ -59,7 +59,7 @@ def test_gathers_and_scattered_sums(mesh):
     assert found.sent == 3 * 2 * 32 * 4  # each of the other 3 devices gets a quarter of 8 x 32
 
 
-def test_the_formats_of_the_tpu_compiler():
+def test_collectives_are_read_from_the_formats_of_the_tpu_compiler():
     text = """\
 HloModule jit_f
 %body.1 (param: (s32[], bf16[16,8])) -> (s32[], bf16[16,8]) {

@@ -46,7 +46,7 @@ def planned(settings: Path, *arguments: str, status: int = 0, devices: int = 4) 
     return output, json.loads(file.read_text()) if file.exists() else {}
 
 
-def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
+def test_the_plan_for_this_machine_equals_the_size_of_the_state(settings):
     output, figures = planned(settings, "--gin_param", "Mesh.memory = 2")
     it, _ = load([str(settings)], ["Mesh.memory = 2"])
     mesh = open_mesh(
@@ -75,7 +75,7 @@ def test_the_plan_for_this_machine_is_what_a_state_takes(settings):
 
 
 @needs_libtpu
-def test_what_does_not_fit_is_said_with_the_settings_to_change(settings):
+def test_a_plan_that_does_not_fit_names_the_settings_to_change(settings):
     fits, figures = planned(settings, "--topology=v5e:2x2")
     assert figures["fits"] and "  fits" in fits and figures["tokens_per_second"] > 0
     assert figures["bytes_per_device"]["total"] < 16 * 2**30
@@ -109,7 +109,7 @@ TEMPORARIES = (
         (30, 2, "parameters and optimizer take most, 30.0 GiB", ["Mesh.model"]),
     ],
 )
-def test_advice_is_for_what_takes_the_most(settings, message, state, banks, most, others):
+def test_advice_is_about_the_largest_part(settings, message, state, banks, most, others):
     it, _ = load([str(settings)], [])
     held = {"parameters": state * GIB, "optimizer": 0, "memory": banks * GIB}
     assert needed(message, held) == "needs 40.00G of 15.75G of memory"
@@ -129,7 +129,7 @@ def test_messages_of_other_shapes_are_passed_on():
 
 
 @needs_libtpu
-def test_the_estimate_counts_the_search_and_what_is_computed_again(settings):
+def test_the_estimate_counts_the_search_and_recomputation(settings):
     """Computed by hand: scores are 4 bytes per query and slot, written and read; remat repeats the forward pass."""
     bandwidth = CHIPS["v5e"].memory_bandwidth
     writes = ("--topology=v5e:2x2", "--gin_param", "Memory.search = 'blocked'")

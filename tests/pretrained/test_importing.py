@@ -39,7 +39,7 @@ def checkpoints(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", [f"{family}-{number:02}" for family in ("gpt2", "llama") for number in range(EACH)])
-def test_logits_of_transformers_and_its_tensors_again(checkpoints, name):
+def test_logits_equal_those_of_transformers_and_export_returns_its_tensors(checkpoints, name):
     """One segment; of Llama also the second one's first token, whose XL cache is the whole text before it."""
     folder = checkpoints / name
     expected = np.load(folder / "expected.npz")
@@ -82,7 +82,7 @@ def read(folder: Path, *bindings: str, memory_layers=()):
     return read_pretrained(folder, memory_layers, [], ["Batch.segment_length = 32", *bindings])
 
 
-def test_stored_otherwise_the_same_model(tmp_path):
+def test_other_layouts_of_the_tensors_give_the_same_model(tmp_path):
     """Covers shards with an index, missing prefix, buffers, half precision, and a tied table stored twice."""
     own = {name: value.astype(np.float16).astype(np.float32) for name, value in tensors().items()}
     own["lm_head.weight"] = own["model.embed_tokens.weight"]
@@ -183,7 +183,7 @@ def test_unsupported_configs_are_refused_by_name(tmp_path, config, message):
         read(write_folder(tmp_path / "folder", config))
 
 
-def test_windows_that_change_nothing_are_taken(tmp_path):
+def test_sliding_windows_without_effect_are_accepted(tmp_path):
     assert read(write_folder(tmp_path / "a", {"sliding_window": 33})).experiment.model.max_positions == 33
     full = {"sliding_window": 8, "layer_types": ["full_attention"] * 2}
     assert read(write_folder(tmp_path / "b", full)).experiment.model.max_positions == 64
@@ -191,7 +191,7 @@ def test_windows_that_change_nothing_are_taken(tmp_path):
     assert read(write_folder(tmp_path / "c", unused)).experiment.model.max_positions == 64
 
 
-def test_other_files_are_refused(tmp_path):
+def test_unsuitable_folders_are_refused(tmp_path):
     folder = write_folder(tmp_path / "folder")
     with pytest.raises(InputError, match=r"Model\.layers = 3, but the pretrained model has 2"):
         read(folder, "Model.layers = 3")

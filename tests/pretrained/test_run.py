@@ -55,7 +55,7 @@ def parameters_of(run: Path):
     return restore(run, load_trained(run, [], []).model, mesh)[0]
 
 
-def test_with_its_gates_shut_it_is_the_pretrained_model(place):
+def test_with_shut_gates_the_model_equals_the_pretrained_one(place):
     """Over several segments, so that there is something in the memory, which open gates do read."""
     it = load_trained(place / "run", [], [])
     parameters = parameters_of(place / "run")
@@ -86,7 +86,7 @@ def test_with_its_gates_shut_it_is_the_pretrained_model(place):
         assert np.allclose(found, expected, atol=1e-5) == is_shut
 
 
-def test_it_reads_and_writes_with_its_own_vocabulary(place, capsys):
+def test_an_imported_run_uses_its_own_vocabulary(place, capsys):
     reader = open_reader(place / "run")
     assert reader.read(TEXT) == len(tokenizer().encode(TEXT).ids)
     written = reader.write("the cat", tokens=30, seed=0)
@@ -96,7 +96,7 @@ def test_it_reads_and_writes_with_its_own_vocabulary(place, capsys):
     assert "but only a vocabulary. Name prepared tokens (--data" in capsys.readouterr().err
 
 
-def test_tokens_prepared_with_it_begin_as_it_does_and_are_evaluated(place, capsys):
+def test_tokens_of_a_pretrained_vocabulary_start_with_its_begin_token(place, capsys):
     raw = write_texts(place / "raw")
     settings = [f"--gin_param=Prepare.vocabulary_from = '{place / 'run/vocabulary'}'"]
     data = ["prepare", f"--raw={raw}", f"--out={place / 'data'}", *settings]
@@ -124,14 +124,14 @@ def test_tokens_prepared_with_it_begin_as_it_does_and_are_evaluated(place, capsy
     np.testing.assert_allclose(found, nats, atol=1e-4)
 
 
-def test_a_file_is_looked_into(place):
+def test_a_text_file_can_be_inspected(place):
     run, text = place / "run", place / "text.txt"
     assert main(["inspect", f"--workdir={run}", f"--document={text}", f"--out={place / 'page.html'}"]) == 0
     lines = (place / "page.jsonl").read_text().splitlines()
     assert "".join(json.loads(line).get("text", "") for line in lines).count("the") > 10 or len(lines) > 50
 
 
-def test_a_run_of_parameters_alone_is_not_gone_on_with_but_another_begins_with_them(place, capsys):
+def test_a_run_of_parameters_alone_cannot_resume_but_can_initialize_another(place, capsys):
     assert main(["prepare", f"--raw={place / 'raw'}", f"--out={place / 'data'}",
                  f"--gin_param=Prepare.vocabulary_from = '{place / 'run/vocabulary'}'",
                  "--gin_param=Prepare.vocabulary = 'pretrained'"]) == 0  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_run_of_parameters_alone_is_not_gone_on_with_but_another_begins_with_t
         assert (place / "tuned-out" / name).read_bytes() == (place / "folder" / name).read_bytes()
 
 
-def test_export_then_import_is_the_identity(place, tmp_path, capsys):
+def test_export_and_import_are_inverse(place, tmp_path, capsys):
     run = place / "run"
     assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}"]) == 2
     assert (
@@ -192,7 +192,7 @@ def own_run(folder: Path, data: Path, **settings) -> Path:
 LLAMA = {"positions": "rope", "feed_forward": "swiglu", "embedding_scale": 1.0, "tie_embeddings": False}
 
 
-def test_a_model_trained_here_is_exported_if_there_is_such_a_one(place, tmp_path, capsys):
+def test_a_model_trained_here_is_exported_if_its_architecture_exists(place, tmp_path, capsys):
     data = place / "run/vocabulary"
     run = own_run(tmp_path / "run", data, **LLAMA)
     export(run, tmp_path / "out")

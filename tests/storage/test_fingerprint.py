@@ -24,7 +24,7 @@ def random_words(*shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (7,), (3, 4, 5)])
-def test_it_is_the_sum_of_its_equation(shape):
+def test_the_fingerprint_is_the_sum_of_its_equation(shape):
     words = random_words(*shape)
     assert fingerprints({"a": [jnp.asarray(words)]}) == {"a/0": by_hand(words.reshape(-1).tolist())}
 
@@ -39,14 +39,14 @@ def test_every_kind_of_number_counts_by_its_bits():
 
 
 @pytest.mark.parametrize("axes", [("a", "b"), ("b", None), (None, ("a", "b"))])
-def test_it_is_the_same_however_the_array_is_split(axes):
+def test_fingerprints_do_not_depend_on_how_the_array_is_split(axes):
     mesh = jax.make_mesh((4, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     x = random_words(16, 24)
     split = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
     assert fingerprints([split]) == fingerprints([x])
 
 
-def test_changes_change_it():
+def test_every_change_changes_the_fingerprint():
     """A flipped bit in any word; and two of a kind, or words that change places, which cancel out in plain sums."""
     words, moments = random_words(40), np.random.default_rng(1)
     changed = [

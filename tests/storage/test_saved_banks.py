@@ -77,7 +77,7 @@ def test_a_restored_run_is_the_uninterrupted_one(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KEPT)
-def test_over_devices_a_run_keeps_and_learns_the_same(kind):
+def test_a_sharded_run_holds_and_learns_the_same(kind):
     make = maker(memory_of(kind), MeshSettings(data=2, model=2, memory=2))
     expected, losses = call(kind)(maker(memory_of(kind)).state(), batches(0))
     with jax.set_mesh(make.mesh):

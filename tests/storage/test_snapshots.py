@@ -34,7 +34,7 @@ def read(text: str = LONG, **settings) -> Reader:
 
 
 @pytest.mark.parametrize("length", [0, 1, N - 1, N, 3 * N + 2, len(LONG)])
-def test_a_snapshot_goes_on_as_what_was_saved(length, tmp_path):
+def test_a_loaded_snapshot_continues_like_the_saved_reader(length, tmp_path):
     kept, loaded = read(LONG[:length]), reader()
     assert kept.save(tmp_path / "memory")
     loaded.load(tmp_path / "memory")
@@ -44,7 +44,7 @@ def test_a_snapshot_goes_on_as_what_was_saved(length, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["memory"]
 
 
-def test_what_was_written_is_kept_too(tmp_path):
+def test_a_snapshot_holds_generated_tokens(tmp_path):
     kept, loaded = read(), reader()
     own = kept.write(tokens=N + 3, temperature=0)
     kept.save(tmp_path / "memory")
@@ -54,7 +54,7 @@ def test_what_was_written_is_kept_too(tmp_path):
 
 @pytest.mark.parametrize("search", ["ivf", "lsh", "faiss", "blocked"])
 @pytest.mark.parametrize("key_dtype", [None, "int8"])
-def test_what_a_search_keeps_is_made_again(search, key_dtype, tmp_path):
+def test_the_index_of_a_search_is_rebuilt(search, key_dtype, tmp_path):
     if search == "faiss":
         pytest.importorskip("faiss")
     how = {"search": search, "key_dtype": key_dtype, "options": OPTIONS}
@@ -86,7 +86,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize("kept", KEPT, ids=repr)
-def test_whatever_is_kept_goes_on(kept, tmp_path):
+def test_a_snapshot_of_every_kind_of_memory_continues_exactly(kept, tmp_path):
     one, loaded = read(**kept), reader(dataclasses.replace(MEMORY, **kept))
     one.save(tmp_path / "memory")
     loaded.load(tmp_path / "memory")
@@ -124,7 +124,7 @@ def _in_order(bank) -> np.ndarray:
     return np.moveaxis(np.asarray(bank.keys_BHMD)[0], 1, 0)[order][np.asarray(valid(bank))[0, order]]
 
 
-def test_from_and_to_no_memory(tmp_path):
+def test_snapshots_load_from_and_to_a_reader_without_memory(tmp_path):
     read().save(tmp_path / "some")
     none = reader(dataclasses.replace(MEMORY, size=0))
     none.load(tmp_path / "some")
@@ -142,7 +142,7 @@ def test_snapshots_say_what_is_in_them(tmp_path):
     assert manifest["made_by"]["step"] == 7 and manifest["memory"]["size"] == MEMORY.size
 
 
-def test_the_same_again_is_found_and_nothing_is_replaced(tmp_path):
+def test_saving_the_same_snapshot_again_changes_nothing(tmp_path):
     assert read().save(tmp_path / "memory")
     before = (tmp_path / "memory" / MANIFEST).read_bytes()
     assert not read().save(tmp_path / "memory")
@@ -163,7 +163,7 @@ def test_the_same_again_is_found_and_nothing_is_replaced(tmp_path):
         ({"parameters": "other", "step": 9}, r"other parameters, of step 7, .*here step 9, other"),
     ],
 )
-def test_the_memory_of_another_model_is_refused_by_what_differs(change, words, tmp_path):
+def test_a_snapshot_of_another_model_is_refused_by_the_difference(change, words, tmp_path):
     read().save(tmp_path / "memory")
     other = reader()
     other._source = other._source._replace(**change)
@@ -171,7 +171,7 @@ def test_the_memory_of_another_model_is_refused_by_what_differs(change, words, t
         other.load(tmp_path / "memory")
 
 
-def test_settings_that_an_older_program_did_not_know_are_at_their_defaults_there(tmp_path):
+def test_snapshots_without_newer_settings_load_with_their_defaults(tmp_path):
     read().save(tmp_path / "memory")
     path = tmp_path / "memory" / MANIFEST
     manifest = json.loads(path.read_text())
@@ -200,7 +200,7 @@ def test_other_kinds_of_numbers_are_refused(tmp_path):
         reader(dataclasses.replace(MEMORY, dtype="bfloat16")).load(tmp_path / "memory")
 
 
-def test_damage_is_seen(tmp_path):
+def test_a_damaged_snapshot_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds no memory snapshot"):
         reader().load(tmp_path)
     read().save(tmp_path / "memory")
@@ -268,7 +268,7 @@ def test_every_document_is_evaluated_from_the_prebuilt_memory(search, devices, k
     assert all(np.abs(without[document] - scores[document])[:N].max() > 1e-3 for document in scores)
 
 
-def test_a_memory_without_anything_in_it_is_refused(tmp_path):
+def test_an_empty_snapshot_is_refused(tmp_path):
     kept = read("short")
     kept.save(tmp_path / "memory")
     mesh = make_mesh(MeshSettings(1), jax.devices()[:1])

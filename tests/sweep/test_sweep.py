@@ -71,7 +71,7 @@ def test_values_become_gin_literals(text, gin):
         ("SEED=0,1", ["--seeds"]),
     ],
 )
-def test_what_is_no_axis(text, words):
+def test_invalid_axes_are_refused(text, words):
     with pytest.raises(InputError) as caught:
         parse_axis(text)
     for word in words:
@@ -100,7 +100,7 @@ def test_points_are_the_product_and_named_by_their_values():
     assert all("/" not in point.name and " " not in point.name for point in points)
 
 
-def test_datasets_are_called_as_asked_or_as_their_source(place):
+def test_datasets_are_named_as_given_or_by_their_source(place):
     (unnamed,) = parse_axis(f"DATA={place / 'one'}").values
     assert (unnamed.shown, unnamed.gin) == ("folder", repr(str(place / "one")))
     first, second = combinations([parse_axis(f"DATA=a={place / 'one'},b={place / 'other'}")], [0])
@@ -128,7 +128,7 @@ def test_datasets_are_called_as_asked_or_as_their_source(place):
         (["--write=xpk"], ["gs://"]),
     ],
 )
-def test_what_is_refused_before_anything_runs(arguments, words, place, tmp_path, capsys):
+def test_invalid_sweeps_are_refused_before_anything_runs(arguments, words, place, tmp_path, capsys):
     assert sweep(place, tmp_path / "out", *arguments) == 2
     message = capsys.readouterr().err
     for word in words:
@@ -136,7 +136,7 @@ def test_what_is_refused_before_anything_runs(arguments, words, place, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_the_devices_are_left_to_the_points(place):
+def test_a_sweep_leaves_the_devices_to_its_points(place):
     """Devices of accelerators serve one process only; here asking for any fails."""
     command = [sys.executable, "-m", "memorizing.cli", "sweep", f"--out={place / 'none'}", "--dry_run"]
     given = [f"--gin_file={place / 'settings.gin'}", f"--over=DATA={place / 'one'}", "--memory_size=0,64"]
@@ -207,7 +207,7 @@ def test_the_table_has_the_layout_of_the_papers(tmp_path):
     assert markdown.count("|---|---|---|") == 2 and "train ended with status 2" in markdown
 
 
-def test_what_is_swept_beyond_the_papers_columns_gets_its_own():
+def test_settings_outside_the_papers_columns_get_columns():
     points = [
         point(0, reading("a", 0, 4.0), reading("a", 64, 3.0), MEMORY_SIZE=size, **{"Model.layers": layers})
         for size in (0, 64)
@@ -246,7 +246,7 @@ def test_curves_are_means_over_seeds(tmp_path):
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
-def test_a_larger_grid_adds_points_and_another_kind_is_refused(tmp_path):
+def test_a_larger_grid_adds_points_and_another_kind_of_sweep_is_refused(tmp_path):
     def grid(*sizes: int) -> dict:
         points = [{"name": f"MEMORY_SIZE={size}"} for size in sizes]
         return {"over": {"MEMORY_SIZE": list(sizes)}, "seeds": [0], "run": None, "points": points}
@@ -280,7 +280,7 @@ def trained(place, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("binding", ["Optimizer.learning_rate = 0.5", "MEMORY_SIZE = 32", "NUM_STEPS = 4"])
-def test_what_was_trained_with_other_settings_is_not_taken_for_these(place, trained, binding, capsys):
+def test_a_run_with_other_settings_is_not_taken_for_a_point(place, trained, binding, capsys):
     assert sweep(place, trained, "--dry_run") == 0
     assert sweep(place, trained, "--dry_run", "--gin_param=NUM_STEPS = 16") == 0  # it goes on
     assert sweep(place, trained, "--dry_run", f"--gin_param={binding}") == 2
@@ -288,7 +288,7 @@ def test_what_was_trained_with_other_settings_is_not_taken_for_these(place, trai
     assert binding.partition(" = ")[2] in message and "was trained with" in message and "another --out" in message
 
 
-def test_how_points_are_evaluated_may_change_once_they_are_trained(place, trained, capsys):
+def test_evaluation_settings_may_change_after_points_are_trained(place, trained, capsys):
     evaluation = ["--gin_param=Evaluation.split = 'validation'", "--gin_param=Evaluation.batch_size = 16"]
     assert sweep(place, trained, "--dry_run", *evaluation) == 0
     _, evaluate = map(shlex.split, capsys.readouterr().out.splitlines())
@@ -298,7 +298,7 @@ def test_how_points_are_evaluated_may_change_once_they_are_trained(place, traine
     ]
 
 
-def test_a_reading_that_is_there_under_two_names_counts_once(tmp_path):
+def test_an_evaluation_under_two_names_counts_once(tmp_path):
     figures = reading("c4", 0, 10.0) | {"checkpoint_step": 0}
     described = point(0) | {"steps": None, "workdir": str(tmp_path / "run")}
     described["planned"] = [{"corpus": "c4", "split": "test", "memory_size": size} for size in (0, 64)]

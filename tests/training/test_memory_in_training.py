@@ -90,7 +90,7 @@ def retrofitted(place) -> Path:
     return train(place, "retrofitted", source, "Optimizer.trainable = ('gates', '*/scale_H')", "Model.key_shift = True")
 
 
-def test_a_memory_is_added_and_only_what_is_named_is_trained(place, retrofitted, capsys):
+def test_a_memory_is_added_and_only_the_named_parts_train(place, retrofitted, capsys):
     source = saved(place / "without", 8)
     found = saved(retrofitted, 8)
     drawn = {f"parameters/layers/1/attention/{name}" for name in ("gate/bias_H", "scale_H", "shift_HD")}
@@ -107,7 +107,7 @@ def test_a_memory_is_added_and_only_what_is_named_is_trained(place, retrofitted,
     assert (told["run"], told["step"], told["memory"]) == (str(place / "without"), 8, None)
 
 
-def test_a_run_that_goes_on_does_not_ask_for_the_other_again(place, retrofitted, tmp_path, capsys):
+def test_a_resumed_run_does_not_read_init_from_again(place, retrofitted, tmp_path, capsys):
     parts = tmp_path / "parts"
     shutil.copytree(retrofitted, parts)
     shutil.rmtree(parts / "checkpoints" / "8")
@@ -211,7 +211,7 @@ def whole(place, beginning) -> Path:
 
 
 @pytest.mark.parametrize("stopped", [4, 8])
-def test_a_run_with_every_option_is_the_same_when_it_stops_at_a_boundary(whole, stopped, tmp_path):
+def test_a_run_with_every_option_resumes_exactly_at_a_boundary(whole, stopped, tmp_path):
     parts = tmp_path / "parts"
     shutil.copytree(whole, parts)
     for step in range(stopped + 4, 16, 4):
@@ -226,7 +226,7 @@ def test_a_run_with_every_option_is_the_same_when_it_stops_at_a_boundary(whole, 
     assert "recall/layer_2" in lines[2] and "age/layer_2" not in lines[2]
 
 
-def test_a_memory_that_grew_is_one_that_was_restored_into_a_larger_memory(place, beginning, whole, capsys):
+def test_growing_equals_restoring_into_a_larger_memory(place, beginning, whole, capsys):
     small = (*beginning, "Training.memory_from_step = 4")
     train(place, "restored", *small, "MEMORY_SIZE = 32", steps=8)
     restored = train(place, "restored", *small, "MEMORY_SIZE = 64", steps=12)
@@ -240,7 +240,7 @@ def frozen_run(place, beginning) -> Path:
     return train(place, "frozen", *own, "Memory.writes = 'never'")
 
 
-def test_a_memory_that_is_never_written_stays_what_was_prebuilt(frozen_run, snapshot):
+def test_a_memory_that_is_never_written_stays_prebuilt(frozen_run, snapshot):
     """Frozen after a prefill pass: the snapshot is made by one run, and only read by the next."""
     frozen = saved(frozen_run, 8)
     with ocp.StandardCheckpointer() as checkpointer:
@@ -253,9 +253,7 @@ def test_a_memory_that_is_never_written_stays_what_was_prebuilt(frozen_run, snap
     assert (frozen["memory/0/length_B"] == arrays["banks.0.length_B"]).all()
 
 
-def test_a_run_that_only_reads_is_evaluated_with_the_snapshot_that_it_was_trained_with(
-    place, frozen_run, snapshot, tmp_path, capsys
-):
+def test_a_run_that_never_writes_is_evaluated_with_its_snapshot(place, frozen_run, snapshot, tmp_path, capsys):
     run, text = f"--workdir={frozen_run}", f"--document={place / 'text.txt'}"
     with pytest.raises(InputError, match="A snapshot needs one set of parameters"):
         reader = open_reader(frozen_run, gin_params=["Memory.writes = 'segment'"])
@@ -285,7 +283,7 @@ def test_a_sweep_of_runs_that_only_read_evaluates_them_with_their_snapshot(place
     assert (out / "table.csv").exists()
 
 
-def test_what_would_come_to_nothing_is_refused_before_training(place, retrofitted, capsys):
+def test_settings_without_effect_are_refused_before_training(place, retrofitted, capsys):
     train(place, "empty", "Memory.writes = 'never'", status=2)
     assert "the memory would stay empty. Name a snapshot" in capsys.readouterr().err
     train(place, "nothing", "MEMORY_SIZE = 0", "Optimizer.trainable = ('gates',)", status=2)
@@ -302,13 +300,13 @@ def test_a_snapshot_of_a_model_fits_it_with_an_index_too(place, snapshot, retrof
     assert reader.tokens_in_memory == 64 and reader.read("one two three " * 10)
 
 
-def test_a_memory_that_is_given_once_and_never_written_does_not_grow(place, beginning, capsys):
+def test_a_prebuilt_memory_that_is_never_written_does_not_grow(place, beginning, capsys):
     given = ("Memory.writes = 'never'", "Memory.clear_at_documents = False")
     train(place, "once", GROWS, *beginning[:3], *given, steps=12, status=2)
     assert "it would keep its first size. Set Training.memory_growth = ()" in capsys.readouterr().err
 
 
-def test_an_index_is_learned_for_a_model_that_has_none(place, retrofitted):
+def test_an_index_can_be_trained_for_a_finished_model(place, retrofitted):
     """Alone, so that nothing else changes; then searches use it, and report what it finds."""
     tuned = train(
         place, "indexed", f"Training.init_from = '{retrofitted}'", "Model.key_shift = True", "Model.index_size = 2",
@@ -327,7 +325,7 @@ def test_an_index_is_learned_for_a_model_that_has_none(place, retrofitted):
     assert 0.2 < figures["recall"] < 1
 
 
-def test_another_snapshot_than_that_which_a_run_began_with_is_refused(place, whole, snapshot, capsys):
+def test_another_snapshot_than_the_runs_is_refused(place, whole, snapshot, capsys):
     kept = (snapshot / "manifest.json").read_text()
     (snapshot / "manifest.json").write_text(kept.replace("text.txt", "other.txt"))
     arguments = ["train", f"--workdir={whole}", "--gin_param=NUM_STEPS = 16"]
@@ -336,7 +334,7 @@ def test_another_snapshot_than_that_which_a_run_began_with_is_refused(place, who
     (snapshot / "manifest.json").write_text(kept)
 
 
-def test_a_snapshot_of_other_parameters_than_those_begun_with_is_refused(place, whole, snapshot, capsys):
+def test_a_snapshot_of_other_parameters_than_init_from_is_refused(place, whole, snapshot, capsys):
     train(place, "stale", f"Training.init_from = '{whole}'", f"Training.prebuilt_memory = '{snapshot}'",
           "Model.key_shift = True", status=2)  # fmt: skip
     error = capsys.readouterr().err
@@ -351,7 +349,7 @@ def test_a_shared_bank_is_added_to_a_model_without_a_memory_and_stays(place, cap
     assert "newly initialized" not in capsys.readouterr().out
 
 
-def test_settings_that_a_run_cannot_go_on_with_replace_none(retrofitted, tmp_path, capsys):
+def test_settings_that_cannot_resume_do_not_replace_the_saved_ones(retrofitted, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(retrofitted, run)
     before = (run / "config.gin").read_bytes()
@@ -396,7 +394,7 @@ def test_keys_drift_with_the_weights_and_not_without(place, retrofitted, capsys)
         assert 0.2 < drifting[-1] < drifting[0] < 0.9999 and len(drifting) >= 3
 
 
-def test_the_schedule_holds_from_each_of_its_steps_on():
+def test_each_entry_of_the_growth_holds_from_its_step_on():
     schedule = MemorySchedule(((4, 32), (8, 64)))
     assert [schedule.at(step) for step in (0, 3, 4, 7, 8, 100)] == [0, 0, 32, 32, 64, 64]
     assert [schedule.after(step) for step in (0, 4, 5, 8, 9)] == [0, 0, 32, 32, 64]
@@ -421,7 +419,7 @@ def test_dropped_sizes_are_spread_over_every_doubling_and_are_the_same_on_any_me
     assert (np.asarray(sizes(jax.random.key(3), 100, slots, 0.0)) == slots).all()
 
 
-def test_rows_that_may_read_less_read_what_a_smaller_memory_holds():
+def test_rows_with_memory_dropout_read_like_a_smaller_memory():
     rng = np.random.default_rng(0)
     keys, values = rng.normal(size=(2, 3, 2, 32, 4)).astype(np.float32)
     bank = empty_bank(3, 2, 4, MemorySettings(size=32, neighbors=4, dtype="float32"))

@@ -66,7 +66,7 @@ def test_a_writer_names_a_workdir_that_cannot_be_written_to(name, tmp_path):
         WRITERS[name](tmp_path / "file" / "run", 0)
 
 
-def test_progress_in_a_log_file_is_a_line_from_time_to_time(capsys):
+def test_progress_in_a_log_file_is_an_occasional_line(capsys):
     progress = Progress(total=100, first=0, seconds_between_lines=1e6)
     for step in range(1, 101):
         progress.show(step, 1.5, 1234.0)

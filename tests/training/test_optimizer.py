@@ -33,7 +33,7 @@ def test_rsqrt_rises_to_its_peak_and_falls_as_one_over_the_root_of_the_step(warm
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
 @pytest.mark.parametrize("warmup", [0, 10])
-def test_other_schedules_begin_at_the_peak_and_end_where_they_say(schedule, warmup):
+def test_other_schedules_start_at_the_peak_and_end_as_stated(schedule, warmup):
     rate = learning_rate(
         OptimizerSettings(learning_rate=0.5, schedule=schedule, warmup_steps=warmup, decay_steps=warmup + 100)
     )
@@ -73,7 +73,7 @@ def test_adamw_is_its_equations_with_gradients_scaled_down_to_the_norm(clip_norm
     np.testing.assert_allclose(np.concatenate([parameters["matrix"][0], parameters["vector"]]), theta, rtol=1e-5)
 
 
-def test_gains_and_gates_do_not_decay():
+def test_weight_decay_skips_norms_and_gates():
     """Zero gradients leave only weight decay: it scales all matrices alike and changes no vector."""
     model = ModelSettings(
         vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, feed_forward_size=8, memory_layers=(1,),
@@ -93,7 +93,7 @@ def test_gains_and_gates_do_not_decay():
 
 @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
 @pytest.mark.parametrize("only", [(), ("memory_layers",)])
-def test_updates_of_parts_are_larger_by_their_factors(kind, only):
+def test_learning_rate_multipliers_scale_updates(kind, only):
     """Second updates, of a model of two layers: those of gates 16 times, of one matrix half, all others as without."""
     model = ModelSettings(
         vocabulary_size=11, layers=2, embedding_size=4, heads=2, head_size=2, feed_forward_size=8, memory_layers=(2,),
@@ -144,7 +144,7 @@ def test_updates_of_parts_are_larger_by_their_factors(kind, only):
         ),
     ],
 )
-def test_factors_that_say_nothing_are_refused(factors, words):
+def test_learning_rate_multipliers_without_effect_are_refused(factors, words):
     """Returns the optimizer of a run that trains its layer only."""
     model = ModelSettings(vocabulary_size=11, layers=1, embedding_size=4, heads=2, head_size=2, memory_layers=(1,))
     parameters = abstract_model(model, MemorySettings(size=8, neighbors=4))[1]

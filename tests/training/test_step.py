@@ -126,7 +126,7 @@ def test_a_state_without_banks_trains_without_memory():
     np.testing.assert_allclose(metrics.gates[2], 1 / (1 + np.exp(2.0)), rtol=0.05)
 
 
-def test_padding_counts_for_nothing():
+def test_losses_of_padding_are_zero():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, TOKENS, VOCABULARY)), jnp.float32)
     batch = jax.tree.map(lambda leaf: leaf[-1], batches())
     predictions = score(logits, batch)

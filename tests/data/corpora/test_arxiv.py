@@ -162,7 +162,7 @@ def test_environments_defined_as_verbatim_are_unchanged(tmp_path):
     ],
 )
 @pytest.mark.parametrize("folder", ["", "sub/"])
-def test_every_form_of_input_is_expanded_in_place(tmp_path, command, part, folder):
+def test_every_form_of_input_command_is_expanded(tmp_path, command, part, folder):
     files = {folder + "main.tex": whole(f"Before {command} after."), folder + part: "INSIDE\n% comment\n"}
     reading = read(write(tmp_path, files))
     assert not reading.problems
@@ -362,7 +362,7 @@ def test_styles_and_bibliographies_are_not_text_except_a_requested_bbl(tmp_path)
         ("\\title{}\\title{Second}", "Second"),
     ],
 )
-def test_titles(raw, expected):
+def test_titles_come_from_the_markup(raw, expected):
     assert title(raw) == expected
 
 

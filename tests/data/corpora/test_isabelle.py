@@ -51,7 +51,7 @@ def order(text: str) -> list[str]:
         ("", None),
     ],
 )  # fmt: skip
-def test_headers(text, expected):
+def test_theory_headers_are_parsed(text, expected):
     assert header(text) == expected
 
 
@@ -62,7 +62,7 @@ def test_no_text_breaks_the_parsers(text):
     sessions(text)
 
 
-def test_roots():
+def test_root_files_are_parsed():
     text = """chapter AFP (* session No = X + theories Y *)
 session "A-b" (AFP timing) in "src" = "HOL-Library" +
   description \\<open>session X = theories Z\\<close>

@@ -27,7 +27,7 @@ from memorizing.parallel.mesh import MeshSettings, make_mesh, shardings, spec, s
 
 EVERYTHING = 1 << 20
 
-ALL = {  # searches that score every slot
+SCORING_ALL_SLOTS = {  # searches that score every slot
     "lsh": LSH(tables=2, bits=3, probes=8, candidates=EVERYTHING, bucket_size=EVERYTHING),
     "lsh, more bits than features": LSH(tables=1, bits=9, probes=512, candidates=EVERYTHING, bucket_size=EVERYTHING),
     "ivf": IVF(lists=12, probes=12, candidates=EVERYTHING),
@@ -36,7 +36,7 @@ ALL = {  # searches that score every slot
     "projection": Proposed(kind="projection", projection_size=2, candidates=EVERYTHING, inner=Blocked(block_size=100)),
     "int8, ivf": Proposed(inner=IVF(lists=5, probes=5, candidates=EVERYTHING), candidates=EVERYTHING),
 }
-SOME = {  # searches that score few slots
+SCORING_FEW_SLOTS = {  # searches that score few slots
     "lsh": LSH(tables=3, bits=3, probes=2, candidates=12, bucket_size=5),
     "ivf": IVF(lists=4, probes=2, candidates=9),
     "int8": Proposed(candidates=6),
@@ -47,7 +47,7 @@ SOME = {  # searches that score few slots
 HAS_FAISS = importlib.util.find_spec("faiss") is not None
 needs_faiss = pytest.mark.skipif(not HAS_FAISS, reason="faiss-cpu is not installed")
 if HAS_FAISS:
-    SOME |= {"hnsw": Faiss(kind="hnsw", effort=64), "faiss ivf": Faiss(kind="ivf", lists=4, probes=2)}
+    SCORING_FEW_SLOTS |= {"hnsw": Faiss(kind="hnsw", effort=64), "faiss ivf": Faiss(kind="ivf", lists=4, probes=2)}
 
 
 def bank_for(search: Search, rows: int, heads: int, slots: int, size: int, key_dtype: str | None = None) -> Bank:
@@ -108,10 +108,10 @@ def recall(search: Search, bank: Bank, queries: np.ndarray, neighbors: int) -> f
     return float(np.mean(shared)) / neighbors
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", SCORING_ALL_SLOTS)
 @pytest.mark.parametrize(("neighbors", "minimum_score"), [(32, None), (256, 3.0)])
 def test_searches_that_score_all_slots_equal_exact_search(name, neighbors, minimum_score):
-    search = ALL[name]
+    search = SCORING_ALL_SLOTS[name]
     queries, bank = jnp.asarray(integers(3, 2, 7, 4, seed=1)), filled(search, integers(3, 2, 480, 4), 320, 32)
     search = type(search)(**{**vars(search), "minimum_score": minimum_score})
     # Row 1 holds fewer slots than `neighbors`, row 2 none.
@@ -121,9 +121,9 @@ def test_searches_that_score_all_slots_equal_exact_search(name, neighbors, minim
         assert_same(compiled(search, neighbors)[1](queries, bank), expected)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SCORING_FEW_SLOTS)
 def test_scores_are_computed_from_the_stored_8_bit_keys(name):
-    search, queries = SOME[name], jnp.asarray(units(1, 2, 5, 8, seed=1))
+    search, queries = SCORING_FEW_SLOTS[name], jnp.asarray(units(1, 2, 5, 8, seed=1))
     bank = filled(search, units(1, 2, 64, 8), 64, 16, "int8")
     found = compiled(search, 4)[1](queries, bank)
     everything = Exact()(queries, bank.keys, valid(bank), 64)
@@ -134,7 +134,7 @@ def test_scores_are_computed_from_the_stored_8_bit_keys(name):
             np.testing.assert_allclose(found.scores_BHNK[place], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SCORING_FEW_SLOTS)
 @settings(max_examples=8, deadline=None)
 @given(
     clears=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=12),
@@ -142,7 +142,7 @@ def test_scores_are_computed_from_the_stored_8_bit_keys(name):
 )
 def test_neighbors_are_valid_after_any_writes_and_clears(name, clears, seed):
     """The ring buffer is overwritten up to three times."""
-    search, rows, heads, slots, tokens, size, neighbors = SOME[name], 2, 2, 32, 8, 4, 6
+    search, rows, heads, slots, tokens, size, neighbors = SCORING_FEW_SLOTS[name], 2, 2, 32, 8, 4, 6
     write, find = compiled(search, neighbors)
     bank = bank_for(search, rows, heads, slots, size)
     for number, cleared in enumerate(clears):
@@ -213,10 +213,10 @@ def test_a_bucket_larger_than_candidates_gives_its_newest_slots(search):
     np.testing.assert_array_equal(np.sort(found.slots_BHNK[0, 0, 0]), np.arange(16, 32, 2))
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", SCORING_FEW_SLOTS)
 def test_reading_and_writing_in_a_scan_under_a_gradient(name):
     """Trains with a donated bank; the gradient reaches the queries only through the retrieved values."""
-    search = SOME[name]
+    search = SCORING_FEW_SLOTS[name]
     queries, keys = units(6, 2, 2, 8, 4), units(6, 2, 2, 8, 4, seed=1)
 
     def loss(scale, bank):
@@ -248,7 +248,7 @@ MESHES = {"memory": MeshSettings(data=1, memory=8), "all": MeshSettings(data=2, 
 )
 def test_searches_of_sharded_slots_equal_those_on_one_device(name, mesh):
     """Entries are written where their keys are, and each device searches its own slots."""
-    mesh, search = make_mesh(MESHES[mesh], jax.devices()[:8]), ALL.get(name) or SOME[name]
+    mesh, search = make_mesh(MESHES[mesh], jax.devices()[:8]), SCORING_ALL_SLOTS.get(name) or SCORING_FEW_SLOTS[name]
     keys, queries = integers(2, 2, 192, 4), integers(2, 2, 8, 4, seed=1)
     bank = bank_for(search, 2, 2, 128, 4)
     bank = jax.device_put(bank, shardings(mesh, bank))
@@ -271,7 +271,7 @@ def test_searches_of_sharded_slots_equal_those_on_one_device(name, mesh):
     )(queries, bank.keys, valid(bank))
     bank = jax.tree.map(jnp.asarray, jax.device_get(bank))
     assert_sound(found, queries, bank)
-    if name in ALL:
+    if name in SCORING_ALL_SLOTS:
         assert_same(found, Exact()(jnp.asarray(queries), Keys(bank.keys_BHMD), valid(bank), 20))
 
 

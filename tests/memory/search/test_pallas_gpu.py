@@ -245,7 +245,7 @@ def test_attention_to_the_memory_lowers_for_a_gpu(dtype):
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("triton", jnp.bfloat16), ("triton", jnp.float32), ("mosaic", jnp.bfloat16)]
 )
-def test_on_a_gpu_the_kernels_equal_binned(backend, dtype, neighbors, slots, share_valid):
+def test_gpu_kernels_equal_binned(backend, dtype, neighbors, slots, share_valid):
     queries, keys, valid = whole_numbers(slots, share_valid, tokens=200, features=32)
     queries, keys = queries.astype(dtype), Keys(keys.vectors_BHMD.astype(dtype))
     search = PallasGPU(backend=backend)
@@ -260,7 +260,7 @@ def test_on_a_gpu_the_kernels_equal_binned(backend, dtype, neighbors, slots, sha
     [("triton", dtype) for dtype in (jnp.bfloat16, jnp.float32, jnp.int8, jnp.float8_e4m3fn)]
     + [("mosaic", jnp.bfloat16)],
 )
-def test_on_a_gpu_recall_and_scores(backend, dtype, features, block_queries):
+def test_gpu_recall_and_scores(backend, dtype, features, block_queries):
     queries, keys, valid = normal(16384, dtype, tokens=256, features=features)
     valid = valid.at[0, 100:300].set(False).at[1, 5000:].set(False)
     search = PallasGPU(backend=backend, block_queries=block_queries)
@@ -271,7 +271,7 @@ def test_on_a_gpu_recall_and_scores(backend, dtype, features, block_queries):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_top_k_of_winners_is_exact():
+def test_gpu_top_k_of_winners_is_exact():
     queries, keys, valid = normal(16384, jnp.bfloat16, tokens=256, features=64)
     binned = Binned()
     winners = binned.winners(queries, keys, valid, 512)
