@@ -214,7 +214,10 @@ def programs() -> dict[str, tuple[str, list[str]]]:
     for pod, file in PODS:
         it, _ = load([str(ROOT / file)], [])
         training = (it.training.update, it.training.seed)
-        key = repr((pod, it.model, it.memory, it.batch, it.optimizer, training, it.mesh))
+        optimizer = it.optimizer  # `rsqrt` never reads the steps of the decay
+        if optimizer.schedule == "rsqrt":
+            optimizer = dataclasses.replace(optimizer, decay_steps=0)
+        key = repr((pod, it.model, it.memory, it.batch, optimizer, training, it.mesh))
         found.setdefault(key, (pod, []))[1].append(file)
     return found
 
