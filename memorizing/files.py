@@ -62,7 +62,7 @@ def run_folder(option: str, text: str) -> AnyPath:
 
 
 def atomic_write(path: AnyPath, content: str | bytes) -> None:
-    """Writes a file atomically (under another name, then renamed), and its folder if needed; in a store, an object.
+    """Writes a file atomically: under another name, then renamed. Makes its folder if needed. Works in a bucket, too.
 
     Raises:
         OSError: see `writing`.

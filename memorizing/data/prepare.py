@@ -441,7 +441,7 @@ class _Result:
         return splits
 
     def _documents(self, split: Split, moved: dict[Path, dict[int, Split]], notes: _Notes) -> Iterator[Tokenized]:
-        """Yields the documents of a split, with those moved to it, and notes the problems of its own parts."""
+        """Yields the documents of a split, including documents moved there, and notes the problems of its parts."""
         for home in self.jobs:
             for job in self.jobs[home]:
                 new_splits = moved.get(job.path, {})

@@ -71,7 +71,10 @@ def read_document(
     segment_length: int,
     begin: int = BEGIN_TOKEN,
 ) -> Iterator[ReadSegment]:
-    """Reads a document from its start, and yields what came of each segment; without lookups for a memory of size 0."""
+    """Reads a document from its start, and yields the predictions and lookups of each segment.
+
+    A memory of size 0 has no lookups.
+    """
     call, layers = reader(model, memory), sorted(model.memory_layers) if memory.size else []
     carry = empty_carry(model, memory, 1, segment_length)
     for first in range(0, len(tokens_T), segment_length):

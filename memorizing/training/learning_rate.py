@@ -26,7 +26,7 @@ class LearningRates(NamedTuple):
 
 
 class LearningRateSchedule(NamedTuple):
-    """One family member.
+    """A learning-rate schedule.
 
     Attributes:
         after_warmup: returns the learning rate as a function of the number of updates since the end of the warm-up.

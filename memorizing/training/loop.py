@@ -69,7 +69,7 @@ def train(run: RunSettings, workdir: AnyPath, reset_memory: bool = False, say: C
 
 
 class _Loop:
-    """The steps of a run from one state on, and what they need."""
+    """Runs the steps of a run from a given state on."""
 
     def __init__(
         self,

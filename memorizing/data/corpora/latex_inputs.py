@@ -66,7 +66,7 @@ class Expansion(NamedTuple):
 
 @dataclasses.dataclass
 class Budget:
-    """Counts the inputs and characters of all expansions that share it, to end inputs that expand without limit."""
+    """A limit on the inputs and characters of all expansions that share it, because inputs can expand without end."""
 
     inputs: int = 0
     characters: int = 0

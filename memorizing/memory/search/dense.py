@@ -1,4 +1,4 @@
-"""No search: attention over all valid slots, for small memories (as the authors' later code does).
+"""Dense attention over all valid slots instead of a search, for small memories, as in the authors' later code.
 
 Called as a search, it returns all slots by score, to show what was attended to.
 """
