@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import memorizing
 from memorizing.cli import make_parser
@@ -96,6 +97,15 @@ def test_scripts_exist_and_tell_their_usage(page):
             told = subprocess.run(["bash", script, "--help"], capture_output=True, text=True, timeout=60, cwd=ROOT)
             for option in re.findall(r"--[a-z_]+", " ".join(words[2:]).split(" -- ")[0]):
                 assert told.returncode == 0 and (option in told.stdout or "memorizing" in told.stdout), words
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github/ISSUE_TEMPLATE").iterdir()), ids=lambda path: path.name)
+def test_issue_forms_have_only_keys_that_github_knows(form):
+    content = yaml.safe_load(form.read_text())
+    assert set(content) == {"name", "description", "body"}
+    for element in content["body"]:
+        assert element["type"] == "textarea" and set(element) <= {"type", "attributes", "validations"}
+        assert {"label"} <= set(element["attributes"]) <= {"label", "description"}
 
 
 def test_pages_have_commands():
