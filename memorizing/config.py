@@ -26,7 +26,7 @@ from memorizing.evaluation.perplexity import EvaluationSettings
 from memorizing.files import AnyPath
 from memorizing.memory.eviction import EVICTION_RULES
 from memorizing.memory.search import SEARCHES
-from memorizing.memory.sections import Section
+from memorizing.sections import Section, section_name
 from memorizing.training.settings import RunSettings
 
 RENAMED_SETTINGS = {
@@ -87,7 +87,7 @@ class Experiment(RunSettings):
         """The settings of each gin section, by its name."""
         settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         corpora = settings.pop("corpora")
-        sections = {name.capitalize(): values for name, values in (settings | corpora).items()}
+        sections = {section_name(type(values)): values for values in (settings | corpora).values()}
         return sections | {name: self.memory.section_of(kind) for name, kind in MEMORY_SECTIONS.items()}
 
 
@@ -127,9 +127,9 @@ def load(files: Sequence[str | AnyPath], bindings: Sequence[str]) -> tuple[Exper
     _refuse_unused_macros({name for text in texts for name in re.findall(r"%(\w+)", text)})
     options = [_build(name, bound.pop(name)) for name in MEMORY_SECTIONS]
     bound["Memory"] |= {"options": tuple(each for each in options if each != type(each)())}
+    corpora = {name: _build(section_name(corpus), bound.pop(section_name(corpus))) for name, corpus in CORPORA.items()}
     sections = {name.lower(): _build(name, values) for name, values in bound.items()}
     try:
-        corpora = {name: sections.pop(name) for name in CORPORA}
         experiment = Experiment(**sections, corpora=corpora)
     except InputError as error:
         raise ConfigError(str(error)) from error

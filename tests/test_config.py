@@ -350,3 +350,8 @@ def test_a_run_of_another_format_is_refused(header, tmp_path):
         load_trained(tmp_path, [], [])
     with pytest.raises(ConfigError, match=refused):
         open_workdir(tmp_path, [], [])
+
+
+def test_sections_are_named_after_their_classes():
+    for name, settings in Experiment().sections.items():
+        assert type(settings).__name__ in (name, f"{name}Settings")

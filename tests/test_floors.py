@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "memorizing"
 FLOORS = [
     {"errors"},
-    {"files", "shapes"},
+    {"files", "sections", "shapes"},
     {"parallel"},
     {"memory"},
     {"model", "data"},

@@ -381,7 +381,7 @@ class _Shard(NamedTuple):
 
 
 BUILDERS: dict[str, type[CorpusDocuments]] = {
-    name: type(f"{name.capitalize()}Documents", (CorpusDocuments,), {"CORPUS": corpus, "__module__": __name__})
+    name: type(f"{corpus.__name__}Documents", (CorpusDocuments,), {"CORPUS": corpus, "__module__": __name__})
     for name, corpus in CORPORA.items()
 }
 """The builder of each corpus. TFDS registers it as `pg19_documents` and so on when it is defined."""

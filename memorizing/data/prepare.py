@@ -53,6 +53,7 @@ from memorizing.data.vocabulary import (
 )
 from memorizing.errors import InputError
 from memorizing.files import LOCK, atomic_write, folder_lock
+from memorizing.sections import section_name
 
 LISTED = 1000
 """Number of left-out documents that the manifest lists. It counts all of them, and the notes list all of them."""
@@ -89,7 +90,7 @@ def prepare(
     """
     used = {"Prepare": dataclasses.asdict(settings)}
     if settings.source in sections:
-        used[settings.source.capitalize()] = dataclasses.asdict(sections[settings.source])
+        used[section_name(type(sections[settings.source]))] = dataclasses.asdict(sections[settings.source])
     used = json.loads(json.dumps(used))
     raw, out = raw and raw.absolute(), out.absolute()
     request = SourceRequest(settings, sections, beam, raw, data_dir)

@@ -44,7 +44,7 @@ class RecallSettings:
     def __post_init__(self):
         for name in ("documents", "bursts", "pairs", "mentions", "keys", "values"):
             if getattr(self, name) < 1:
-                raise InputError(f"Recall.{name} = {getattr(self, name)} is too small. Use at least 1")
+                raise InputError(f"Recall.{name} = {getattr(self, name)} is too small. Use 1 or more")
         if self.silence < 0:
             raise InputError(f"Recall.silence = {self.silence} is negative. Use 0 or more")
         if self.pairs % self.mentions:

@@ -11,7 +11,7 @@ from memorizing.errors import InputError
 from memorizing.memory.eviction import EVICTION_RULES, EvictionRule
 from memorizing.memory.quantize import DTYPES, EightBits
 from memorizing.memory.search import SEARCHES
-from memorizing.memory.sections import Section
+from memorizing.sections import Section
 
 SectionT = TypeVar("SectionT", bound=Section)
 

@@ -8,4 +8,4 @@ from memorizing.data.corpora.isabelle import Isabelle
 from memorizing.data.corpora.pg19 import Pg19
 
 CORPORA: dict[str, type[Corpus]] = {"pg19": Pg19, "arxiv": Arxiv, "github": Github, "isabelle": Isabelle, "c4": C4}
-"""The corpora by their names in `Prepare.source`; gin sections have the name with a capital, such as `Pg19`."""
+"""The corpora by their names in `Prepare.source`. A corpus's gin section has the name of its class."""

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Bool, Float, Int, Num
 
-from memorizing.memory.sections import Section
 from memorizing.memory.slot_table import SlotTable
+from memorizing.sections import Section
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

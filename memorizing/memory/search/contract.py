@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from memorizing.errors import InputError
 from memorizing.memory.quantize import dequantize
-from memorizing.memory.sections import Section
+from memorizing.sections import Section
 
 
 class Neighbors(NamedTuple):

@@ -1,8 +1,13 @@
-"""The settings of one member of a family (a search, an eviction rule): a dataclass in the member's file."""
+"""Names of gin sections, and the settings of one member of a family (a search, an eviction rule) in its own section."""
 
 import dataclasses
 
 from memorizing.errors import InputError
+
+
+def section_name(settings: type) -> str:
+    """Returns the gin section of a settings dataclass: `Ivf` for `IvfSettings`, `Github` for the corpus `Github`."""
+    return settings.__name__.removesuffix("Settings")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,7 +17,7 @@ class Section:
     @classmethod
     def section(cls) -> str:
         """Returns the name of the gin section."""
-        return cls.__name__.removesuffix("Settings")
+        return section_name(cls)
 
     def _check_positive(self) -> None:
         for field in dataclasses.fields(self):
