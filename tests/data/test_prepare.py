@@ -1,6 +1,7 @@
 """`memorizing prepare` stopped half-way: what it goes on with, what it refuses, and what it leaves behind."""
 
 import dataclasses
+import importlib.util
 import importlib
 import os
 import shutil
@@ -95,10 +96,16 @@ def tokens(folder):
     return {name: content for name, content in files(folder).items() if name != "origin.json"}
 
 
+needs_tfds = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_datasets") is None, reason="needs the extra `prepare`"
+)
+
+
 def corpus(**fields):
     return dataclasses.replace(SETTINGS, **{"source": "pg19", "vocabulary": "bytes", **fields})
 
 
+@needs_tfds
 def test_documents_are_not_read_again_after_an_error_is_fixed(raw, tmp_path, monkeypatch):
     """A typo costs nothing: not of the folder, the vocabulary or the minimum."""
     out = tmp_path / "out"
@@ -120,6 +127,7 @@ def test_a_missing_vocabulary_is_refused_before_reading(raw, tmp_path, monkeypat
     assert not (tmp_path / "out.unfinished").exists()
 
 
+@needs_tfds
 def test_adding_documents_fixes_too_few_documents(tmp_path):
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "1.txt").write_text("one book")
@@ -135,7 +143,7 @@ def test_adding_documents_fixes_too_few_documents(tmp_path):
     assert sum(split["documents"] for split in counts.values()) == 6
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, corpus()], ids=["folder", "pg19"])
+@pytest.mark.parametrize("settings", [SETTINGS, pytest.param(corpus(), marks=needs_tfds)], ids=["folder", "pg19"])
 def test_a_finished_folder_of_other_raw_files_is_refused(raw, tmp_path, settings, monkeypatch):
     manifest = run(raw, tmp_path / "out", settings)
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,8 @@ from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import apply_model, create_model
 from memorizing.shapes import BEGIN_TOKEN, Batch
 
+pytestmark = pytest.mark.large
+
 N, SEGMENTS = 8, 4
 MODEL = ModelSettings(
     vocabulary_size=17, layers=2, embedding_size=16, heads=2, head_size=8, feed_forward_size=32,

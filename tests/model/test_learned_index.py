@@ -31,6 +31,8 @@ from memorizing.storage.train_state import TrainState
 from memorizing.training.optimizer import OptimizerSettings, make_optimizer, trainable_mask
 from memorizing.training.step import make_train_call
 
+pytestmark = pytest.mark.large
+
 ROWS, HEADS, TOKENS, SLOTS, SIZE, NEIGHBORS = 2, 2, 16, 64, 16, 4
 SEARCH = Proposed(kind="learned", candidates=8, inner=Blocked(block_size=32))
 MODEL = ModelSettings(

@@ -32,6 +32,8 @@ from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import RunSettings, TrainingSettings
 from memorizing.training.state import StateFactory
 
+pytestmark = pytest.mark.large
+
 ONE = MeshSettings(data=1)
 MESHES = {
     "data": MeshSettings(data=8),

@@ -17,6 +17,8 @@ from memorizing.training.optimizer import OptimizerSettings
 from memorizing.training.settings import RunSettings, TrainingSettings
 from memorizing.training.state import StateFactory
 
+pytestmark = pytest.mark.large
+
 ROWS, N, S, VOCABULARY = 4, 8, 6, 18
 MODEL = ModelSettings(
     vocabulary_size=VOCABULARY, layers=1, embedding_size=16, heads=2, head_size=8, feed_forward_size=16,

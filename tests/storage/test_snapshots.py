@@ -23,6 +23,8 @@ from memorizing.storage.snapshots import MANIFEST
 from memorizing.training.loss import score
 from tests.generation.test_reader import MEMORY, MODEL, TEXT, VOCABULARY, N, likeliest, parameters, reader
 
+pytestmark = pytest.mark.large
+
 LONG = TEXT * 4
 OPTIONS = (IvfSettings(lists=2, probes=2, candidates=MEMORY.size), LshSettings(candidates=MEMORY.size))
 

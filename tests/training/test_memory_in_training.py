@@ -32,6 +32,8 @@ from memorizing.training.memory_dropout import sizes
 from memorizing.training.memory_schedule import MemorySchedule
 from tests.tiny_run import SETTINGS, write_texts
 
+pytestmark = pytest.mark.large
+
 MODEL = dict(
     vocabulary_size=259, layers=2, embedding_size=16, heads=2, head_size=8, feed_forward_size=32, dtype="float32",
     gate_bias=0.0,

@@ -15,6 +15,8 @@ from memorizing.memory.search.pallas_tpu import PallasTPU, selects_inside, strid
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.memory_attention import attend_to_memory
 
+pytestmark = pytest.mark.large
+
 QUICK = {"xla_backend_optimization_level": 0}
 """Optimizing programs that run once would take most of the time."""
 
