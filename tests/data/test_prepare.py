@@ -1,8 +1,8 @@
 """`memorizing prepare` stopped half-way: what it goes on with, what it refuses, and what it leaves behind."""
 
 import dataclasses
-import importlib.util
 import importlib
+import importlib.util
 import os
 import shutil
 from pathlib import Path

@@ -25,6 +25,8 @@ from memorizing.shapes import Batch
 from memorizing.training.flops import training_flops_per_token
 from memorizing.training.optimizer import OptimizerSettings, make_optimizer
 
+pytestmark = pytest.mark.large
+
 N, ROWS, VOCABULARY = 8, 2, 24
 TINY = ModelSettings(
     vocabulary_size=VOCABULARY, layers=3, embedding_size=16, heads=2, head_size=8, feed_forward_size=32,

@@ -18,6 +18,8 @@ from memorizing.model.transformer import apply_model, create_model
 from memorizing.parallel.mesh import PARAMETER_RULES, MeshSettings, assemble, open_mesh, shardings
 from memorizing.shapes import Batch
 
+pytestmark = pytest.mark.large
+
 N, SEGMENTS, ROWS, HEADS, GROUP = 8, 3, 2, 8, 4
 MODEL = ModelSettings(
     vocabulary_size=32, layers=2, embedding_size=16, heads=HEADS, kv_heads=HEADS // GROUP, head_size=4,
