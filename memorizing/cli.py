@@ -31,6 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     from memorizing.training.signals import RUN_ME_AGAIN
 
     try:
+        if getattr(options, "allow_imports", False):
+            from memorizing.bindings import import_modules
+
+            import_modules(options.gin_file, options.gin_param)
         options.run(options)
         return 0
     except Exception as error:

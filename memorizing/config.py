@@ -1,20 +1,18 @@
-"""Gin files and bindings to frozen dataclasses, and back to text: the only file that imports gin.
+"""Gin files and bindings to frozen dataclasses, and back to text.
 
-gin knows each dataclass by a short name, its section: `Model.layers = 12`. gin itself accepts a misspelled macro and a
-value of the wrong type; this module rejects both.
+Each dataclass has a short name, its section: `Model.layers = 12`. Unknown names, values of the wrong type and macros
+that no setting uses are rejected.
 """
 
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
-import gin
 from beartype.door import is_bearable
 
+from memorizing.bindings import Bindings, ConfigError
 from memorizing.data.bulk import BeamSettings
 from memorizing.data.corpora.corpus import Corpus
 from memorizing.data.corpora.table import CORPORA
@@ -60,10 +58,6 @@ FORMAT_VERSION = 2
 parameters have other names."""
 
 
-class ConfigError(InputError):
-    """A setting that cannot be used. The message names it, its value, the rule and a way out."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Experiment(RunSettings):
     """The settings of a run, and those that prepare its data and evaluate it; `sections` lists them by gin section."""
@@ -96,76 +90,59 @@ MEMORY_SECTIONS: dict[str, type[Section]] = {
 }
 """The searches and eviction rules that have settings, by gin section. Their settings become `Memory.options`."""
 
+LARGEST_NUMBER = 2**63 - 1
+"""Largest whole number of a setting, and of most of what settings become: sizes, seeds, file offsets."""
+
 SECTIONS: dict[str, Any] = {name: type(values) for name, values in Experiment().sections.items()}
-for _name, _class in SECTIONS.items():
-    gin.external_configurable(_class, name=_name)
+"""The dataclass of each gin section."""
 
 
-def load(files: Sequence[str | AnyPath], bindings: Sequence[str]) -> tuple[Experiment, str]:
+def load(
+    files: Sequence[str | AnyPath], bindings: Sequence[str], saved: AnyPath | None = None
+) -> tuple[Experiment, str]:
     """Returns the settings of gin files, then of bindings (`'MEMORY_SIZE = 8192'`), and all of them as one gin file.
 
     Later values win. An `include` in a file is resolved relative to that file. The text holds every setting, defaults
     and macros included; loading it gives the same `Experiment`.
 
+    Args:
+        saved: file of settings that a run saved, read before the others. It may only hold bindings.
+
     Raises:
         ConfigError: for a setting or macro that is unknown, misspelled, renamed, of the wrong type or impossible.
     """
-    gin.clear_config()
-    texts = [*bindings]
-    for file in files:
-        path = Path(file) if isinstance(file, str) else file
-        if not path.is_file():
-            raise ConfigError(f"--gin_file={file}: no such file")
-        texts += _parse_file(path)
-    _parse("\n".join(bindings))
-    try:
-        bound = {name: gin.get_bindings(name) for name in SECTIONS}
-    except RecursionError as error:
-        raise ConfigError("a macro or setting refers to itself. Give one of the circle a plain value") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(_explain(str(error))) from error
-    _refuse_unused_macros({name for text in texts for name in re.findall(r"%(\w+)", text)})
-    options = [_build(name, bound.pop(name)) for name in MEMORY_SECTIONS]
-    bound["Memory"] |= {"options": tuple(each for each in options if each != type(each)())}
-    corpora = {name: _build(section_name(corpus), bound.pop(section_name(corpus))) for name, corpus in CORPORA.items()}
-    sections = {name.lower(): _build(name, values) for name, values in bound.items()}
+    given = Bindings()
+    if saved is not None:
+        given.read_saved(saved)
+    given.read(files, bindings)
+    values: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for name, bound in given.settings.items():
+        _check_name(name, bound.where)
+        section, _, setting = name.rpartition(".")
+        values[section][setting] = given.resolve(bound.value)
+    _refuse_unused_macros(given)
+    options = [_build(name, values.pop(name)) for name in MEMORY_SECTIONS]
+    values["Memory"] |= {"options": tuple(each for each in options if each != type(each)())}
+    corpora = {name: _build(section_name(corpus), values.pop(section_name(corpus))) for name, corpus in CORPORA.items()}
+    sections = {name.lower(): _build(name, settings) for name, settings in values.items()}
     try:
         experiment = Experiment(**sections, corpora=corpora)
     except InputError as error:
         raise ConfigError(str(error)) from error
-    return experiment, _resolved(experiment)
+    with_macros = {name: repr(bound.value) for name, bound in given.settings.items()}
+    return experiment, settings_text(experiment, given.used_macros(), with_macros)
 
 
-_INCLUDE = re.compile(r"^include[ \t]+(['\"])(.*)\1[ \t]*(?:#.*)?$", flags=re.MULTILINE)
-
-
-def _parse_file(path: AnyPath, including: tuple[AnyPath, ...] = ()) -> list[str]:
-    """Parses a gin file and the files that it includes, in order; returns their texts."""
-    if path in including:
-        raise ConfigError(f"{path} includes itself, by {' -> '.join(map(str, (*including, path)))}. Remove an include")
-    text, texts, start = path.read_text(), [], 0
-    for include in _INCLUDE.finditer(text):
-        _parse(text[start : include.start()], path, text.count("\n", 0, start))
-        start, included = include.end(), path.parent / include[2]
-        if not included.is_file():
-            raise ConfigError(f"{path} includes {include[2]!r}, but {included} does not exist. Correct the path")
-        texts += _parse_file(included, (*including, path))
-    _parse(text[start:], path, text.count("\n", 0, start))
-    return [*texts, text]
-
-
-def _parse(text: str, path: AnyPath | None = None, lines_before: int = 0) -> None:
-    """Parses a part of a file, or bindings if there is no file."""
-    where = "" if path is None else f"{path}: "
-    for name in re.findall(r"^([\w.]+)\s*=", text, flags=re.MULTILINE):
-        if name in RENAMED_SETTINGS:
-            raise ConfigError(f"{where}{name} is now {RENAMED_SETTINGS[name]}. Use the new name")
-    try:
-        gin.parse_config("\n" * lines_before + text)  # so that gin counts lines from the top of the file
-    except RecursionError as error:
-        raise ConfigError(f"{where}a macro or setting refers to itself. Give it a plain value") from error
-    except (ValueError, TypeError, SyntaxError, OSError) as error:
-        raise ConfigError(where + _explain(str(error))) from error
+def _check_name(name: str, where: str) -> None:
+    """Rejects a setting that does not exist, with the name that was probably meant."""
+    if name in RENAMED_SETTINGS:
+        raise ConfigError(f"{where}{name} is now {RENAMED_SETTINGS[name]}. Use the new name")
+    section, _, setting = name.rpartition(".")
+    if section not in SECTIONS:
+        raise ConfigError(f"{where}there is no section {section!r}; {_nearest(section, list(SECTIONS))}")
+    names = [field.name for field in dataclasses.fields(SECTIONS[section]) if field.init and field.repr]
+    if setting not in names:
+        raise ConfigError(f"{where}{section} has no setting {setting!r}; {_nearest(setting, names)}")
 
 
 def _build(name: str, values: dict[str, Any]) -> Any:
@@ -182,6 +159,9 @@ def _build(name: str, values: dict[str, Any]) -> Any:
         is_bool = isinstance(value, bool) and wanted is not bool
         if is_bool or not is_bearable(value, wanted):  # type: ignore[arg-type]
             raise ConfigError(f"{name}.{field.name} = {value!r}: must be {_describe(wanted)}")
+        members = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(each, int) and abs(each) > LARGEST_NUMBER for each in members):
+            raise ConfigError(f"{name}.{field.name} = {value!r}: whole numbers must be below 2^63")
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}.{field.name} = {value!r}: must be finite")
     try:
@@ -205,62 +185,33 @@ def _describe(wanted: Any) -> str:
     return f"a tuple such as {'(3,)' if int in get_args(wanted) else repr(('.txt',))}"
 
 
-def _explain(message: str) -> str:
-    """Returns gin's message together with the setting or macro that was probably meant."""
-    unknown = re.search(r"No configurable matching '([^']*)'", message)
-    if unknown:
-        return f"{message}\n  there is no {unknown[1]!r}; {_nearest(unknown[1], list(SECTIONS))}"
-    parameter = re.search(r"Configurable '([^']*)' doesn't have a parameter named '([^']*)'", message)
-    if parameter:
-        names = [field.name for field in dataclasses.fields(SECTIONS[parameter[1]])]
-        return f"{message}\n  {parameter[1]} has no setting {parameter[2]!r}; {_nearest(parameter[2], names)}"
-    macro = re.search(r"No bindings specified for '(\w+)/gin.macro'|'macro' .* in scope '(\w+)'", message)
-    if macro:
-        name = macro[1] or macro[2]
-        return f"the macro %{name} is used but never set; add `{name} = VALUE`, or include configs/base.gin"
-    return message + "\n  write settings as 'Section.name = value' or 'MACRO = value', text in quotes"
-
-
 def _nearest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else "known are " + ", ".join(known)
 
 
-def _macros(text: str) -> dict[str, str]:
-    return dict(re.findall(r"^(\w+) = (.*(?:\n    .*)*)", text, flags=re.MULTILINE))
-
-
-def _refuse_unused_macros(mentioned: set[str]) -> None:
+def _refuse_unused_macros(given: Bindings) -> None:
     """Rejects macros that no setting ever referred to; `Memory.size = 512` may leave base.gin's macro without use."""
-    scoped = re.search(r"^(?:\w+/)+(\w+\.\w+) = ", gin.config_str(), flags=re.MULTILINE)
-    if scoped:
-        raise ConfigError(f"{scoped[0]}...: settings have no scopes; write {scoped[1]} = ...")
-    given, used = _macros(gin.config_str()), _macros(gin.operative_config_str())
-    for name in sorted(given.keys() - used.keys() - mentioned):
+    for name in sorted(given.macros.keys() - given.mentioned):
+        value, where = given.macros[name]
         raise ConfigError(
-            f"the macro {name} = {given[name]} is used by no setting (misspelled?); {_nearest(name, sorted(used))}"
+            f"{where}the macro {name} = {value!r} is used by no setting (misspelled?); "
+            f"{_nearest(name, list(given.used_macros()))}"
         )
 
 
-def _resolved(experiment: Experiment) -> str:
-    """Returns every setting as gin text. Macros stay macros, so that they can be overridden later."""
-    text, used = gin.config_str(max_line_length=10_000), _macros(gin.operative_config_str())
-    bound = dict(re.findall(r"^(\w+\.\w+) = (.*)$", text, flags=re.MULTILINE))
-    return settings_text(experiment, {name: value for name, value in _macros(text).items() if name in used}, bound)
-
-
-def settings_text(experiment: Experiment, macros: Mapping[str, str] = {}, bound: Mapping[str, str] = {}) -> str:
+def settings_text(experiment: Experiment, macros: Mapping[str, Any] = {}, bound: Mapping[str, str] = {}) -> str:
     """Returns every setting as gin text.
 
     Args:
         macros: values of macros, by name.
-        bound: gin's text of settings, by `Section.name`. Those that use macros are written so.
+        bound: text of settings as given, by `Section.name`. Those that use macros are written so.
     """
     lines = [
         f"# memorizing run, format {FORMAT_VERSION}: every setting, defaults included. Read again by --workdir.",
         "",
     ]
-    lines += [f"{name} = {value}" for name, value in macros.items()]
+    lines += [f"{name} = {value!r}" for name, value in macros.items()]
     for name, values in experiment.sections.items():
         lines.append("")
         for field in filter(lambda field: field.repr, dataclasses.fields(values)):

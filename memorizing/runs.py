@@ -36,7 +36,7 @@ def stored_config(workdir: AnyPath) -> Experiment:
             f"{path} is of format {version}, but this version of memorizing reads format {FORMAT_VERSION}. Train the "
             "run again in another --workdir, or read it with the version of memorizing that wrote it"
         )
-    return load([path], [])[0]
+    return load([], [], saved=path)[0]
 
 
 def differences(one: Experiment, other: Experiment) -> list[tuple[str, Any, Any]]:
@@ -111,7 +111,7 @@ def open_workdir(
             "--gin_file=configs/quickstart.gin"
         )
     saved = saved_config(workdir)
-    config, text = load(files or [stored], bindings)
+    config, text = load(files, bindings, saved=None if files else stored)
     check_settings(config, workdir, saved, say)
     return config, with_absolute_data(text, config)
 
@@ -227,7 +227,7 @@ def load_trained(workdir: AnyPath, files: Sequence[str | Path], bindings: Sequen
     if not stored.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (no {CONFIG_FILE}). Train one with `memorizing train`")
     trained = stored_config(workdir)
-    config, _ = load([stored, *files], bindings)
+    config, _ = load(files, bindings, saved=stored)
     for name, now, before in differences(config, trained):
         if name.startswith("Model.") and name not in ("Model.dtype", "Model.remat", "Model.scan_layers"):
             raise ConfigError(

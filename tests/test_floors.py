@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "memorizing"
 FLOORS = [
     {"errors"},
     {"files", "sections", "shapes"},
-    {"parallel"},
+    {"bindings", "parallel"},
     {"memory"},
     {"model", "data"},
     {"storage"},
@@ -71,10 +71,10 @@ def test_there_are_no_circles():
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
-def test_only_config_imports_gin_and_only_preparation_tensorflow():
+def test_only_bindings_imports_gin_and_only_preparation_tensorflow():
     for module, imported in MODULES.items():
         tops = {name.split(".")[0] for name in imported}
-        assert "gin" not in tops or module == "memorizing.config"
+        assert "gin" not in tops or module == "memorizing.bindings"
         assert module in PREPARATION or not tops & {"tensorflow", "seqio", "tensorflow_datasets", "apache_beam"}, module
         assert module in PREPARATION or not imported & PREPARATION, module
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Adds --gin_file and --gin_param, and explains in the epilog which one wins."""
+    """Adds --gin_file, --gin_param and --allow_imports, and explains in the epilog which one wins."""
     parser.epilog = SETTINGS
     parser.add_argument(
         "--gin_file", action="append", default=[], metavar="FILE", help="gin file with settings; repeatable"
@@ -14,6 +14,10 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gin_param", action="append", default=[], metavar="'NAME = value'", help="a single setting; repeatable"
     )
+    parser.add_argument(
+        "--allow_imports", action="store_true",
+        help="let gin files import Python modules, which runs their code; default: refuse them",
+    )  # fmt: skip
 
 
 SETTINGS = """\

@@ -47,5 +47,6 @@ def run(options: argparse.Namespace) -> None:
     request = SweepRequest(
         out, tuple(options.gin_file), tuple(options.gin_param), tuple(options.over), options.seeds, options.workdir,
         tuple(options.data), tuple(options.split or ()), tuple(options.memory_size or ()), options.xl_cache,
+        options.allow_imports,
     )  # fmt: skip
     sweep(request, options.launcher, options.point, options.write, options.dry_run)

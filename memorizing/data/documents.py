@@ -74,6 +74,7 @@ class FolderSettings:
         encoding: encoding of the files.
         undecodable: what happens if a file cannot be read or decoded: `refuse` stops, `skip` leaves it out with a note.
         minimum_bytes: shorter documents are left out and counted.
+        splits: whether the sub-folders `train`, `validation` and `test`, if `train` is there, are the splits.
     """
 
     document: Literal["file", "entry"] = "file"
@@ -82,6 +83,7 @@ class FolderSettings:
     encoding: str = "utf-8"
     undecodable: Literal["refuse", "skip"] = "refuse"
     minimum_bytes: int = 1
+    splits: bool = True
 
     def __post_init__(self):
         try:
@@ -98,17 +100,27 @@ class FolderDocuments:
     """The documents of a folder. The files are listed at once and read one at a time."""
 
     def __init__(self, root: Path, settings: FolderSettings, option: str = "--raw"):
-        """Lists the files; `option` is the command's option that named the folder, for messages."""
+        """Lists the files; `option` is the command's option that named the folder, for messages.
+
+        Raises:
+            InputError: if there is no file to read, or documents lie next to the folders of the splits.
+        """
         self.settings, self.root = settings, root
         if not root.is_dir():
             raise InputError(f"{option}={root} does not exist. Name the folder that holds the documents")
-        files, self.problems = _files(root, settings)
-        files.sort(key=lambda path: path.relative_to(root).parts)
         self._files: dict[str, list[Path]] = {}
-        for path in files:
-            relative = path.relative_to(root)
-            name = relative.as_posix() if settings.document == "file" else relative.parts[0]
-            self._files.setdefault(name, []).append(path)
+        self._splits: dict[str, Split] = {}
+        self.problems: list[Problem] = []
+        for split, folder in _split_folders(root, settings, option):
+            files, problems = _files(folder, settings)
+            self.problems += problems
+            for path in sorted(files, key=lambda path: path.relative_to(folder).parts):
+                relative = path.relative_to(folder)
+                name = relative.as_posix() if settings.document == "file" else relative.parts[0]
+                if split:
+                    name = f"{split}/{name}"
+                    self._splits[name] = split
+                self._files.setdefault(name, []).append(path)
         if not self._files:
             wanted = " or ".join(settings.suffixes) if settings.suffixes else "any name"
             raise InputError(
@@ -124,6 +136,10 @@ class FolderDocuments:
     def ids(self) -> list[str]:
         """Returns the names of all documents."""
         return list(self._files)
+
+    def split(self, id: str) -> Split | None:
+        """Returns the split that a document's folder gives; None without folders of splits."""
+        return self._splits.get(id)
 
     def read(self, ids: Sequence[str]) -> Iterator[Document | Problem]:
         """Yields the named documents in order, and a note for short documents and for files that are skipped."""
@@ -148,7 +164,12 @@ class FolderDocuments:
         text = read_text(path, self.settings.encoding)
         if self.settings.document == "file":
             return text
-        return f"### {path.relative_to(self.root).as_posix()}\n{text.rstrip()}\n\n" if text.strip() else ""
+        return f"### {self._shown(path)}\n{text.rstrip()}\n\n" if text.strip() else ""
+
+    def _shown(self, path: Path) -> str:
+        """Returns the path that a document's text shows: below the folder of its split, or below the root."""
+        relative = path.relative_to(self.root)
+        return (relative.relative_to(relative.parts[0]) if self._splits else relative).as_posix()
 
 
 def read_path(option: str, path: Path, settings: FolderSettings) -> Iterator[Document | Problem]:
@@ -158,7 +179,7 @@ def read_path(option: str, path: Path, settings: FolderSettings) -> Iterator[Doc
         InputError: naming `option`, if the path does not exist or holds no readable text.
     """
     if path.is_dir():
-        documents = FolderDocuments(path, settings, option)
+        documents = FolderDocuments(path, dataclasses.replace(settings, splits=False), option)
         yield from documents.problems
         yield from documents.read(documents.ids())
     elif path.exists():
@@ -186,6 +207,23 @@ def read_text(path: Path, encoding: str) -> str:
             f"is not {encoding}: byte {raw[error.start]:#04x} at offset {error.start}",
             "set Folder.encoding to its encoding (such as latin-1), or Folder.undecodable = 'skip' to leave it out",
         ) from error
+
+
+def _split_folders(root: Path, settings: FolderSettings, option: str) -> list[tuple[Split | None, Path]]:
+    """Returns the folders of the splits, or the folder itself if it has no splits."""
+    folders = [(split, root / split) for split in SPLITS if (root / split).is_dir()]
+    if not settings.splits or not (root / "train").is_dir():
+        return [(None, root)]
+    beside = dataclasses.replace(settings, exclude=(*settings.exclude, *SPLITS))
+    strays = [path.relative_to(root).as_posix() for path in _files(root, beside)[0]]
+    if strays:
+        more = f" and {len(strays) - 5} more" if len(strays) > 5 else ""
+        raise InputError(
+            f"{option}={root} has the splits {', '.join(f'{split}/' for split, _ in folders)} and next to them "
+            f"{', '.join(sorted(strays)[:5])}{more}. With splits, every document must be in one. Move documents into "
+            f"{', '.join(SPLITS)}, or set Folder.splits = False if {folders[0][0]}/ is not a split"
+        )
+    return [*folders]
 
 
 def _files(root: Path, settings: FolderSettings) -> tuple[list[Path], list[Problem]]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
-from memorizing.data.documents import Document, Problem
+from memorizing.data.documents import Document, Problem, Split
 from memorizing.errors import InputError
 
 
@@ -73,6 +73,9 @@ class RecallDocuments:
 
     def ids(self) -> list[str]:
         return [f"recall-{number}" for number in range(self.settings.documents)]
+
+    def split(self, id: str) -> Split | None:
+        return None
 
     def read(self, ids: Sequence[str]) -> Iterator[Document | Problem]:
         return (generate(self.settings, id, self._seed) for id in ids)

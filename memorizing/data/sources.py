@@ -110,6 +110,8 @@ class _Documents(Protocol):
 
     def ids(self) -> list[str]: ...
 
+    def split(self, id: str) -> Split | None: ...
+
     def read(self, ids: list[str]) -> Iterator[Document | Problem]: ...
 
 
@@ -157,7 +159,7 @@ class ListedSource:
                     problems.append(result)
                 else:
                     text = result.text.encode("utf-8")
-                    keys.append(SplitKey(id, hashlib.sha256(text).hexdigest()))
+                    keys.append(SplitKey(id, hashlib.sha256(text).hexdigest(), self.documents.split(id)))
                     sizes.append(len(text))
             if not keys or keys[-1].id != id:
                 self.problems += problems

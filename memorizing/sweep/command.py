@@ -101,8 +101,8 @@ def conclude(results: dict[str, Any], out: AnyPath, names: set[str], say: Callab
 
 def words(request: SweepRequest) -> list[str]:
     """Returns the command-line arguments of this sweep."""
-    words = [f"--out={request.out}", *(f"--gin_file={file}" for file in request.gin_files)]
-    words += [f"--gin_param={binding}" for binding in request.gin_params] + [f"--over={text}" for text in request.over]
+    words = [f"--out={request.out}", *request.setting_arguments(request.gin_params)]
+    words += [f"--over={text}" for text in request.over]
     words += [] if request.seeds is None else [f"--seeds={request.seeds}"]
     words += [] if request.run is None else [f"--workdir={request.run}"]
     return [*words, *(f"--data={each}" for each in request.data), *request.evaluation_arguments()]

@@ -6,7 +6,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ class SweepRequest:
         run: folder of a trained run to evaluate at each point; None to train each point.
         data: prepared tokens to evaluate on, [NAME=]FOLDER; empty for the training data.
         splits, memory_sizes, xl_cache: values to evaluate with; empty for those of the settings.
+        allow_imports: whether gin files may import Python modules.
     """
 
     out: AnyPath
@@ -46,6 +47,12 @@ class SweepRequest:
     splits: tuple[str, ...] = ()
     memory_sizes: tuple[int, ...] = ()
     xl_cache: str | None = None
+    allow_imports: bool = False
+
+    def setting_arguments(self, bindings: Iterable[str]) -> list[str]:
+        """The gin files and these bindings as arguments."""
+        words = [f"--gin_file={file}" for file in self.gin_files] + [f"--gin_param={binding}" for binding in bindings]
+        return words + ["--allow_imports"] * self.allow_imports
 
     def evaluation_arguments(self) -> list[str]:
         """The evaluation options as arguments, except `data`."""
@@ -134,7 +141,7 @@ def _check(point: Point, request: SweepRequest, reads_data: bool) -> tuple[Exper
             raise ConfigError(
                 f"--workdir={workdir} has no checkpoint yet. Train it first, or leave --workdir out to train each point"
             )
-    given = [f"--gin_file={file}" for file in request.gin_files] + [f"--gin_param={binding}" for binding in bindings]
+    given = request.setting_arguments(bindings)
     # A run that only reads its memory needs the snapshot that it was trained with.
     snapshot = config.training.prebuilt_memory if config.memory.size and config.memory.writes == "never" else ""
     own_name = f"from-{Path(snapshot).name}" if snapshot else ""
@@ -177,7 +184,7 @@ def _check_training(workdir: AnyPath, config: Experiment) -> None:
     newest = max(steps_on_disk(workdir / CHECKPOINTS), default=0)
     if not newest:
         return
-    began, _ = load([workdir / CONFIG_FILE], [])
+    began, _ = load([], [], saved=workdir / CONFIG_FILE)
     for name, now, before in training_differences(config, began):
         if name.startswith(("Optimizer.", "Memory.")) or (name == "Training.steps" and config.training.steps < newest):
             raise ConfigError(

@@ -189,3 +189,42 @@ def test_names_that_are_not_utf_8_get_question_marks(tmp_path):
     (tmp_path / "a" / os.fsdecode(b"\xff.txt")).write_text("text")
     assert read(FolderDocuments(tmp_path, FolderSettings("entry"))) == {"a": "### a/?.txt\ntext\n\n"}
     assert read(FolderDocuments(tmp_path, FolderSettings())) == {"a/?.txt": "text"}
+
+
+def write(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"text of {name}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("document", "names"),
+    [("file", ["test/x/c.txt", "train/a.txt", "train/x/b.txt"]), ("entry", ["test/x", "train/a.txt", "train/x"])],
+)
+def test_folders_named_as_splits_are_the_splits(document, names, tmp_path):
+    """Also if the names of splits are excluded, as the quickstart excludes tests of packages."""
+    write(tmp_path, "train/a.txt", "train/x/b.txt", "test/x/c.txt", "README.md")
+    documents = FolderDocuments(tmp_path, FolderSettings(document, exclude=("test",)))
+    assert sorted(documents.ids()) == names
+    assert all(documents.split(name) == name.partition("/")[0] for name in names)
+    if document == "entry":
+        assert read(documents)["train/x"].startswith("### x/b.txt\n")
+
+
+def test_documents_next_to_splits_are_refused_unless_these_are_documents(tmp_path):
+    write(tmp_path, "train/a.txt", "validation/b.txt", "c.txt", "d/e.txt")
+    with pytest.raises(
+        InputError, match=r"splits train/, validation/ and next to them c\.txt, d/e\.txt.*Folder\.splits = False"
+    ):
+        FolderDocuments(tmp_path, FolderSettings())
+    documents = FolderDocuments(tmp_path, FolderSettings(splits=False))
+    assert (
+        documents.ids() == ["c.txt", "d/e.txt", "train/a.txt", "validation/b.txt"] and documents.split("c.txt") is None
+    )
+
+
+def test_a_folder_named_test_without_train_is_a_document(tmp_path):
+    write(tmp_path, "test/a.txt", "code/b.txt")
+    documents = FolderDocuments(tmp_path, FolderSettings("entry"))
+    assert documents.ids() == ["code", "test"] and documents.split("test") is None

@@ -267,3 +267,21 @@ def test_reasons_leave_out_numbers_and_names():
     ):
         assert module._reason(message, []).startswith(reason)
     assert module._reason("left out: x", [str(number) for number in range(100)]) == "other reasons"
+
+
+def test_splits_of_a_folder_stay_apart(tmp_path):
+    """Held-out text never gets into training."""
+    for split, count in (("train", 6), ("validation", 2), ("test", 3)):
+        (tmp_path / "raw" / split).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "raw" / split / f"{number}.txt").write_text(f"text {number} of {split}\n" * 20)
+    manifest = run(tmp_path / "raw", tmp_path / "out", dataclasses.replace(SETTINGS, vocabulary="bytes"))
+    tokens = PreparedTokens(tmp_path / "out")
+    for split, count in (("train", 6), ("validation", 2), ("test", 3)):
+        assert manifest["splits"][split]["documents"] == count
+        opened = tokens.split(split)
+        texts = [
+            tokens.vocabulary.decode(opened.read(number, 0, int(length)))
+            for number, length in enumerate(opened.lengths)
+        ]
+        assert len(texts) == count and all(f"of {split}\n" in text for text in texts)
