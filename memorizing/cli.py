@@ -5,6 +5,9 @@ Everything slow to load is imported where it is used, so that `--help` answers a
 
 import argparse
 import functools
+import io
+import os
+import signal
 import sys
 import traceback
 
@@ -23,8 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand and returns its exit status; errors that a user can fix are printed without a traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
-    if message := renamed(arguments):
+    if message := renamed(arguments) or _not_utf8(arguments):
         parser.error(message)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows `?`
     options = parser.parse_args(arguments)
     options.arguments = arguments
     from memorizing.parallel import hosts
@@ -36,7 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             import_modules(options.gin_file, options.gin_param)
         options.run(options)
+        sys.stdout.flush()
         return 0
+    except BrokenPipeError:  # the reader of the output ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 128 + signal.SIGPIPE
     except Exception as error:
         status, message = _status_and_message(error)
         if not message:
@@ -52,6 +61,16 @@ def main(arguments: list[str] | None = None) -> int:
         status = 130
     hosts.shutdown(status, together=status == RUN_ME_AGAIN)
     return status
+
+
+def _not_utf8(arguments: list[str]) -> str:
+    """Returns a message if an argument is not UTF-8; empty if all are."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            return f"{argument!r} is not UTF-8. Give texts and paths in UTF-8, or put a text into a file"
+    return ""
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -93,6 +93,9 @@ MEMORY_SECTIONS: dict[str, type[Section]] = {
 LARGEST_NUMBER = 2**63 - 1
 """Largest whole number of a setting, and of most of what settings become: sizes, seeds, file offsets."""
 
+LARGEST_FLOAT = 3.4e38
+"""Largest number of a setting with a fraction: that of float32, in which models compute."""
+
 SECTIONS: dict[str, Any] = {name: type(values) for name, values in Experiment().sections.items()}
 """The dataclass of each gin section."""
 
@@ -162,8 +165,8 @@ def _build(name: str, values: dict[str, Any]) -> Any:
         members = value if isinstance(value, tuple) else (value,)
         if any(isinstance(each, int) and abs(each) > LARGEST_NUMBER for each in members):
             raise ConfigError(f"{name}.{field.name} = {value!r}: whole numbers must be below 2^63")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name}.{field.name} = {value!r}: must be finite")
+        if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+            raise ConfigError(f"{name}.{field.name} = {value!r}: must be finite, at most 3.4e38 as float32 is")
     try:
         return SECTIONS[name](**values)
     except InputError as error:

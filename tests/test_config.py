@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import jax
@@ -43,7 +44,7 @@ REFUSED = {
     "a memory that no layer uses": ("Model.memory_layers = ()", ["Memory.size = 8192", "or set Memory.size = 0"]),
     "more neighbors than slots": ("Memory.neighbors = 9000", ["9000", "Memory.size = 8192", "at most 8192"]),
     "no neighbors": ("Memory.neighbors = 0", ["Memory.neighbors = 0", "at least 1"]),
-    "a negative memory": ("MEMORY_SIZE = -512", ["Memory.size = -512", "must be 0"]),
+    "a negative memory": ("MEMORY_SIZE = -512", ["Memory.size = -512", "at least 0"]),
     "no slots in a block": ("Blocked.block_size = 0", ["Blocked.block_size = 0", "at least 1"]),
     "all neighbors of an approximate search": (
         "Pallas.recall_target = 1.0",
@@ -70,9 +71,9 @@ REFUSED = {
     "odd buckets": ("Model.position_buckets = 5", ["Model.position_buckets = 5", "even"]),
     "a short distance": ("Model.position_max_distance = 9", ["Model.position_max_distance = 9", "must exceed half"]),
     "all dropped": ("Model.dropout = 1.0", ["Model.dropout = 1.0", "below 1"]),
-    "no rows": ("BATCH_SIZE = 0", ["Batch.size = 0", "Use 1 or more"]),
+    "no rows": ("BATCH_SIZE = 0", ["Batch.size = 0", "at least 1"]),
     "an unknown encoding": ("Folder.encoding = 'nope'", ["Folder.encoding = 'nope'", "Use 'utf-8'"]),
-    "an empty vocabulary": ("Prepare.vocabulary_size = 0", ["Prepare.vocabulary_size = 0", "Use 1 or more"]),
+    "an empty vocabulary": ("Prepare.vocabulary_size = 0", ["Prepare.vocabulary_size = 0", "at least 1"]),
     "a scope": ("big/Model.layers = 3", ["settings have no scopes", "write Model.layers ="]),
     "a memory that is never used": (
         "Training.memory_from_step = 500_000",
@@ -104,12 +105,19 @@ REFUSED = {
     "a negative norm": ("Optimizer.clip_norm = -1", ["Optimizer.clip_norm = -1.0", "0 or more"]),
     "growing weights": ("Optimizer.weight_decay = -0.1", ["Optimizer.weight_decay = -0.1", "0 or more"]),
     "a mean over all time": ("Optimizer.beta2 = 1.0", ["Optimizer.beta2 = 1.0", "below 1"]),
-    "a seed that numpy refuses": ("SEED = -1", ["Batch.seed = -1", "0 or more"]),
-    "a seed of documents, too": ("Prepare.seed = -1", ["Prepare.seed = -1", "Use 0 or more"]),
+    "a seed that numpy refuses": ("SEED = -1", ["Batch.seed = -1", "at least 0"]),
+    "a seed of documents, too": ("Prepare.seed = -1", ["Prepare.seed = -1", "at least 0"]),
     "a share above one": ("Prepare.test = 1.5", ["Prepare.test = 1.5", "from 0 to below 1"]),
-    "no rows to evaluate": ("Evaluation.batch_size = 0", ["Evaluation.batch_size = 0", "Use 1 or more"]),
-    "keys that are never mentioned": ("Recall.mentions = 0", ["Recall.mentions = 0", "Use 1 or more"]),
-    "less than no silence": ("Recall.silence = -1", ["Recall.silence = -1", "0 or more"]),
+    "a float beyond float32": ("Optimizer.clip_norm = 1e300", ["Optimizer.clip_norm = 1e+300", "float32"]),
+    "an epsilon that hides all": ("Model.norm_epsilon = 1e30", ["Model.norm_epsilon = 1e+30", "at most 1"]),
+    "a scale that overflows": ("Model.embedding_scale = 1e30", ["Model.embedding_scale = 1e+30", "overflow"]),
+    "a bound that nothing meets": (
+        "Memory.minimum_score = 1e30",
+        ["Memory.minimum_score = 1e+30", "None sets no bound"],
+    ),
+    "no rows to evaluate": ("Evaluation.batch_size = 0", ["Evaluation.batch_size = 0", "at least 1"]),
+    "keys that are never mentioned": ("Recall.mentions = 0", ["Recall.mentions = 0", "at least 1"]),
+    "less than no silence": ("Recall.silence = -1", ["Recall.silence = -1", "at least 0"]),
     "bursts that do not come out even": ("Recall.mentions = 3", ["Recall.pairs = 32", "Recall.mentions = 3"]),
     "too few keys to keep silent": ("Recall.keys = 100", ["Recall.keys = 100", "use 160 or more"]),
 }
@@ -355,3 +363,37 @@ def test_a_run_of_another_format_is_refused(header, tmp_path):
 def test_sections_are_named_after_their_classes():
     for name, settings in Experiment().sections.items():
         assert type(settings).__name__ in (name, f"{name}Settings")
+
+
+HUGE = 10**12
+WHOLE = sorted(
+    f"{name}.{field.name}"
+    for name, kind in SECTIONS.items()
+    for field in dataclasses.fields(kind)
+    if field.type in (int, int | None) and field.repr
+)
+
+
+@pytest.mark.parametrize("setting", WHOLE)
+def test_a_size_beyond_all_machines_is_refused_at_once_or_harmless(setting):
+    """Loading makes and loops over nothing of the size that a setting names."""
+    start = time.process_time()
+    for value in (HUGE, 2**63 - 1):
+        try:
+            load([BASE], [f"{setting} = {value}"])
+        except ConfigError as error:
+            assert setting in str(error) or "Batch." in str(error), error
+    assert time.process_time() - start < 2
+
+
+def test_sizes_that_become_arrays_have_bounds():
+    for setting in (
+        "Model.layers",
+        "Model.heads",
+        "Model.embedding_size",
+        "Memory.size",
+        "Batch.size",
+        "Training.steps",
+    ):
+        with pytest.raises(ConfigError, match=rf"{setting} = 1000000000000: must be at most [\d,]+$"):
+            load([BASE], [f"{setting} = {HUGE}"])

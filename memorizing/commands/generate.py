@@ -37,15 +37,20 @@ def run(options: argparse.Namespace) -> None:
     """Reads documents into memory, then continues a prompt."""
     from memorizing.commands.memorize import read_documents
     from memorizing.data.documents import read_text
+    from memorizing.files import run_folder
     from memorizing.generation.reader import SamplingSettings, check_tokens
+    from memorizing.runs import load_trained
 
     sampling = SamplingSettings(options.temperature, options.top_k, options.top_p, options.seed)
     check_tokens(options.tokens)  # before documents are read, which takes long
-    prompt = read_text(options.prompt_file, "utf-8") if options.prompt_file else options.prompt
+    prompt = options.prompt
+    if options.prompt_file:
+        config = load_trained(run_folder("--workdir", options.workdir), options.gin_file, options.gin_param)
+        prompt = read_text(options.prompt_file, config.folder.encoding)
     reader = read_documents(options)
     if options.clear_memory:
         reader.clear_memory()
     print(prompt, end="", flush=True)
     for text in reader.stream(prompt, options.tokens, sampling):
         print(text, end="", flush=True)
-    print()
+    print(reader.rest())

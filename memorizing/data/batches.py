@@ -20,6 +20,7 @@ import numpy as np
 
 from memorizing.data.tokens import TokenSplit
 from memorizing.errors import InputError
+from memorizing.sections import LARGEST_SEED, check_range
 from memorizing.shapes import Batch
 
 
@@ -40,11 +41,8 @@ class BatchSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("size", "segment_length", "segments_per_call"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Batch.{name} = {getattr(self, name)} is too small. Use 1 or more")
-        if self.seed < 0:
-            raise InputError(f"Batch.seed = {self.seed} is negative. Use 0 or more")
+        check_range(self, 1, 2**24, "size", "segment_length", "segments_per_call")
+        check_range(self, 0, LARGEST_SEED, "seed")
 
 
 class Schedule:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from memorizing.errors import InputError
+from memorizing.sections import check_range
 
 type Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -92,8 +93,7 @@ class FolderSettings:
             raise InputError(
                 f"Folder.encoding = {self.encoding!r} is not an encoding that Python knows. Use 'utf-8', 'latin-1', ..."
             ) from None
-        if self.minimum_bytes < 0:
-            raise InputError(f"Folder.minimum_bytes = {self.minimum_bytes} is negative. Use 0 or more")
+        check_range(self, 0, 2**50, "minimum_bytes")
 
 
 class FolderDocuments:

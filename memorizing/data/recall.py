@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from memorizing.data.documents import Document, Problem, Split
 from memorizing.errors import InputError
+from memorizing.sections import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +43,8 @@ class RecallSettings:
     silence: int = 9
 
     def __post_init__(self):
-        for name in ("documents", "bursts", "pairs", "mentions", "keys", "values"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Recall.{name} = {getattr(self, name)} is too small. Use 1 or more")
-        if self.silence < 0:
-            raise InputError(f"Recall.silence = {self.silence} is negative. Use 0 or more")
+        check_range(self, 1, 10_000_000, "documents", "bursts", "pairs", "mentions", "keys", "values")
+        check_range(self, 0, 10_000_000, "silence")
         if self.pairs % self.mentions:
             raise InputError(
                 f"Recall.pairs = {self.pairs} is not a multiple of Recall.mentions = {self.mentions}. Use one"

@@ -8,6 +8,7 @@ from memorizing.data.corpora.table import CORPORA
 from memorizing.data.documents import FolderSettings
 from memorizing.data.recall import RecallSettings
 from memorizing.errors import InputError
+from memorizing.sections import LARGEST_SEED, check_range
 
 SOURCES: dict[str, type[Any] | None] = {"folder": FolderSettings, "recall": RecallSettings, **CORPORA, "task": None}
 """The names of `Prepare.source`, each with the class of its own settings. A seqio task has none."""
@@ -72,10 +73,9 @@ class PrepareSettings:
                 "Prepare.vocabulary = 'pretrained' needs Prepare.vocabulary_from. Name the folder `vocabulary` of a "
                 "run that `memorizing import` made"
             )
-        least = {"vocabulary_size": 1, "vocabulary_sample_bytes": 1, "minimum_tokens": 1, "seed": 0, "part_bytes": 1}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise InputError(f"Prepare.{name} = {getattr(self, name)} is too small. Use {value} or more")
+        check_range(self, 1, 2**50, "vocabulary_sample_bytes", "minimum_tokens", "part_bytes")
+        check_range(self, 1, 2**27, "vocabulary_size")
+        check_range(self, 0, LARGEST_SEED, "seed")
         if (self.source == "task") != bool(self.task):
             raise InputError(
                 f"Prepare.source = {self.source!r} with Prepare.task = {self.task!r}: name a task if and only if the "

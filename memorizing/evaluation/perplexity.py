@@ -30,6 +30,7 @@ from memorizing.model.parameters import Parameters
 from memorizing.model.settings import ModelSettings
 from memorizing.model.transformer import abstract_model, apply_model
 from memorizing.parallel.mesh import assemble, constrain_tree, everywhere, init_sharded, local_rows, shardings
+from memorizing.sections import check_range
 from memorizing.shapes import Batch
 from memorizing.storage.prebuilt import begin_documents
 from memorizing.training.loss import Predictions, score
@@ -55,9 +56,7 @@ class EvaluationSettings:
     segments_per_call: int = 8
 
     def __post_init__(self):
-        for name in ("batch_size", "segments_per_call"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Evaluation.{name} = {getattr(self, name)} is less than 1. Use 1 or more")
+        check_range(self, 1, 2**24, "batch_size", "segments_per_call")
 
 
 class TrainedModel(NamedTuple):

@@ -131,6 +131,8 @@ class Reader:
         # Logits after these inputs, and the partial segment without its carry. None until the next token is needed.
         self._partial: tuple[jax.Array, Any] | None = None
         self._texts: list[ReadText] = []
+        # Text of the tokens written since the last text was read, and their number.
+        self._written: tuple[TextStream, int] | None = None
         self._is_older = False
 
     @property
@@ -154,7 +156,7 @@ class Reader:
         tokens = encoded_text(self._vocabulary, text, name)
         self._note(tokens, name)
         self._inputs += tokens.tolist()
-        self._partial = None
+        self._partial = self._written = None
         length, first = self._source.segment_length, 0
         while len(self._inputs) - first > length:
             inputs = np.asarray(self._inputs[first : first + length], np.int32)
@@ -180,7 +182,7 @@ class Reader:
         """Empties the memory; the partial segment and the XL caches remain. Snapshots record it."""
         with jax.set_mesh(self._mesh):
             banks = tuple(clear(bank, np.ones(1, bool)) for bank in self._carry.banks)
-        self._carry, self._partial = self._carry._replace(banks=banks), None
+        self._carry, self._partial, self._written = self._carry._replace(banks=banks), None, None
         self._texts.append(ReadText("(memory cleared)", 0, ""))
 
     def write(
@@ -192,7 +194,11 @@ class Reader:
         top_p: float | int = 1.0,
         seed: int = 0,
     ) -> str:
-        """Reads the prompt, writes `tokens` tokens after it, and returns their text without the prompt."""
+        """Reads the prompt, writes `tokens` tokens after it, and returns their text without the prompt.
+
+        Two calls without a prompt write the same as one call with the sum of their tokens. A character whose bytes are
+        not all written yet is returned by the next call, or by `rest`.
+        """
         return "".join(self.stream(prompt, tokens, SamplingSettings(float(temperature), top_k, float(top_p), seed)))
 
     def stream(self, prompt: str, tokens: int, sampling: SamplingSettings) -> Iterator[str]:
@@ -200,16 +206,22 @@ class Reader:
         check_tokens(tokens)
         if prompt:
             self.read(prompt, "prompt")
-        text, written = TextStream(self._vocabulary, np.asarray(self._inputs[-1:], np.int32)), []
+        last_input = np.asarray(self._inputs[-1:], np.int32)
+        text, before = self._written or (TextStream(self._vocabulary, last_input), 0)
+        written: list[int] = []
         try:
-            for number in range(tokens):
+            for number in range(before, before + tokens):
                 rng = jax.random.fold_in(jax.random.key(sampling.seed), number)
                 written.append(self._next(rng, sampling))
                 if new_text := text.push(written[-1]):
                     yield new_text
-            yield text.rest()
         finally:
             self._note(np.asarray(written, np.int32), "written")
+            self._written = text, before + len(written)
+
+    def rest(self) -> str:
+        """Returns the bytes that were written and are no whole character yet, as U+FFFD; empty if there are none."""
+        return self._written[0].rest() if self._written else ""
 
     def _next(self, rng: jax.Array, sampling: SamplingSettings) -> int:
         """Samples a token and reads it."""
@@ -274,7 +286,7 @@ class Reader:
             InputError: if there is no snapshot, another model made it, or it is damaged.
         """
         self._carry, self._inputs, self._texts = load_snapshot(Path(folder), self._source, self.memory, self._mesh)
-        self._partial, self._is_older = None, is_older(Path(folder), self._source)
+        self._partial, self._written, self._is_older = None, None, is_older(Path(folder), self._source)
 
 
 class _Programs:

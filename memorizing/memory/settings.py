@@ -11,9 +11,13 @@ from memorizing.errors import InputError
 from memorizing.memory.eviction import EVICTION_RULES, EvictionRule
 from memorizing.memory.quantize import DTYPES, EightBits
 from memorizing.memory.search import SEARCHES
-from memorizing.sections import Section
+from memorizing.sections import LARGEST_COUNT, Section, check_range
 
 SectionT = TypeVar("SectionT", bound=Section)
+
+
+LARGEST_SCORE = 1_000_000
+"""Largest size of `Memory.minimum_score`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,15 +78,13 @@ class MemorySettings:
     options: tuple[Section, ...] = dataclasses.field(default=(), repr=False)
 
     def __post_init__(self):
-        if self.size < 0:
+        check_range(self, 0, LARGEST_COUNT, "size", "sink")
+        if self.minimum_score is not None and not abs(self.minimum_score) <= LARGEST_SCORE:
             raise InputError(
-                f"Memory.size = {self.size}: must be 0 (no memory) or a number of slots, one for each token"
+                f"Memory.minimum_score = {self.minimum_score}: must be from -{LARGEST_SCORE:,} to {LARGEST_SCORE:,}, "
+                "because no inner product of trained queries and keys is larger. None sets no bound"
             )
-        if self.neighbors < 1:
-            raise InputError(f"Memory.neighbors = {self.neighbors}: must be at least 1. The paper uses 32")
-        for name in ("proposals", "projection_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Memory.{name} = {getattr(self, name)}: must be at least 1")
+        check_range(self, 1, LARGEST_COUNT, "neighbors", "proposals", "projection_size", "write_every")
         self._check_search()
         self._check_writing()
 
@@ -176,10 +178,8 @@ class MemorySettings:
                     f"Memory.maximum_age = {self.maximum_age} with Memory.{other}, which {why}. Set Memory.maximum_age "
                     "= None, or change the other"
                 )
-        if self.write_every < 1:
-            raise InputError(f"Memory.write_every = {self.write_every}: must be at least 1. Use 1 to write every token")
-        if self.sink < 0 or (self.size and self.sink >= self.size):
-            raise InputError(f"Memory.sink = {self.sink}: must be at least 0 and below Memory.size = {self.size}")
+        if self.size and self.sink >= self.size:
+            raise InputError(f"Memory.sink = {self.sink}: must be below Memory.size = {self.size}")
         if self.duplicate_score is not None and not 0 < self.duplicate_score < 1:
             raise InputError(
                 f"Memory.duplicate_score = {self.duplicate_score}: must be above 0 and below 1. "

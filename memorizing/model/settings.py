@@ -7,6 +7,11 @@ from memorizing.errors import InputError
 from memorizing.memory.settings import MemorySettings
 from memorizing.model.gates import GATES
 from memorizing.parallel.mesh import SplitSize
+from memorizing.sections import LARGEST_COUNT, check_range
+
+
+LARGEST_SCALE = 1_000_000
+"""Largest scale of embeddings and queries."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +115,11 @@ class ModelSettings:
     scan_layers: bool = False
 
     def __post_init__(self):
-        for name in ("vocabulary_size", "layers", "embedding_size", "heads", "head_size", "feed_forward_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Model.{name} = {getattr(self, name)}: must be at least 1")
+        check_range(self, 1, 10_000, "layers")
+        check_range(self, 1, 2**16, "heads", "head_size")
+        check_range(self, 1, 2**24, "embedding_size", "feed_forward_size")
+        check_range(self, 1, 2**27, "vocabulary_size")
+        check_range(self, 0, LARGEST_COUNT, "max_positions", "position_buckets", "position_max_distance")
         if self.gate not in GATES:
             raise InputError(f"Model.gate = {self.gate!r} is not a gate. Use one of {', '.join(map(repr, GATES))}")
         if not 0 <= self.index_size < self.head_size:
@@ -169,7 +176,19 @@ class ModelSettings:
             raise InputError(
                 f"Model.head_size = {self.head_size}: must be even, because rotary positions rotate pairs of features"
             )
-        for name in ("norm_epsilon", "rope_theta", "rope_factor", "rope_original_length"):
+        if not 0 < self.norm_epsilon <= 1:
+            raise InputError(
+                f"Model.norm_epsilon = {self.norm_epsilon}: must be above 0 and at most 1, because a larger number "
+                "shrinks every activation to zero. 1e-6 is usual"
+            )
+        for name in ("embedding_scale", "query_scale"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= LARGEST_SCALE:
+                raise InputError(
+                    f"Model.{name} = {value}: must be above 0 and at most {LARGEST_SCALE:,}, or activations overflow. "
+                    f"None is the usual scale"
+                )
+        for name in ("rope_theta", "rope_factor", "rope_original_length"):
             if getattr(self, name) <= 0:
                 raise InputError(f"Model.{name} = {getattr(self, name)}: must be above 0")
         if not 0 < self.rope_low_frequency < self.rope_high_frequency:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from memorizing.errors import InputError
+from memorizing.sections import LARGEST_COUNT, check_range
 from memorizing.shapes import Array
 
 AXES = ("data", "model", "memory")
@@ -50,11 +51,8 @@ class MeshSettings:
     memory: int = 1
 
     def __post_init__(self):
-        if self.data < 0:
-            raise InputError(f"Mesh.data = {self.data}: must be 0 (all devices that the other axes leave) or more")
-        for name in ("model", "memory"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Mesh.{name} = {getattr(self, name)}: must be at least 1")
+        check_range(self, 0, LARGEST_COUNT, "data")
+        check_range(self, 1, LARGEST_COUNT, "model", "memory")
 
 
 def make_mesh(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -13,6 +13,7 @@ from memorizing.memory.search.proposed import is_worth_it
 from memorizing.memory.settings import MemorySettings, at_memory_size
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import MeshSettings
+from memorizing.sections import LARGEST_COUNT, LARGEST_SEED, check_range
 from memorizing.training.memory_schedule import MemorySchedule, memory_schedule
 from memorizing.training.metrics import WRITERS
 from memorizing.training.optimizer import OptimizerSettings
@@ -65,12 +66,9 @@ class TrainingSettings:
     data: str = ""
 
     def __post_init__(self):
-        for name in ("steps", "checkpoint_every", "checkpoints_kept"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Training.{name} = {getattr(self, name)}: must be at least 1")
-        for name in ("seed", "negative_rows", "memory_from_step", "init_step", "checkpoint_kept_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"Training.{name} = {getattr(self, name)}: must be 0 or more")
+        check_range(self, 1, LARGEST_COUNT, "steps", "checkpoint_every", "checkpoints_kept")
+        check_range(self, 0, LARGEST_COUNT, "negative_rows", "memory_from_step", "init_step", "checkpoint_kept_every")
+        check_range(self, 0, LARGEST_SEED, "seed")
         if not 0 <= self.memory_dropout <= 1:
             raise InputError(f"Training.memory_dropout = {self.memory_dropout}: must be a share, from 0 to 1")
         if unknown := [name for name in self.metric_writers if name not in WRITERS]:

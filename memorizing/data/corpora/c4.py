@@ -31,6 +31,7 @@ from memorizing.data.corpora.corpus import (
 )
 from memorizing.data.documents import Split
 from memorizing.errors import InputError
+from memorizing.sections import check_range
 
 _SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 
@@ -50,8 +51,7 @@ class C4(Corpus):
     task_minimum_tokens: ClassVar = 4096
 
     def __post_init__(self):
-        if self.minimum_bytes < 0:
-            raise InputError(f"C4.minimum_bytes = {self.minimum_bytes} is negative. Use 0 or more")
+        check_range(self, 0, 2**50, "minimum_bytes")
 
     def list(self, raw: Path) -> list[Item]:
         """Returns all shards, by split and name. An item is a file with many documents."""

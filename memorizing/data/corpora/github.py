@@ -45,6 +45,7 @@ from memorizing.data.corpora.github_rules import (
 )
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
+from memorizing.sections import check_range
 
 _SUFFIXES = "|".join(re.escape(suffix) for suffixes in LANGUAGES.values() for suffix in suffixes)
 _START = re.compile(rf"^(?=### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
@@ -109,9 +110,8 @@ class Github(Corpus):
                 f"Github.orders = {self.orders} with Github.order = {self.order!r}: orders must be at least 1, and "
                 "more than 1 needs Github.order = 'shuffled'"
             )
-        for limit in ("max_file_bytes", "max_repository_bytes"):
-            if getattr(self, limit) < 1:
-                raise InputError(f"Github.{limit} = {getattr(self, limit)} is too small. Use 1 or more")
+        check_range(self, 1, 2**50, "max_file_bytes", "max_repository_bytes")
+        check_range(self, 1, 1000, "orders")
 
     def list(self, raw: Path) -> list[Item]:
         """Returns all repositories by split and name."""
