@@ -6,7 +6,6 @@ that no setting uses are rejected.
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 

@@ -9,7 +9,6 @@ from memorizing.model.gates import GATES
 from memorizing.parallel.mesh import SplitSize
 from memorizing.sections import LARGEST_COUNT, check_range
 
-
 LARGEST_SCALE = 1_000_000
 """Largest scale of embeddings and queries."""
 
