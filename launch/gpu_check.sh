@@ -30,7 +30,7 @@ for word in "$@"; do
     esac
 done
 out=${OUT:-runs/gpu_check} data=${DATA:-}
-case "$out$data" in *\'*) fail "$out$data contains an apostrophe, which a setting cannot hold. Name another folder" ;; esac
+case "$out$data" in *\'*) fail "$out$data contains an apostrophe, which a setting cannot hold. Choose another folder" ;; esac
 [ -z "$data" ] || $dry_run || [ -f "$data/manifest.json" ] || fail "DATA=$data holds no prepared tokens (no manifest.json). Run memorizing prepare first"
 [ -z "${WHEELS:-}" ] || [ -d "$WHEELS" ] || fail "WHEELS=$WHEELS is not a folder"
 
@@ -62,7 +62,7 @@ PYTHON
 if $dry_run; then
     python=${PYTHON:-python3}
 else
-    python=$(find_python) || fail "found no Python 3.12 or later with jax. Name one with PYTHON=/path/to/python3"
+    python=$(find_python) || fail "found no Python 3.12 or later with jax. Give one with PYTHON=/path/to/python3"
     mkdir -p "$out"
     rm -rf "$out"/{run,tokens,site,parts} "$out"/*.json "$out"/*.log
     export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

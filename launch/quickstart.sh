@@ -18,7 +18,7 @@ more=("$@")
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 run=${RUN:-runs/quickstart${folder:+-$(basename "$folder")}}
-case "$run" in *\'*) fail "$run contains an apostrophe, which a setting cannot hold. Name another folder with RUN=DIR" ;; esac
+case "$run" in *\'*) fail "$run contains an apostrophe, which a setting cannot hold. Choose another folder with RUN=DIR" ;; esac
 settings=(--gin_file=configs/quickstart.gin --gin_param "DATA = '$run/data'" ${more[@]+"${more[@]}"})
 raw=${folder:-$(python -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')}
 step() { printf '\n== %s\n' "$*"; }
@@ -28,7 +28,7 @@ if [ ! -f "$run/data/manifest.json" ]; then
     mkdir -p "$run" && printf '%s\n' "$raw" >"$run/documents"
     memorizing prepare "${settings[@]}" --raw="$raw" --out="$run/data"
 elif [ "$(cat "$run/documents")" != "$raw" ]; then
-    fail "$run holds tokens of $(cat "$run/documents"), not of $raw. Remove it, or name another folder with RUN=DIR"
+    fail "$run holds tokens of $(cat "$run/documents"), not of $raw. Remove it, or choose another folder with RUN=DIR"
 fi
 
 step "training without memory: $run/without"

@@ -46,11 +46,11 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ -n "$zone" ] || fail "--zone is missing. Name the slice's zone, such as --zone=us-east5-a"
+[ -n "$zone" ] || fail "--zone is missing. Give the slice's zone, such as --zone=us-east5-a"
 where=("--zone=$zone" ${project[@]+"${project[@]}"})
 
 if [ "$action" = run ]; then
-    [ -n "$type" ] || fail "--type is missing. Name the accelerator type, such as --type=v5p-128"
+    [ -n "$type" ] || fail "--type is missing. Give the accelerator type, such as --type=v5p-128"
     workdir=$(printf '%s\n' "${training[@]+"${training[@]}"}" | sed -n 's/^--workdir=//p')
     case "$workdir" in gs://?*) ;; *) fail "--workdir=$workdir: must be gs://..., since a preemption loses the workers' disks. Add it after --" ;; esac
     case "${image:=auto},$type" in

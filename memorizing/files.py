@@ -35,7 +35,7 @@ def run_folder(option: str, text: str) -> AnyPath:
     if address is None:
         raise InputError(
             f"{option}={text}: must be a folder, or gs://BUCKET/RUN in Google Cloud Storage. Checkpoints cannot be "
-            "written to other stores (s3://...). Name a shared folder instead, such as one on NFS, EFS or FSx. If the "
+            "written to other stores (s3://...). Give a shared folder instead, such as one on NFS, EFS or FSx. If the "
             "folder really has this name, put ./ before it"
         )
     if importlib.util.find_spec("gcsfs") is None:
@@ -62,7 +62,7 @@ def run_folder(option: str, text: str) -> AnyPath:
 
 
 def atomic_write(path: AnyPath, content: str | bytes) -> None:
-    """Writes a file atomically: under another name, then renamed. Makes its folder if needed. Works in a bucket, too.
+    """Writes a file atomically (under another name, then renames it), and creates its folder if needed.
 
     Raises:
         OSError: see `writing`.
@@ -111,7 +111,7 @@ def folder_lock(folder: Path, taken: str) -> Iterator[None]:
         lock = (folder / LOCK).open("w")
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be created or written to ({error.strerror}). Name another folder, or correct that"
+            f"{folder} cannot be created or written to ({error.strerror}). Choose another folder, or correct that"
         ) from error
     with lock:
         try:
@@ -119,7 +119,7 @@ def folder_lock(folder: Path, taken: str) -> Iterator[None]:
         except BlockingIOError:
             raise InputError(taken) from None
         except OSError as error:
-            raise InputError(f"{folder} cannot be locked ({error.strerror}). Name a folder on another disk") from error
+            raise InputError(f"{folder} cannot be locked ({error.strerror}). Give a folder on another disk") from error
         yield
 
 

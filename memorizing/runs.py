@@ -131,7 +131,7 @@ def check_settings(
     """Checks the settings of a run that starts in `workdir`, or resumes with settings `saved`; `say` reports changes.
 
     Raises:
-        ConfigError: if the run cannot start, or changes a setting that a resumed run keeps.
+        ConfigError: if the run cannot start, or if it changes a setting that must stay the same when a run resumes.
     """
     if saved is None:
         try:
@@ -160,7 +160,8 @@ def _check_init_from(config: Experiment) -> None:
     folder = run_folder("Training.init_from", source)
     if not (folder / CONFIG_FILE).exists():
         raise ConfigError(
-            f"Training.init_from = {source!r}: the folder holds no run (no {CONFIG_FILE}). Name a run's folder"
+            f"Training.init_from = {source!r}: the folder does not contain a run (no {CONFIG_FILE}). Give the folder "
+            "of a run"
         )
     for name, now, before in differences(config, stored_config(folder)):
         if name.startswith("Model.") and name not in MAY_BE_NEW:
@@ -188,7 +189,7 @@ def written_config(workdir: AnyPath, text: str) -> Iterator[None]:
         if not path.is_file():
             raise ConfigError(
                 f"--workdir={workdir}: the first process wrote {CONFIG_FILE} there, but this process does not find it. "
-                "Name a folder that all processes share"
+                "Give a folder that all processes share"
             )
         if path.read_text() != text:
             raise ConfigError(

@@ -139,7 +139,7 @@ def test_an_impossible_setting_is_refused_with_name_value_and_way_out(case):
         (["NUM_STEPS = 800", "Optimizer.schedule = 'cosine'"], ["Optimizer.decay_steps = 800", "shorten the warm-up"]),
         (["Model.positions = 'rope'", "Model.head_size = 3"], ["Model.head_size = 3", "even"]),
         (["Memory.proposer = 'int8'", "Memory.key_dtype = 'float8'"], ["'int8'", "'float8'", "no smaller"]),
-        (["BATCH_SIZE = 4", "Training.negative_rows = 4"], ["Training.negative_rows = 4", "has 3 others"]),
+        (["BATCH_SIZE = 4", "Training.negative_rows = 4"], ["Training.negative_rows = 4", "only 3 other rows"]),
         (["Memory.search = 'dense'", "Memory.proposer = 'int8'"], ["Memory.proposer = 'int8'", "attends to all slots"]),
         (
             ["Memory.search = 'ivf'", "Ivf.candidates = 31"],

@@ -104,7 +104,7 @@ def _checked(name: str, search: Search, shape: Shape, dtype: str, share: float) 
 
 
 def wrong_with(found: Any, vectors: Any, loose: bool = False) -> str | None:
-    """Returns what is wrong with neighbors, in a few words; None if nothing is. `loose` allows for keys in 8 bits."""
+    """Returns what is wrong with neighbors, in a few words; None if nothing is. `loose` allows for 8-bit keys."""
     scores, slots = np.asarray(found.scores_BHNK, np.float64), np.asarray(found.slots_BHNK)
     there = scores > -np.inf
     if np.isnan(scores).any():

@@ -86,7 +86,7 @@ def bench_step(
         InputError: if a size is named twice, or the other implementation does not start.
     """
     if len(set(sizes)) < len(sizes):
-        raise InputError(f"--memory_size={','.join(map(str, sizes))} names a size twice. Name each size once")
+        raise InputError(f"--memory_size={','.join(map(str, sizes))} names a size twice. Give each size once")
     runs = {size: run.with_memory_size(size) for size in sizes}
     with contextlib.ExitStack() as stack:
         other = None

@@ -61,7 +61,7 @@ def trained_vectors(trained: TrainedModel, split: TokenSplit, shape: Shape, dtyp
         if getattr(shape, letter) != size:
             raise InputError(f"--shapes: {letter}{getattr(shape, letter)} in {shape}, but the run has {letter}{size}")
     if not model.memory_layers:
-        raise InputError("--workdir: the run has no memory layer (Model.memory_layers = ()). Name another run")
+        raise InputError("--workdir: the run has no memory layer (Model.memory_layers = ()). Choose another run")
     if shape.M % segment_length:
         nearest = max(shape.M // segment_length, 1) * segment_length
         raise InputError(

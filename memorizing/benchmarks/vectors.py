@@ -75,7 +75,7 @@ def sample(tokens: int) -> np.ndarray:
 def recall(found: Neighbors, vectors: Vectors) -> float:
     """Returns the share of the `K` exact neighbors that were found, for a `sample` of the queries.
 
-    A slot whose score equals that of the last neighbor counts as one; a slot that appears twice counts once.
+    A slot with the same score as the last exact neighbor counts as a neighbor. A slot that appears twice counts once.
     """
     place = sample(vectors.queries_BHND.shape[2])
     neighbors = found.slots_BHNK.shape[-1]

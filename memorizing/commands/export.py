@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="folder to create")
     parser.add_argument(
         "--omit", type=names, default=[], metavar="NAME[,NAME...]",
-        help="tensors to leave out, since the format has no place for them: gates, normalization, key_shift",
+        help="tensors to leave out because the format has no place for them; any of gates, normalization, key_shift",
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
     if not memory.size or not config.model.memory_layers:
         raise InputError(
             f"--workdir={workdir} has no memory to inspect: Memory.size = {memory.size}, Model.memory_layers = "
-            f"{config.model.memory_layers}. Name a run that has one, or use --memory_size"
+            f"{config.model.memory_layers}. Give a run that has one, or use --memory_size"
         )
     check_not_empty(memory, "inspect another run")
     data = config.evaluation.data or config.training.data

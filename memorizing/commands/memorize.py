@@ -25,10 +25,10 @@ def run(options: argparse.Namespace) -> None:
     from memorizing.storage.snapshots import check_folder
 
     if not options.document:
-        raise InputError("--document is missing. Name a file or folder to read")
+        raise InputError("--document is missing. Give a file or folder to read")
     check_folder("--out", options.out)
     if options.memory_size == 0:
-        raise InputError("--memory_size=0 leaves no memory to save. Name a size above 0")
+        raise InputError("--memory_size=0 leaves no memory to save. Give a size above 0")
     is_new = read_documents(options, options.out).save(options.out)
     print(f"snapshot: {options.out}" if is_new else f"{options.out} already holds this snapshot")
 
@@ -44,7 +44,7 @@ def read_documents(options: argparse.Namespace, out: Path | None = None) -> "Rea
 
     for path in options.document:
         if not path.exists():  # before a model is loaded, which takes long
-            raise InputError(f"--document={path} does not exist. Name a file or folder")
+            raise InputError(f"--document={path} does not exist. Give a file or folder")
     say = functools.partial(print, file=sys.stderr, flush=True)
     reader = open_reader(options.workdir, options.memory_size, options.gin_file, options.gin_param, say)
     if options.memory:

@@ -23,6 +23,6 @@ def run(options: argparse.Namespace) -> None:
     from memorizing.planning.plan import plan
 
     if not options.gin_file:
-        raise InputError("--gin_file is missing. Name the settings to plan, such as --gin_file=configs/base.gin")
+        raise InputError("--gin_file is missing. Give the settings to plan, such as --gin_file=configs/base.gin")
     config, _ = load(options.gin_file, options.gin_param)
     plan(config, options.topology, options.json)

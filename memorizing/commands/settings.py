@@ -45,7 +45,7 @@ def updated(page: str) -> str:
 
 
 class Setting(typing.NamedTuple):
-    """One setting as people read it.
+    """One setting, as shown to users.
 
     Attributes:
         name: its name in gin files, such as `Batch.size`.

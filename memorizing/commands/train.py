@@ -32,6 +32,6 @@ def run(options: argparse.Namespace) -> None:
     workdir = run_folder("--workdir", options.workdir)
     hosts.start(options.coordinator, options.processes, options.process)
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"--workdir={workdir} is a file. Name a folder")
+        raise InputError(f"--workdir={workdir} is a file. Give a folder")
     config, text = open_workdir(workdir, options.gin_file, options.gin_param, hosts.say)
     train_in(workdir, config, text, options.reset_memory)

@@ -126,7 +126,10 @@ def batches(
 
 
 class Prefetcher[T]:
-    """An iterator that a thread runs up to `depth` items ahead. The reader gets the thread's errors."""
+    """An iterator that a background thread keeps up to `depth` items ahead.
+
+    Errors in the thread are raised in the reader.
+    """
 
     def __init__(self, items: Iterator[T], depth: int = 2):
         self._queue: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)

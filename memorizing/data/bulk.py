@@ -89,7 +89,7 @@ def name_file_errors() -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{error.filename or 'a file'}: {error.strerror or error}. Fix it, move it away, or name another folder, "
+            f"{error.filename or 'a file'}: {error.strerror or error}. Fix it, move it away, or choose another folder, "
             "and repeat the command"
         ) from error
 

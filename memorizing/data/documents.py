@@ -107,7 +107,7 @@ class FolderDocuments:
         """
         self.settings, self.root = settings, root
         if not root.is_dir():
-            raise InputError(f"{option}={root} does not exist. Name the folder that holds the documents")
+            raise InputError(f"{option}={root} does not exist. Give the folder that holds the documents")
         self._files: dict[str, list[Path]] = {}
         self._splits: dict[str, Split] = {}
         self.problems: list[Problem] = []
@@ -125,7 +125,7 @@ class FolderDocuments:
             wanted = " or ".join(settings.suffixes) if settings.suffixes else "any name"
             raise InputError(
                 f"{option}={root} has no files of {wanted} (Folder.suffixes = {settings.suffixes}, Folder.exclude = "
-                f"{settings.exclude}). Change these settings or name another folder"
+                f"{settings.exclude}). Change these settings or choose another folder"
             )
 
     @property
@@ -138,11 +138,11 @@ class FolderDocuments:
         return list(self._files)
 
     def split(self, id: str) -> Split | None:
-        """Returns the split that a document's folder gives; None without folders of splits."""
+        """Returns the split that a document's folder gives; None if there are no folders of splits."""
         return self._splits.get(id)
 
     def read(self, ids: Sequence[str]) -> Iterator[Document | Problem]:
-        """Yields the named documents in order, and a note for short documents and for files that are skipped."""
+        """Yields the documents with these names, in order, and a note for each short document and each skipped file."""
         for id in ids:
             texts = []
             for path in self._files[id]:
@@ -185,7 +185,7 @@ def read_path(option: str, path: Path, settings: FolderSettings) -> Iterator[Doc
     elif path.exists():
         yield Document(path.name, "", read_text(path, settings.encoding))
     else:
-        raise InputError(f"{option}={path} does not exist. Name a file or a folder")
+        raise InputError(f"{option}={path} does not exist. Give a file or a folder")
 
 
 def read_text(path: Path, encoding: str) -> str:

@@ -149,7 +149,7 @@ def _prepare(request: SourceRequest, used: dict, work: Path, report: Report) -> 
 
 def _finished_manifest(out: Path, used: dict) -> dict:
     """Returns the manifest of `out`; raises InputError unless it was made with the settings `used`."""
-    remedy = "Remove it or name another folder; nothing is overwritten"
+    remedy = "Remove it or choose another folder; nothing is overwritten"
     try:
         manifest = json.loads((out / MANIFEST).read_text())
         before, version = manifest["settings"], manifest["format_version"]
@@ -177,7 +177,7 @@ def _refuse_other_raw_files(out: Path, raw: Path | None, source: Source) -> None
     if state != source.state():
         was, now = (f"from --raw={path}" if path else "without --raw" for path in (raw_before, raw))
         changed = ", whose files have changed since" if was == now else f", now {now}, which holds other files"
-        raise InputError(f"--out={out} already exists, made {was}{changed}. Remove it or name another folder")
+        raise InputError(f"--out={out} already exists and was made {was}{changed}. Remove it or choose another folder")
 
 
 def _first_difference(one: dict, other: dict) -> tuple[str, str]:
@@ -207,7 +207,7 @@ def _refuse_foreign_folder(work: Path) -> None:
     if work.is_dir() and not (work / LOCK).exists() and (names := sorted(path.name for path in work.iterdir())):
         raise InputError(
             f"{work} holds {', '.join(names[:3])}, which `memorizing prepare` did not write. It works in this folder "
-            "and then removes it. Move the folder away, or name another --out"
+            "and then removes it. Move the folder away, or choose another --out"
         )
 
 
@@ -261,7 +261,7 @@ def _given_vocabulary(settings: PrepareSettings) -> Vocabulary | None:
     vocabulary = given_vocabulary(Path(settings.vocabulary_from), "Prepare.vocabulary_from")
     if vocabulary.kind != settings.vocabulary:
         is_setting = vocabulary.kind in ("bytes", "sentencepiece", "pretrained")
-        remedy = f"Set Prepare.vocabulary = {vocabulary.kind!r}" if is_setting else "Name another folder or model"
+        remedy = f"Set Prepare.vocabulary = {vocabulary.kind!r}" if is_setting else "Choose another folder or model"
         raise InputError(
             f"Prepare.vocabulary_from = {settings.vocabulary_from!r} is a vocabulary of {vocabulary.kind}, but "
             f"Prepare.vocabulary = {settings.vocabulary!r}. {remedy}"
@@ -442,7 +442,7 @@ class _Result:
         return splits
 
     def _documents(self, split: Split, moved: dict[Path, dict[int, Split]], notes: _Notes) -> Iterator[Tokenized]:
-        """Yields the documents of a split, including documents moved there, and notes the problems of its parts."""
+        """Yields the documents of a split, including those moved into it, and a note for each problem in its parts."""
         for home in self.jobs:
             for job in self.jobs[home]:
                 new_splits = moved.get(job.path, {})

@@ -35,22 +35,42 @@ AWKWARD = {
 _MORE = {"a space at the start of a text": " a", "accents as characters of their own": "e\u0301", "the letter ▁": "a▁b"}
 
 
+LARGEST_GAP = 100_000
+"""Ids that a tokenizer may leave without a token."""
+
+
 class PretrainedVocabulary:
     """The tokenizer of a pretrained model."""
 
     kind = "pretrained"
 
-    def __init__(self, model: bytes, begin: int, size: int = 0):
+    def __init__(self, model: bytes, begin: int, size: int = 0, rows: int | None = None):
         """Loads the bytes of tokenizer.json or tokenizer.model.
+
+        Args:
+            size: size that was recorded when the vocabulary was saved; 0 for that of the tokenizer.
+            rows: number of embeddings of the model, if known. Special tokens beyond them, such as a padding token
+                that was added later, are left out, since no text becomes one.
 
         Raises:
             InputError: if the tokenizer is of another kind, or its ids do not fit.
         """
         self.model, self.begin = model, begin
-        self._tokenizer = (_Tokenizer if model[:1] == b"{" else _SentencePiece)(model)
+        self._tokenizer = _tokenizer(model)
         self._pieces: list[bytes] = self._tokenizer.pieces
         self.special: frozenset[int] = self._tokenizer.special
-        self.size = max(size, len(self._pieces))
+        limit = len(self._pieces) if rows is None and not size else min(len(self._pieces), rows or size)
+        beyond = range(limit, len(self._pieces))
+        if needed := [id for id in beyond if id not in self.special]:
+            raise InputError(
+                f"the tokenizer has {len(self._pieces)} tokens, but the model only {limit}, and text becomes "
+                f"{self._tokenizer.name(needed[0])!r}. Fetch both again, or give the model a row for each token with "
+                "transformers' resize_token_embeddings"
+            )
+        self.unused: list[str] = [self._tokenizer.name(id) for id in beyond]
+        self._pieces = self._pieces[:limit]
+        self.special = frozenset(id for id in self.special if id < limit)
+        self.size = max(size, limit)
         if not 0 <= begin < self.size:
             raise InputError(
                 f"the begin token {begin} is not one of the {self.size} ids of the tokenizer. Use a smaller id"
@@ -59,7 +79,8 @@ class PretrainedVocabulary:
     def loses(self) -> list[str]:
         """Returns the kinds of text that `decode` does not give back exactly."""
         added = " " if self.decode(self.encode("a")) == " a" else ""
-        lost = [name for name, text in (AWKWARD | _MORE).items() if self.decode(self.encode(text)) != added + text]
+        texts = AWKWARD | _MORE | self._tokenizer.stripping()
+        lost = [name for name, text in texts.items() if self.decode(self.encode(text)) != added + text]
         return (["texts without a leading space (it adds one)"] if added else []) + lost
 
     def encode(self, text: str) -> Int[np.ndarray, "T"]:
@@ -72,6 +93,15 @@ class PretrainedVocabulary:
 
     def pieces(self, tokens: Int[np.ndarray, "T"]) -> list[bytes]:
         return [self._pieces[token] if token < len(self._pieces) else b"" for token in tokens.tolist()]
+
+
+def token_id(model: bytes, name: str) -> int | None:
+    """Returns the id of a token by its name in a tokenizer file; None if it has none."""
+    return _tokenizer(model).id(name)
+
+
+def _tokenizer(model: bytes) -> "_Tokenizer | _SentencePiece":
+    return (_Tokenizer if model[:1] == b"{" else _SentencePiece)(model)
 
 
 class _SentencePiece:
@@ -87,6 +117,16 @@ class _SentencePiece:
 
     def encode(self, text: str) -> list[int]:
         return self._processor.encode(text)
+
+    def name(self, id: int) -> str:
+        return self._processor.id_to_piece(id)
+
+    def id(self, name: str) -> int | None:
+        id = self._processor.piece_to_id(name)
+        return id if self._processor.id_to_piece(id) == name else None
+
+    def stripping(self) -> dict[str, str]:
+        return {}
 
 
 class _Tokenizer:
@@ -108,7 +148,15 @@ class _Tokenizer:
         is_bytes = _is_byte_level(settings)
         added = {token["id"]: token for token in settings.get("added_tokens", [])}
         self.special = frozenset(id for id, token in added.items() if token["special"])
-        named = {id: name for name, id in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+        self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        named = {id: name for name, id in self._ids.items()}
+        if max(named) > 2 * len(named) + LARGEST_GAP:
+            raise InputError(
+                f"the token {named[max(named)]!r} has the id {max(named)}, but there are only {len(named)} tokens. "
+                "Fetch the file again"
+            )
+        self._named = named
+        self._stripped = {token["content"]: token for token in added.values() if not token["special"]}
         missing = [id for id in range(max(named) + 1) if id not in named]
         self.special |= frozenset(missing)
         self.pieces = [self._bytes(id, named, added, is_bytes) for id in range(max(named) + 1)]
@@ -116,13 +164,27 @@ class _Tokenizer:
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def name(self, id: int) -> str:
+        return self._named.get(id, f"id {id}")
+
+    def id(self, name: str) -> int | None:
+        return self._ids.get(name)
+
+    def stripping(self) -> dict[str, str]:
+        """Returns texts in which an added token takes the spaces next to it."""
+        return {
+            f"spaces next to {name}": f"a {name} b"
+            for name, token in self._stripped.items()
+            if token.get("lstrip") or token.get("rstrip")
+        }
+
     def _bytes(self, id: int, named: dict[int, str], added: dict[int, Any], is_bytes: bool) -> bytes:
         if id in self.special:
             return b""
         if id in added:
             return added[id]["content"].encode()
         if is_bytes:
-            return bytes(_BYTES[letter] for letter in named[id])
+            return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in named[id])
         piece = named[id]
         return _piece_bytes(piece, len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"))
 

@@ -70,7 +70,7 @@ class PrepareSettings:
             )
         if self.vocabulary == "pretrained" and not self.vocabulary_from:
             raise InputError(
-                "Prepare.vocabulary = 'pretrained' needs Prepare.vocabulary_from. Name the folder `vocabulary` of a "
+                "Prepare.vocabulary = 'pretrained' needs Prepare.vocabulary_from. Give the folder `vocabulary` of a "
                 "run that `memorizing import` made"
             )
         check_range(self, 1, 2**50, "vocabulary_sample_bytes", "minimum_tokens", "part_bytes")

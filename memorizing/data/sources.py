@@ -97,7 +97,7 @@ def open_source(request: SourceRequest, work: Path) -> Source:
     if settings.source == "recall":
         return ListedSource(settings, RecallDocuments(section, settings.seed), WordVocabulary(words(section)))
     if raw is None:
-        raise InputError("--raw is missing. Name the folder that holds the documents")
+        raise InputError("--raw is missing. Give the folder that holds the documents")
     return ListedSource(settings, FolderDocuments(raw, section))
 
 
@@ -248,7 +248,7 @@ class CorpusSource:
             return builders, builder
         if self.corpus.published is None:
             raise InputError(
-                f"--raw is missing. Name the folder that holds the files of {name}, or with --data_dir a folder that "
+                f"--raw is missing. Give the folder that holds the files of {name}, or with --data_dir a folder that "
                 f"already holds their documents ({builder.data_path} does not exist)"
             )
         least = getattr(self.corpus, "minimum_bytes", 1)

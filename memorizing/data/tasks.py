@@ -95,7 +95,7 @@ class LosslessSentencePieces(seqio.Vocabulary):
 def _load(path: Path) -> SentencePieceVocabulary:
     vocabulary = given_vocabulary(path, "the vocabulary of the SentencePiece tasks")
     if not isinstance(vocabulary, SentencePieceVocabulary):
-        raise InputError(f"{path} has a vocabulary of {vocabulary.kind}. Name one of SentencePiece")
+        raise InputError(f"{path} has a vocabulary of {vocabulary.kind}. Give one of SentencePiece")
     return vocabulary
 
 
@@ -165,7 +165,7 @@ def find(name: str, modules: Sequence[str]) -> seqio.Task | seqio.Mixture:
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:12]
         raise InputError(
-            f"Prepare.task = {name!r} is not registered with seqio. Name the module that registers it in "
+            f"Prepare.task = {name!r} is not registered with seqio. Give the module that registers it in "
             f"Prepare.task_modules, or use one of {', '.join(close)}"
         )
     task = seqio.get_mixture_or_task(name)

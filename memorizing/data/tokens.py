@@ -185,7 +185,7 @@ class PreparedTokens:
         """
         if name not in self.manifest["splits"]:
             splits = ", ".join(self.manifest["splits"])
-            only = f"only {splits}" if splits else "but only a vocabulary. Name prepared tokens (--data, Training.data)"
+            only = f"only {splits}" if splits else "but only a vocabulary. Give prepared tokens (--data, Training.data)"
             raise InputError(f"{self.folder} has no split {name!r}, {only}")
         split, expected = TokenSplit(Path(self.folder / name), self.vocabulary.begin), self.manifest["splits"][name]
         counts = (len(split.lengths), int(split.starts[-1]))

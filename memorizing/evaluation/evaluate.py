@@ -78,7 +78,7 @@ class EvaluationCase(NamedTuple):
     prebuilt: tuple[Bank, ...] = ()
 
     def file_stem(self, trained_with_xl_cache: bool) -> str:
-        """Returns the name of the files without their suffix."""
+        """Returns the name that the files of an evaluation share, without the suffix."""
         parts = [] if self.split.is_default else [self.split.corpus]
         parts += [self.split.name, "memory", str(self.memory.size)]
         if self.xl_cache != trained_with_xl_cache:
@@ -100,7 +100,7 @@ def evaluation_cases(
     by_size = sorted(memories, key=lambda memory: memory[0].size)
     sizes = [memory.size for memory, _, _ in by_size]
     if len(set(sizes)) < len(sizes):
-        raise InputError(f"--memory_size={','.join(map(str, sizes))} names a size twice. Name each size once")
+        raise InputError(f"--memory_size={','.join(map(str, sizes))} names a size twice. Give each size once")
     return [
         EvaluationCase(split, memory, mesh, xl_cache, name, prebuilt)
         for split in splits
@@ -152,7 +152,7 @@ def evaluate_case(
     baseline: Baseline | None = None,
     keep_scores: bool = False,
 ) -> tuple[Summary, list[DocumentScores], dict]:
-    """Reads all documents once. Returns their summary, the scores in order if `keep_scores`, and the figures."""
+    """Reads all documents once. Returns their summary, their scores (only if `keep_scores`), and the figures."""
     split, summary, kept_scores = case.split, Summary(baseline), []
     source = split.tokens.manifest["source"]  # `split.corpus` may be another name for it
     answers = Answers(run.trained.segment_length) if source == "recall" else None

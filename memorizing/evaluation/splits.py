@@ -56,7 +56,7 @@ def open_splits(
         InputError: if two folders or splits have one name, or the run in `workdir` cannot read the tokens.
     """
     if len(set(names)) < len(names):
-        raise InputError(f"--split={','.join(names)} names a split twice. Name each split once")
+        raise InputError(f"--split={','.join(names)} names a split twice. Give each split once")
     folder_of: dict[str, str] = {}
     splits = []
     for argument in folders or [default]:

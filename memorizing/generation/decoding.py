@@ -49,7 +49,7 @@ class PartialSegment(NamedTuple):
 
 
 def open_segment(carry: Carry, segment_length: int) -> PartialSegment:
-    """Returns a partial segment without any token, which continues the document in `carry`."""
+    """Returns an empty partial segment that continues the document in `carry`."""
 
     def empty(cache) -> LayerSegment:
         rows, heads, _, size = cache.keys_BHWD.shape

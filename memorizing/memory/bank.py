@@ -58,7 +58,7 @@ class Bank(NamedTuple):
         values_BHMD: values.
         cursor: next slot that a ring buffer writes.
         length_B: number of slots that may be read; in a ring buffer the latest ones.
-        scales_BHM: scales of keys in 8 bits; else None.
+        scales_BHM: scales of 8-bit keys; None for other keys.
         index: data that the search stores next to the keys.
         recall: recall counts, if `Memory.report_recall`; else None.
         slot_table: position of each slot's token, if `MemorySettings.uses_slot_table`; else None.
@@ -138,8 +138,8 @@ class ReadStats(NamedTuple):
 
     Attributes:
         recall: counts of neighbors.
-        units_BM: units of the eviction rule that each slot received, summed over heads and queries
-            (`EvictionRule.retrieval_units`).
+        units_BM: units that each slot received under the eviction rule (`EvictionRule.retrieval_units`), summed over
+            heads and queries.
     """
 
     recall: Recall | None

@@ -27,7 +27,7 @@ class Stored(NamedTuple):
 
 
 def write_run(held: Stored, new: Stored, cursor: Int[jax.Array, ""]) -> Stored:
-    """Returns `held` with `new` in the slots from `cursor` on, in all rows. It may not reach beyond the last slot."""
+    """Returns `held` with `new` written to the slots from `cursor` on, in all rows. `new` must fit before the end."""
     return _on_each_device(_write_run, held, new, cursor, "")
 
 

@@ -52,4 +52,4 @@ class LayerIntermediates(NamedTuple):
 
 
 type Intermediates = dict[int, LayerIntermediates]
-"""Requested values by the number of the memory layer, counted from 1; empty without banks."""
+"""Requested values by the number of the memory layer, counted from 1; empty if there are no banks."""

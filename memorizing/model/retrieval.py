@@ -171,7 +171,7 @@ class _SoftmaxSums(NamedTuple):
     Attributes:
         sum_BHND: weighted values, before division by the total.
         total_BHN1: sum of the exponentials.
-        best_BHN1: the best score on the device that holds its slot, 0 on the others.
+        best_BHN1: on the device that holds the best slot, its score; on the others, 0.
         top_BHN1: the score that was subtracted in the exponentials, the same on all devices.
     """
 

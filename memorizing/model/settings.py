@@ -157,7 +157,7 @@ class ModelSettings:
         for layer in self.banks_of or ():
             if layer not in self.memory_layers:
                 raise InputError(
-                    f"Model.banks_of = {self.banks_of}: layer {layer} has no bank. Name layers of "
+                    f"Model.banks_of = {self.banks_of}: layer {layer} has no bank. Use layers of "
                     f"Model.memory_layers = {self.memory_layers}"
                 )
 

@@ -63,7 +63,8 @@ def platform_compiled_for() -> str:
 def training_options() -> dict[str, bool] | None:
     """Returns compiler options for a train step on these devices; None for the defaults.
 
-    Also None if JAX caches compiled programs (`JAX_COMPILATION_CACHE_DIR`), because it cannot store those of oneDNN.
+    Also returns None if JAX caches compiled programs (`JAX_COMPILATION_CACHE_DIR`), because the cache cannot store
+    programs that use oneDNN.
     """
     is_kept = bool(jax.config.jax_compilation_cache_dir)
     return _onednn() if platform_compiled_for() == "cpu" and not is_kept else None

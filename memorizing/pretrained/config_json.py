@@ -1,13 +1,14 @@
 """Converts config.json of a Hugging Face folder to model settings, and back.
 
-Every key must be known: it becomes a setting, must have the one supported value, or changes nothing (names, training,
-generation). Any other key that is switched on is rejected, because it may change what the model computes.
+A key becomes a setting, must have the one supported value, or changes nothing (names, training, generation). Keys of
+other architectures that change what a model computes are rejected if they are switched on. transformers ignores all
+other keys; so does this module, and `memorizing import` lists them.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from memorizing.errors import InputError
 from memorizing.model.settings import ModelSettings
@@ -22,14 +23,27 @@ summary_activation summary_first_dropout summary_proj_to_labels summary_type sum
 output_attentions output_hidden_states return_dict torchscript is_decoder attn_implementation _attn_implementation
 max_length min_length do_sample num_beams temperature top_k top_p typical_p repetition_penalty length_penalty
 diversity_penalty num_beam_groups num_return_sequences chunk_size_feed_forward encoder_no_repeat_ngram_size
-no_repeat_ngram_size max_window_layers
+no_repeat_ngram_size max_window_layers predict_special_tokens _num_labels is_llama_config max_sequence_length
+_attn_implementation_autoset unsloth_version unsloth_fixed transformers.js_config rope_interleaved use_flash_attn
+early_stopping num_beam_hypotheses bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id
+forced_eos_token_id exponential_decay_length_penalty remove_invalid_values output_scores return_dict_in_generate
+cross_attention_hidden_size finetuning_task tf_legacy_loss use_bfloat16 attention_probs_dropout_prob
 """
 _INERT = frozenset(_CHANGE_NOTHING.split())
+_CHANGE_FUNCTION = """
+quantization_config compression_config auto_map pruned_heads is_encoder_decoder tie_encoder_decoder
+num_local_experts num_experts num_experts_per_tok n_routed_experts moe_intermediate_size decoder_sparse_step
+final_logit_softcapping attn_logit_softcapping query_pre_attn_scalar logits_scaling logit_scale embedding_multiplier
+residual_multiplier attention_multiplier clip_qkv alibi no_rope_layers use_qk_norm qk_layernorm parallel_attn
+sliding_window_pattern attention_chunk_size
+"""
+_REFUSED = frozenset(_CHANGE_FUNCTION.split())
+"""Keys that change the function of some model; transformers acts on some of them for every architecture."""
 _ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 class ConfigKeys:
-    """Reads the keys of a config.json. Each key must be read or known to change nothing."""
+    """Reads the keys of a config.json."""
 
     def __init__(self, config: Mapping[str, Any], source: str):
         self._left, self.source = dict(config), source
@@ -86,15 +100,16 @@ class ConfigKeys:
     def refuse(self, name: str, value: Any, why: str) -> NoReturn:
         raise InputError(f"{self.source}: {name} = {value!r}: {why}")
 
-    def finish(self) -> None:
-        """Rejects keys that were not read, unless they change nothing."""
-        for name, value in self._left.items():
-            if name not in _INERT and value not in (None, False, {}, []):
-                self.refuse(
-                    name, value,
-                    "this key is not known here, and may change what the model computes; if it does not, remove it "
-                    "from a copy of the folder",
-                )  # fmt: skip
+    def finish(self) -> list[str]:
+        """Returns the keys that are ignored, except those known to change nothing.
+
+        Raises:
+            InputError: for a key that changes what the model computes.
+        """
+        left = {name: value for name, value in self._left.items() if value not in (None, False, {}, [])}
+        for name in sorted(left.keys() & _REFUSED):
+            self.refuse(name, left[name], "it changes what the model computes, and is not supported")
+        return sorted(left.keys() - _INERT)
 
 
 def _gpt2(keys: ConfigKeys) -> dict[str, Any]:
@@ -207,7 +222,8 @@ def _rope(keys: ConfigKeys) -> dict[str, Any]:
             "rope_high_frequency": rope.number("high_freq_factor"),
             "rope_original_length": rope.count("original_max_position_embeddings"),
         }
-    rope.finish()
+    if ignored := rope.finish():
+        rope.refuse(ignored[0], given[ignored[0]], f"not a setting of rope_type = {kind!r}")
     return settings
 
 
@@ -234,8 +250,21 @@ ARCHITECTURES = {
 }
 
 
-def read_config(config: Mapping[str, Any], source: str) -> tuple[Architecture, dict[str, Any]]:
-    """Returns the architecture and the model settings that its config decides.
+class ReadConfig(NamedTuple):
+    """The content of a config.json.
+
+    Attributes:
+        settings: the model settings that it decides.
+        ignored: keys that are not known here, and that transformers ignores for this architecture.
+    """
+
+    architecture: Architecture
+    settings: dict[str, Any]
+    ignored: list[str]
+
+
+def read_config(config: Mapping[str, Any], source: str) -> ReadConfig:
+    """Reads a config.json.
 
     Raises:
         InputError: names what is not supported.
@@ -248,8 +277,7 @@ def read_config(config: Mapping[str, Any], source: str) -> tuple[Architecture, d
     if others := set(keys.names("architectures")) - set(architecture.classes):
         keys.refuse("architectures", sorted(others), f"only {architecture.classes[0]} is supported")
     settings = architecture.read(keys)
-    keys.finish()
-    return architecture, settings
+    return ReadConfig(architecture, settings, keys.finish())
 
 
 def write_config(architecture: Architecture, model: ModelSettings) -> dict[str, Any]:

@@ -63,18 +63,20 @@ def check_tensors(tensors: Tensors, architecture: Architecture, wanted: list[Pla
     prefix, given = architecture.prefix, tensors.names
     bare = not any(name.startswith(prefix) for name in given)  # a model saved without its head
     named = {place.tensor: place.tensor.removeprefix(prefix) if bare else place.tensor for place in wanted}
+    table = next(place.tensor for place in wanted if place.parameters == (TIED,))
+    if HEAD not in named and HEAD in given and named[table] not in given:
+        named[table] = HEAD  # a tied model saved under the name of its head
     if missing := sorted(name for name in named.values() if name not in given):
         raise InputError(
             f"{tensors.folder}: {_some(missing)} missing, which config.json requires. Fetch the folder again"
         )
     surplus = {name for name in given - set(named.values()) if not re.fullmatch(BUFFERS, name)}
     if HEAD in surplus and HEAD not in named:
-        table = next(named[place.tensor] for place in wanted if place.parameters == (TIED,))
         tensors.check_dtype(HEAD)
-        same = tensors.shape(HEAD) == tensors.shape(table)
-        if not same or not np.array_equal(tensors.read(HEAD), tensors.read(table)):
+        same = tensors.shape(HEAD) == tensors.shape(named[table])
+        if not same or not np.array_equal(tensors.read(HEAD), tensors.read(named[table])):
             raise InputError(
-                f"{tensors.folder}: {HEAD} differs from {table}, but config.json has tie_word_embeddings = true"
+                f"{tensors.folder}: {HEAD} differs from {named[table]}, but config.json has tie_word_embeddings = true"
             )
         surplus.discard(HEAD)
     if surplus:

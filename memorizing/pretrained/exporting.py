@@ -42,7 +42,7 @@ def export(
         InputError: names parts without a place there.
     """
     if out.exists():
-        raise InputError(f"--out={out} exists already. Name a folder that does not exist")
+        raise InputError(f"--out={out} exists already. Give a folder that does not exist")
     run = load_trained(workdir, [], [])
     kept = workdir / PRETRAINED
     architecture, config = _config(run.model, kept)
@@ -89,7 +89,7 @@ def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str
     original = kept / "config.json"
     if original.is_file():
         config = json.loads(original.read_text())
-        architecture, settings = read_config(config, str(original))
+        architecture, settings, _ = read_config(config, str(original))
         if not _differences(model, settings):
             names = {name: "float32" for name in ("dtype", "torch_dtype") if name in config}
             return architecture, config | names

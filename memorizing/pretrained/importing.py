@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from memorizing.config import Experiment, load
-from memorizing.data.pretrained_vocabulary import PretrainedVocabulary
+from memorizing.data.pretrained_vocabulary import PretrainedVocabulary, token_id
 from memorizing.data.tokens import PreparedTokens, write_vocabulary
 from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write
@@ -45,14 +45,20 @@ SEGMENT_LENGTH = 512
 """Segment length, unless the model has fewer positions or other settings are given."""
 
 
+LARGEST_JSON = 64 << 20
+"""Largest config.json, in bytes."""
+
+
 class Pretrained(NamedTuple):
-    """A pretrained model in this package's form: settings (and their text), vocabulary, parameters."""
+    """A pretrained model in this package's form: settings (and their text), vocabulary, parameters; remarks for a
+    person."""
 
     architecture: str
     experiment: Experiment
     text: str
     vocabulary: PretrainedVocabulary
     parameters: Parameters
+    remarks: list[str]
 
 
 def import_pretrained(
@@ -90,8 +96,8 @@ def import_pretrained(
         f"in {f'layer {layers}' if layers else 'no layer'}, segments of {run.batch.segment_length}"
         f"{', no XL cache' * (not run.model.xl_cache)}"
     )
-    if lost := read.vocabulary.loses():
-        say(f"its tokens do not give back every text as it was; they lose {', '.join(lost)}")
+    for remark in read.remarks:
+        say(remark)
 
 
 def read_pretrained(
@@ -104,9 +110,11 @@ def read_pretrained(
     """
     path = folder / "config.json"
     config = _read_json(path)
-    architecture, settings = read_config(config, str(path))
+    architecture, settings, ignored = read_config(config, str(path))
     run, text = _experiment(settings, tuple(memory_layers), files, bindings)
-    vocabulary = _vocabulary(folder, config, run.model.vocabulary_size)
+    vocabulary, remarks = _vocabulary(folder, config, run.model.vocabulary_size)
+    if ignored:
+        remarks.append(f"keys of config.json without effect: {', '.join(ignored)}")
     tensors = Tensors(folder)
     _, like = abstract_model(run.model, run.memory)
     shapes, wanted = by_path(like), places(architecture, like)
@@ -116,7 +124,7 @@ def read_pretrained(
         for path, part in to_parameters(place, tensors.read(named[place.tensor]), shapes):
             leaves[path] = np.ascontiguousarray(part)
     parameters = jax.tree.unflatten(jax.tree.structure(like), [leaves[path] for path in shapes])
-    return Pretrained(architecture.model_type, run, text, vocabulary, parameters)
+    return Pretrained(architecture.model_type, run, text, vocabulary, parameters, remarks)
 
 
 def _check_workdir(workdir: AnyPath) -> None:
@@ -129,18 +137,22 @@ def _check_workdir(workdir: AnyPath) -> None:
             "`memorizing import` runs in one process. Run it alone; any number of processes can read its checkpoint"
         )
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise InputError(f"--workdir={workdir} exists already. Name a folder that does not exist")
+        raise InputError(f"--workdir={workdir} exists already. Give a folder that does not exist")
     if workdir.exists():
         workdir.rmdir()
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file() or path.stat().st_size > LARGEST_JSON:
+        raise InputError(
+            f"{path} is not a file of at most {LARGEST_JSON >> 20} MB. Give a model's Hugging Face folder with --from"
+        )
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({error}): --from must be a model's Hugging Face folder") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} is not the config of a model. Name a model's folder with --from")
+        raise InputError(f"{path} is not the config of a model. Give a model's folder with --from")
     return found
 
 
@@ -176,32 +188,52 @@ def _experiment(
     return run, text
 
 
-def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> PretrainedVocabulary:
+def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> tuple[PretrainedVocabulary, list[str]]:
+    """Returns the tokenizer of a folder for a model with `size` rows of embeddings, and remarks about it."""
     path = next((folder / name for name in TOKENIZERS if (folder / name).is_file()), None)
     if path is None:
         raise InputError(
             f"{folder} has neither {' nor '.join(TOKENIZERS)}. Fetch its tokenizer, or save it with transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    begin = next((config[name] for name in ("bos_token_id", "eos_token_id") if config.get(name) is not None), None)
-    begin = begin[0] if isinstance(begin, list) and begin else begin
-    if not isinstance(begin, int) or isinstance(begin, bool):
-        raise InputError(
-            f"{folder / 'config.json'} has no bos_token_id and no eos_token_id, but documents must begin with a token. "
-            "Add the token that the model was trained with to a copy of the file"
-        )
+    begin = _token_id(config.get("bos_token_id"))
+    source = "bos_token_id of config.json"
     try:
-        vocabulary = PretrainedVocabulary(path.read_bytes(), begin)
+        if begin is None and (name := _begin_token(folder)):
+            begin, source = token_id(path.read_bytes(), name), f"bos_token {name!r} of tokenizer_config.json"
+        if begin is None:
+            begin, source = _token_id(config.get("eos_token_id")), "eos_token_id of config.json: it has no begin token"
+        if begin is None:
+            raise InputError(
+                "neither bos_token_id nor eos_token_id is in config.json, but documents must begin with a token. Add "
+                "the token that the model was trained with to a copy of the file"
+            )
+        vocabulary = PretrainedVocabulary(path.read_bytes(), begin, rows=size)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except Exception as error:  # errors of the library, which has no class for them
         raise InputError(f"{path} cannot be read ({error}). Fetch it again") from error
-    if vocabulary.size > size:
-        raise InputError(
-            f"{path} has {vocabulary.size} tokens, but the model only {size}: they belong to different models. Fetch "
-            "both again"
-        )
-    return vocabulary
+    remarks = [f"documents begin with token {begin} ({source})"]
+    if vocabulary.unused:
+        names = ", ".join(vocabulary.unused[:3])
+        remarks.append(f"tokens without a row in the model, which no text becomes: {names}")
+    if lost := vocabulary.loses():
+        remarks.append(f"its tokens do not give back every text as it was; they lose {', '.join(lost)}")
+    return vocabulary, remarks
+
+
+def _token_id(value: Any) -> int | None:
+    """Returns the id that a config gives: a number, or the first of a list."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _begin_token(folder: Path) -> str:
+    """Returns the name of the begin token in tokenizer_config.json; empty if there is none."""
+    path = folder / "tokenizer_config.json"
+    value = _read_json(path).get("bos_token") if path.exists() else None
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else ""
 
 
 def _added(run: Experiment, pretrained: set[str]) -> dict[str, Any]:

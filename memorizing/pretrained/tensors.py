@@ -47,8 +47,18 @@ class Tensors:
         return self._files[name].get_slice(name).get_dtype()
 
     def read(self, name: str) -> np.ndarray:
-        """Returns a tensor in float32."""
-        return np.asarray(self._files[name].get_tensor(name)).astype(np.float32)
+        """Returns a tensor in float32.
+
+        Raises:
+            InputError: if a number of it is NaN or infinite.
+        """
+        tensor = np.asarray(self._files[name].get_tensor(name)).astype(np.float32)
+        if not np.isfinite(tensor).all():
+            raise InputError(
+                f"{self.folder}: the tensor {name} has {np.count_nonzero(~np.isfinite(tensor)):,} numbers that are NaN "
+                "or infinite. Fetch the folder again, or export a checkpoint from before the training diverged"
+            )
+        return tensor
 
     def check_dtype(self, name: str) -> None:
         """Rejects dtypes that are not plain weights: quantized ones need scales, which are not read here."""

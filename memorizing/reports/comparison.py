@@ -24,7 +24,7 @@ def compare(
     if baseline["memory_size"]:
         raise InputError(
             f"{without_memory} was evaluated with a memory of {baseline['memory_size']} only. The baseline needs "
-            "memory size 0. Name a run without memory, or use `memorizing evaluate "
+            "memory size 0. Give a run without memory, or use `memorizing evaluate "
             f"--workdir={without_memory} --memory_size=0`"
         )
     results = {"without_memory": baseline, "with_memory": _evaluations(with_memory, split)}

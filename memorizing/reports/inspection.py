@@ -34,7 +34,7 @@ class ShownRange(NamedTuple):
             InputError: names the option, its value and the rule.
         """
         if not 0 <= self.first < length:
-            raise InputError(f"--first={self.first} is not in the document. Name a token from 0 to {length - 1}")
+            raise InputError(f"--first={self.first} is not in the document. Give a token from 0 to {length - 1}")
         for name, value in (("tokens", self.count), ("top", self.top)):
             if value < 1:
                 raise InputError(f"--{name}={value} shows nothing. Use at least 1")

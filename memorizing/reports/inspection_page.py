@@ -47,8 +47,8 @@ def choose_document(
     if not path.exists():
         examples = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise InputError(
-            f"--document={document} is no document of the {split} split of {tokens.folder}, and no file or folder. "
-            f"Name one of {examples}, or a file or folder"
+            f"--document={document} is not a document of the {split} split of {tokens.folder}, nor a file or folder. "
+            f"Give one of {examples}, or a file or folder"
         )
     texts = []
     for item in read_path("--document", path, folder):
@@ -58,7 +58,7 @@ def choose_document(
             texts.append(item.text)
     encoded = encoded_text(tokens.vocabulary, "".join(texts), f"--document={document}")
     if not len(encoded):
-        raise InputError(f"--document={document} is empty. Name a file or folder with text")
+        raise InputError(f"--document={document} is empty. Give a file or folder with text")
     return path.resolve().name, encoded
 
 
@@ -85,7 +85,7 @@ def check_out(out: AnyPath) -> None:
     check_replaceable("--out", out, "inspect")
     if lines_file.exists() and not out.exists():
         raise InputError(
-            f"--out={out} would replace {lines_file}, which does not belong to such a page. Name another file, or "
+            f"--out={out} would replace {lines_file}, which does not belong to such a page. Choose another file, or "
             "remove that one"
         )
 

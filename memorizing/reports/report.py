@@ -73,7 +73,7 @@ def gather_run(workdir: AnyPath) -> dict[str, Any]:
         InputError: if the folder has neither settings nor metrics.
     """
     if not (workdir / CONFIG_FILE).exists() and not (workdir / METRICS_FILE).exists():
-        raise InputError(f"--workdir={workdir} is no run: it has no {CONFIG_FILE} and no {METRICS_FILE}. Name a run")
+        raise InputError(f"--workdir={workdir} is not a run: it has no {CONFIG_FILE} and no {METRICS_FILE}. Give a run")
     notices: list[str] = []
     settings = read_settings(_text(workdir / CONFIG_FILE))
     lines = read_lines(workdir / METRICS_FILE)
@@ -106,7 +106,9 @@ def gather_sweep(folder: Path, out: Path) -> dict[str, Any]:
         InputError: if the folder has no sweep.
     """
     if not (folder / SWEEP_FILE).exists():
-        raise InputError(f"--sweep={folder} is no sweep: it has no {SWEEP_FILE}. Name the --out of `memorizing sweep`")
+        raise InputError(
+            f"--sweep={folder} is not a sweep: it has no {SWEEP_FILE}. Give the --out of `memorizing sweep`"
+        )
     notices: list[str] = []
     sweep = _json(folder / SWEEP_FILE, notices)
     if not isinstance(sweep, dict) or not isinstance(sweep.get("points"), list):

@@ -125,7 +125,7 @@ class Checkpoints:
         self._wait(key=key, timeout_ms=timeout_ms)
 
     def latest_step(self) -> int | None:
-        """Returns the step of the newest complete checkpoint; None without one."""
+        """Returns the step of the newest complete checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def steps(self) -> list[int]:
@@ -197,7 +197,7 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState, mesh: Mesh, reset_memory: bool = False) -> TrainState:
         """Returns the state saved at `step`, with the shapes, dtypes and placement of `like` (concrete or abstract).
 
-        A memory of another size is laid out anew: a larger one holds all tokens, a smaller one the newest. It is empty
+        A memory of another size is laid out again: a larger one holds all tokens, a smaller one the newest. It is empty
         if no memory was saved, or with `reset_memory`. An index that another search built is not restored: the banks
         then have no index.
 

@@ -39,7 +39,7 @@ class Beginning(NamedTuple):
     Attributes:
         run, step: folder of the other run, and the step of its checkpoint.
         parameters: digest of all initial parameters, copied and newly initialized.
-        memory: digest of the snapshot that fills the memory when a document starts; None without one.
+        memory: digest of the snapshot that fills the memory when a document starts; None if there is none.
     """
 
     run: str

@@ -43,7 +43,7 @@ def restored_form(saved: dict[str, Any], like: Bank, index_kind: int) -> Bank:
 
 
 def indexed(bank: Bank, search: Search, tokens: int, mesh: Mesh) -> Bank:
-    """Returns the bank with a new index for `search`, built on the bank's devices, `tokens` at a time."""
+    """Returns the bank with a new index for `search`, built on the bank's devices, `tokens` tokens at a time."""
     index = functools.partial(reindexed, search=search, tokens=tokens)
     with jax.set_mesh(mesh):
         return jax.jit(index, out_shardings=shardings(mesh, jax.eval_shape(index, bank)))(bank)

@@ -29,7 +29,7 @@ class SnapshotOwner(NamedTuple):
         vocabulary: digest of the vocabulary.
         parameters: digest of the parameters.
         step: step of the parameters' checkpoint.
-        trained_with: digest of the snapshot that the model was trained to read; None without one. The parameters
+        trained_with: digest of the snapshot that the model was trained to read; None if there is none. The parameters
             before training made that snapshot, so it is accepted although their digest differs.
     """
 

@@ -93,7 +93,7 @@ def check_folder(option: str, folder: Path) -> None:
         InputError: names `option`.
     """
     if folder.exists() and not (folder / MANIFEST).is_file():
-        raise InputError(f"{option}={folder} exists already and is not a snapshot. Name a folder that does not exist")
+        raise InputError(f"{option}={folder} exists already and is not a snapshot. Give a folder that does not exist")
 
 
 def check_again(folder: Path, texts: Sequence[ReadText], owner: SnapshotOwner, memory: MemorySettings) -> None:
@@ -107,7 +107,7 @@ def check_again(folder: Path, texts: Sequence[ReadText], owner: SnapshotOwner, m
     manifest = _manifest(folder)
     check_owner(folder, manifest, owner, memory)
     if manifest["texts"] != [text._asdict() for text in texts]:
-        raise InputError(f"--out={folder} holds a snapshot of other texts. Name another folder, or remove that one")
+        raise InputError(f"--out={folder} holds a snapshot of other texts. Choose another folder, or remove that one")
 
 
 def read_text_of(tokens_T: Int[np.ndarray, "T"], name: str) -> ReadText:
@@ -137,7 +137,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, owner: SnapshotOwner, memory
         saved = _manifest(folder)
         if differ := [name for name in manifest if manifest[name] != saved.get(name)]:
             raise InputError(
-                f"--out={folder} holds another snapshot (it differs in {', '.join(differ)}). Name another folder, or "
+                f"--out={folder} holds another snapshot (it differs in {', '.join(differ)}). Choose another folder, or "
                 "remove that one"
             )
         return False

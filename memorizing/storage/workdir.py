@@ -21,7 +21,7 @@ def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
     """
     if not data:
         raise InputError(
-            "Training.data = '' names no data. Name a folder of prepared tokens with --gin_param \"DATA = 'FOLDER'\""
+            "Training.data = '' names no data. Give a folder of prepared tokens with --gin_param \"DATA = 'FOLDER'\""
         )
     tokens = PreparedTokens(Path(data))
     if tokens.vocabulary_size > model.vocabulary_size:
@@ -66,7 +66,7 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
     Compares the vocabulary and, if `train`, the train split, by their contents: the folder may have moved.
 
     Raises:
-        InputError: names the digests and folders of both.
+        InputError: if they differ; the message gives the digest and folder of each.
     """
     path = workdir / DATA_FILE
     if not path.exists() or not has_checkpoint(workdir):
@@ -77,7 +77,7 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
             raise InputError(
                 f"{tokens.folder} has another {'vocabulary' if name == 'vocabulary' else 'train split'} (digest "
                 f"{digests.get(name, 'none')[:12]}) than the run in {workdir} started with ({saved[name][:12]}, "
-                f"{saved['folder']}). Name those tokens with Training.data, or train in another --workdir"
+                f"{saved['folder']}). Give those tokens with Training.data, or train in another --workdir"
             )
 
 

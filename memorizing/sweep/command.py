@@ -25,16 +25,16 @@ def sweep(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Runs the grid, or one point of it (by number from 0, or by name), or writes jobs that do.
+    """Runs the grid, or one point of it (by number from 0, or by name), or writes job scripts that run it.
 
     Raises:
         InputError: before anything runs, if a point has impossible settings.
         PointsFailed: after all other points have run.
-        Interrupted: the same command resumes the sweep.
+        Interrupted: if the sweep is interrupted; the same command resumes it.
     """
     if not isinstance(request.out, Path) and write != "xpk" and not dry_run:
         raise InputError(
-            f"--out={request.out}: a sweep that runs here needs a local folder. Name one, or use --write=xpk for gs://BUCKET/SWEEP"
+            f"--out={request.out}: a sweep that runs here needs a local folder. Give one, or use --write=xpk for gs://BUCKET/SWEEP"
         )
     if isinstance(request.out, Path) and write == "xpk":
         raise InputError(
@@ -114,7 +114,7 @@ def _points(axes: Sequence[Axis], request: SweepRequest) -> list[Point]:
         return combinations(axes, [None])
     if not request.gin_files:
         raise InputError(
-            "--gin_file is missing. Name the settings to train with, such as --gin_file=configs/isabelle.gin"
+            "--gin_file is missing. Give the settings to train with, such as --gin_file=configs/isabelle.gin"
         )
     if seeds is not None and seeds < 1:
         raise InputError(f"--seeds={seeds}: must be at least 1")

@@ -139,7 +139,7 @@ def combinations(axes: Sequence[Axis], seeds: Sequence[int | None]) -> list[Poin
     names = [axis.name for axis in axes]
     for name in names:
         if names.count(name) > 1 or (name in DATA and sum(each in DATA for each in names) > 1):
-            raise InputError(f"--over {name}=...: appears twice. Name all its values in one --over")
+            raise InputError(f"--over {name}=...: appears twice. Give all its values in one --over")
     return [
         _point(list(zip(names, chosen, strict=True)), seed)
         for chosen in itertools.product(*(axis.values for axis in axes))

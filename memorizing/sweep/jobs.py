@@ -40,7 +40,7 @@ XPK = """\
 #!/usr/bin/env bash
 # The {points} points of a sweep as workloads of xpk: trained, then evaluated; started again after 75 ("run me again").
 #
-#   TPU_TYPE=v5p-128 IMAGE=IMAGE bash xpk.sh [--cluster=C --zone=Z, or whatever else `xpk workload create` is to get]
+#   TPU_TYPE=v5p-128 IMAGE=IMAGE bash xpk.sh [--cluster=C --zone=Z, or other options of `xpk workload create`]
 #   {collect}
 
 set -euo pipefail

@@ -90,7 +90,7 @@ def _newest_step(workdir: AnyPath) -> int:
 
 
 def read_sweep(out: AnyPath) -> dict[str, Any]:
-    """Returns the `sweep.json` of a folder; empty without one."""
+    """Returns the content of a folder's `sweep.json`; empty if there is none."""
     return _read(out / RESULTS)
 
 
@@ -105,7 +105,8 @@ def merged(before: dict[str, Any], sweep: dict[str, Any], out: AnyPath) -> dict[
     for what, how in (("over", list), ("run", str)):
         if how(before[what]) != how(sweep[what]):
             raise InputError(
-                f"--out={out} holds a sweep {_described(before)}, this one is {_described(sweep)}. Name another folder"
+                f"--out={out} holds a sweep {_described(before)}, this one is {_described(sweep)}. Choose another "
+                "folder"
             )
     over = {
         name: [*before["over"][name], *(value for value in values if value not in before["over"][name])]

@@ -136,7 +136,7 @@ def lines(table: Table) -> list[list[str]]:
 
 
 def paper_lines(table: Table) -> list[list[str]]:
-    """Returns the paper's rows for datasets with its names; empty without any."""
+    """Returns the paper's rows for datasets with its names; empty if there are none."""
     corpora = [corpus for corpus in CORPORA if corpus in {corpus for corpus, _ in table.datasets}]
     if not corpora:
         return []

@@ -69,7 +69,7 @@ def train(run: RunSettings, workdir: AnyPath, reset_memory: bool = False, say: C
 
 
 class _Loop:
-    """Runs the steps of a run from a given state on."""
+    """Runs the steps of a run, starting from a given state."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ class MemorySchedule(NamedTuple):
     sizes: tuple[tuple[int, int], ...]
 
     def at(self, step: int) -> int:
-        """Returns the memory size in slots at a step, counted from 0; 0 for no memory."""
+        """Returns the number of memory slots at a step (counted from 0); 0 means no memory."""
         return max((slots for first, slots in self.sizes if first <= step), default=0)
 
     def after(self, step: int) -> int:

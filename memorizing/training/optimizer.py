@@ -117,7 +117,7 @@ def learning_rate_multipliers(
     memory_layers: Sequence[int],
     trainable: TrainableMask | None = None,
 ) -> dict[str, float]:
-    """Returns the learning-rate multipliers by parameter path; parameters without one are left out.
+    """Returns the learning-rate multipliers by parameter path; parameters with the usual rate are left out.
 
     `trainable` is the result of `trainable_mask` for the same settings.
 

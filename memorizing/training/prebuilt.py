@@ -35,7 +35,7 @@ def prebuilt_loader(
     if snapshot_digest(folder) != beginning.memory:
         raise InputError(
             f"Training.prebuilt_memory = {str(folder)!r} is not the snapshot that the run in {workdir} started with. "
-            "Name that one, or train in another --workdir"
+            "Give that one, or train in another --workdir"
         )
     vocabulary = tokens.digests()["vocabulary"]
     source = SnapshotOwner(run.model, run.batch.segment_length, vocabulary, beginning.parameters, beginning.step)

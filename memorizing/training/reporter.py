@@ -47,7 +47,7 @@ def describe(run: RunSettings, parameters: Parameters, mesh: Mesh, trainable: Tr
 
 
 def gate_metrics(metrics: CallMetrics) -> dict[str, float]:
-    """Returns learned gates as `gates/...` (per head or layer), and means of gates per token as `gate_value/...`."""
+    """Returns learned gates as `gates/...` (per head or layer), and means of per-token gates as `gate_value/...`."""
     values = {f"gates/layer_{layer}": float(gate) for layer, gate in metrics.gates.items() if not gate.ndim}
     for name, layers in (("gates", metrics.gates), ("gate_value", metrics.gate_values)):
         for layer, gate_H in layers.items():

@@ -37,7 +37,7 @@ class TrainingSettings:
         memory_dropout: share of the rows of each segment, from 0 to 1, that may read only the newest part of their
             memory. The part has a random size (see memory_dropout.py), so that any memory size works later.
         init_from: folder of another run whose parameters this one starts from, for fine-tuning (see
-            storage/init_from.py). The optimizer and the step count start anew, and memory layers may be new. Empty to
+            storage/init_from.py). The optimizer and the step count start again, and memory layers may be new. Empty to
             initialize all parameters at random.
         init_step: step of that run's checkpoint; 0 for the newest.
         prebuilt_memory: folder of a snapshot (`memorizing memorize`) made with the parameters of `init_from`. Every
@@ -145,14 +145,14 @@ class RunSettings:
         self._check_steps()
         if self.training.negative_rows >= self.batch.size:
             raise InputError(
-                f"Training.negative_rows = {self.training.negative_rows}, but a row has {self.batch.size - 1} others "
-                f"(Batch.size = {self.batch.size}). Use at most {self.batch.size - 1}, or a larger batch size"
+                f"Training.negative_rows = {self.training.negative_rows}, but each row has only {self.batch.size - 1} "
+                f"other rows (Batch.size = {self.batch.size}). Use at most {self.batch.size - 1}, or a larger batch"
             )
 
     def _check_memory_is_read(self) -> None:
         if not self.model.memory_layers:
             raise InputError(
-                f"Memory.size = {self.memory.size}, but Model.memory_layers = () names no layer that reads it. Name a "
+                f"Memory.size = {self.memory.size}, but Model.memory_layers = () names no layer that reads it. Give a "
                 "layer, or set Memory.size = 0"
             )
         if self.training.memory_from_step >= self.training.steps:
@@ -258,7 +258,7 @@ class RunSettings:
             return
         if memory.writes == "never" and not training.prebuilt_memory:
             raise InputError(
-                "Memory.writes = 'never' without Training.prebuilt_memory: the memory would stay empty. Name a "
+                "Memory.writes = 'never' without Training.prebuilt_memory: the memory would stay empty. Give a "
                 "snapshot (configs/variants/frozen_memory.gin), or set Memory.writes = 'segment'"
             )
         self._check_prebuilt()

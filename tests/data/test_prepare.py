@@ -211,7 +211,7 @@ def test_a_missing_extra_is_named(raw, tmp_path, source, monkeypatch):
 
 def test_an_unpublished_corpus_needs_raw_files(tmp_path):
     pytest.importorskip("memorizing.data.builders")
-    with pytest.raises(InputError, match=r"--raw is missing\. Name the folder that holds the files of github"):
+    with pytest.raises(InputError, match=r"--raw is missing\. Give the folder that holds the files of github"):
         run(None, tmp_path / "out", PrepareSettings(source="github"), github=Github())
 
 

@@ -54,7 +54,7 @@ def test_layers_of_one_bank_see_the_same_slots_and_write_those_of_its_layer():
     ("changes", "words"),
     [
         ({"banks_of": (2, 2)}, r"banks_of = \(2, 2\): must name a layer for each of Model.memory_layers = \(1, 2, 3\)"),
-        ({"memory_layers": (1, 2), "banks_of": (3, 2)}, r"layer 3 has no bank\. Name layers of"),
+        ({"memory_layers": (1, 2), "banks_of": (3, 2)}, r"layer 3 has no bank\. Use layers of"),
     ],
 )
 def test_impossible_banks_of_are_refused(changes, words):

@@ -93,7 +93,7 @@ def test_an_imported_run_uses_its_own_vocabulary(place, capsys):
     assert written and "<|" not in written
     assert main(["generate", f"--workdir={place / 'run'}", f"--document={place / 'text.txt'}", "--tokens=3"]) == 0
     assert main(["evaluate", f"--workdir={place / 'run'}"]) == 2
-    assert "but only a vocabulary. Name prepared tokens (--data" in capsys.readouterr().err
+    assert "but only a vocabulary. Give prepared tokens (--data" in capsys.readouterr().err
 
 
 def test_tokens_of_a_pretrained_vocabulary_start_with_its_begin_token(place, capsys):

@@ -170,7 +170,7 @@ def test_the_command_reads_a_document_of_the_split_or_a_file(run, tmp_path, caps
         (["--document={name}", "--top=0"], ["--top=0", "at least 1"]),
         (["--document={name}", "--out={name}"], ["--out=", "not a page of `memorizing inspect`"]),
         (["--document={name}", "--out=lines.html"], ["--out=lines.html", "would replace lines.jsonl"]),
-        (["--document={name}", "--out=new.jsonl"], ["--out=new.jsonl", "Name it new.html"]),
+        (["--document={name}", "--out=new.jsonl"], ["--out=new.jsonl", "Call it new.html"]),
     ],
 )
 def test_unusable_arguments_are_rejected(run, arguments, words, capsys, tmp_path, monkeypatch):

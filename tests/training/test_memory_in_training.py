@@ -262,7 +262,7 @@ def test_a_run_that_never_writes_is_evaluated_with_its_snapshot(place, frozen_ru
         reader.load(snapshot)
         reader.save(tmp_path / "mixed")
     assert main(["evaluate", run]) == 2
-    assert f"so no query finds anything. Name it with --memory={snapshot}, or set" in capsys.readouterr().err
+    assert f"so no query finds anything. Give it with --memory={snapshot}, or set" in capsys.readouterr().err
     for command, *more in (["inspect"], ["memorize", f"--out={tmp_path / 'out'}"], ["generate", "--tokens=2"]):
         assert main([command, run, text, *more]) == 2
         assert "Memory.writes = 'never' without a snapshot: the memory is empty" in capsys.readouterr().err
@@ -287,7 +287,7 @@ def test_a_sweep_of_runs_that_only_read_evaluates_them_with_their_snapshot(place
 
 def test_settings_without_effect_are_refused_before_training(place, retrofitted, capsys):
     train(place, "empty", "Memory.writes = 'never'", status=2)
-    assert "the memory would stay empty. Name a snapshot" in capsys.readouterr().err
+    assert "the memory would stay empty. Give a snapshot" in capsys.readouterr().err
     train(place, "nothing", "MEMORY_SIZE = 0", "Optimizer.trainable = ('gates',)", status=2)
     assert "so nothing would be trained. Set Memory.size" in capsys.readouterr().err
     assert not (place / "empty").exists() and not (place / "nothing").exists()

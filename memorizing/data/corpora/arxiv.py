@@ -57,9 +57,9 @@ class Arxiv(Corpus):
     r"""Settings of the arXiv corpus: papers in LaTeX.
 
     Attributes:
-        append_unreached: whether to append files that the first file does not reach, by name, if no file has a
-            `\documentclass` (chapters of a book). Otherwise such files are left out with a note.
-        bbl: whether to replace `\bibliography` by the paper's `.bbl` file.
+        append_unreached: if no file has a `\documentclass` (chapters of a book), whether to append the files that the
+            first file does not reach, in order of name. Otherwise they are left out with a note.
+        bbl: whether to replace `\bibliography` with the paper's `.bbl` file.
         metadata: path of arXiv's metadata, a JSON object per line with id, title, categories and license; "" for none.
         categories: prefixes of categories, such as `math.`; a paper must match one of them. () for any.
     """

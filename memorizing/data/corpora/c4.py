@@ -59,7 +59,7 @@ class C4(Corpus):
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
         if not document_items(items):
             raise InputError(
-                f"--raw={raw} has no {', '.join(_SUFFIXES)} files, nor do its train, validation, test. Name the folder "
+                f"--raw={raw} has no {', '.join(_SUFFIXES)} files, nor do its train, validation, test. Give the folder "
                 "that holds C4's shards (c4-train.00000-of-01024.json.gz)"
             )
         return items

@@ -120,7 +120,7 @@ class Github(Corpus):
         if not document_items(items):
             raise InputError(
                 f"--raw={raw} has no folders or archives ({', '.join(archives.SUFFIXES)}), nor do its train, "
-                "validation, test. Name the folder that holds one for each repository (OWNER__NAME)"
+                "validation, test. Give the folder that holds one for each repository (OWNER__NAME)"
             )
         require_unique(items)
         return items
@@ -214,7 +214,9 @@ def _walked(names: Mapping[str, object], rng: random.Random | None) -> Iterator[
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:
     for path in entries(folder):
         if archives.stem(path.name) in SPLITS and path.is_file() and not path.is_symlink():
-            raise InputError(f"{path} has the name of a split, so it is not a repository. Unpack it in the same folder")
+            raise InputError(
+                f"{path} is named like a split, so it is not read as a repository. Unpack it, as a folder of that name"
+            )
         if _is_repository(path):
             yield Item(_stem(path).replace("__", "/", 1), split, str(path))
         elif path.is_symlink():

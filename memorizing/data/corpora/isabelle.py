@@ -64,7 +64,7 @@ class Isabelle(Corpus):
             items += [left_out_item(path, split, reason) for path, reason in archive(base).others]
         if not document_items(items):
             raise InputError(
-                f"--raw={raw} has no .thy files in thys/ENTRY or src/HOL, nor do its train, validation, test. Name the "
+                f"--raw={raw} has no .thy files in thys/ENTRY or src/HOL, nor do its train, validation, test. Give the "
                 "folder that holds the Archive of Formal Proofs (with thys in it)"
             )
         require_unique(items)

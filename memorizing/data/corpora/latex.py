@@ -1,8 +1,8 @@
 r"""A LaTeX file without comments, and the places where it inputs other files.
 
 A file is scanned once, from left to right, into spans: text, and commands that matter here. Only a scan can tell a
-comment from `\%`, from `\\%` (a comment again) and from a `%` in verbatim text. The spans in order are the text without
-comments; `latex_inputs` follows them from file to file, as LaTeX does.
+comment from an escaped `\%` (but `\\%` does start a comment) and from a `%` in verbatim text. Joined in order, the
+spans are the text without comments; `latex_inputs` follows them from file to file, as LaTeX does.
 """
 
 import re

@@ -66,7 +66,7 @@ class Expansion(NamedTuple):
 
 @dataclasses.dataclass
 class Budget:
-    """A limit on the inputs and characters of all expansions that share it, because inputs can expand without end."""
+    """Counts the `\input` commands and characters of all expansions that share it, to stop endless expansion."""
 
     inputs: int = 0
     characters: int = 0

@@ -72,7 +72,7 @@ class Pg19(Corpus):
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
         if not document_items(items):
             raise InputError(
-                f"--raw={raw} has no .txt files, nor do its train, validation, test. Name the folder that holds one "
+                f"--raw={raw} has no .txt files, nor do its train, validation, test. Give the folder that holds one "
                 "file per book, with Project Gutenberg's names (2600-0.txt)"
             )
         require_unique(items)

@@ -52,7 +52,7 @@ class Keys(NamedTuple):
 
     Attributes:
         vectors_BHMD: keys, or keys divided by their scale if stored in 8 bits.
-        scales_BHM: scales of keys in 8 bits; else None.
+        scales_BHM: scales of 8-bit keys; None for other keys.
         index: the search's index.
     """
 
@@ -188,9 +188,9 @@ def inner_products(
     vectors_BHMD: jax.Array,
     scales_BHM: Float[jax.Array, "B H M"] | None = None,
 ) -> Float[jax.Array, "B H N M"]:
-    """Returns scores in float32, computed in the precision of the keys, or of the queries for keys in 8 bits."""
+    """Returns scores in float32, computed in the precision of the keys, or in that of the queries if keys are 8-bit."""
     if scales_BHM is not None:
-        # Queries keep their precision; only keys are stored in 8 bits.
+        # Queries keep their precision; only keys have 8 bits.
         vectors_BHMD = vectors_BHMD.astype(queries_BHND.dtype)
     # Float32 scores are more exact, and `top_k` on bfloat16 is many times slower on CPUs.
     scores_BHNM = jnp.einsum(

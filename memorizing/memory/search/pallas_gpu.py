@@ -168,7 +168,7 @@ def triton_winners(
     if scales is not None and tiles.size > 2**31:
         # Triton's offsets are signed 32-bit numbers.
         raise InputError(
-            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of keys in 8 bits, more than the "
+            f"Memory.search = 'pallas': a device holds {tiles.size:,} features of 8-bit keys, more than the "
             f"{2**31:,} that this kernel can search. Split slots over more devices (Mesh.memory) or rows (Mesh.data), "
             "set Memory.key_dtype = 'bfloat16', or use another search ('binned')"
         )

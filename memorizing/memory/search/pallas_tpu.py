@@ -41,7 +41,7 @@ VMEM_LIMIT = 32 * 2**20
 class PallasTPU(Search):
     """Finds the same neighbors as `Binned`, fused with the scores.
 
-    Float32 keys are multiplied in full precision, at six times the cost of bfloat16. Keys in 8 bits are converted to
+    Float32 keys are multiplied in full precision, at six times the cost of bfloat16. 8-bit keys are converted to
     the dtype of the queries on the chip.
 
     Attributes:

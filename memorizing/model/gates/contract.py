@@ -27,7 +27,7 @@ class Gate(nnx.Module):
         raise NotImplementedError
 
     def constant(self) -> Float[jax.Array, "*H"] | None:
-        """Returns `g` per head (or one value for all heads) if it is the same for all tokens, else None."""
+        """Returns `g` per head (or one value for all heads) if it is the same for all tokens; otherwise None."""
         return None
 
 

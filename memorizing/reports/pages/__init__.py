@@ -98,5 +98,5 @@ def check_replaceable(option: str, path: AnyPath, kind: str = "report") -> None:
     """
     if path.exists() and (path.is_dir() or not is_page(path, kind)):
         raise InputError(
-            f"{option}={path} exists and is not a page of `memorizing {kind}`. Name another file, or remove it"
+            f"{option}={path} exists and is not a page of `memorizing {kind}`. Choose another file, or remove it"
         )
