@@ -52,7 +52,7 @@ def novel(
 def _similarity(
     keys_BHND: jax.Array, held: Keys, valid_BM: jax.Array, heads: int, over: tuple[str, str] | None = None
 ) -> tuple[Float[jax.Array, "B N"], Float[jax.Array, "B N N"]]:
-    """Returns each token's largest similarity to a valid slot (-inf if there is none), and to the tokens of its segment.
+    """Returns each token's largest similarity to a valid slot (-inf if none), and to the tokens of its segment.
 
     With `over`, the mesh axes of heads and slots, each device holds some of both.
     """

@@ -62,7 +62,7 @@ class Carry(NamedTuple):
     Attributes:
         caches: one XL cache per layer; of length 0 if `Model.xl_cache` is off.
         cached_B: whether the row's caches hold the previous segment of its document.
-        banks: one external memory for each of `ModelSettings.bank_layers`, lowest layer first; empty if there is no memory.
+        banks: one external memory for each of `ModelSettings.bank_layers`, lowest layer first; empty if no memory.
     """
 
     caches: tuple[Cache, ...]

@@ -66,7 +66,7 @@ class Expansion(NamedTuple):
 
 @dataclasses.dataclass
 class Budget:
-    """Counts the `\input` commands and characters of all expansions that share it, to stop endless expansion."""
+    r"""Counts the `\input` commands and characters of all expansions that share it, to stop endless expansion."""
 
     inputs: int = 0
     characters: int = 0
