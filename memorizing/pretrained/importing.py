@@ -196,13 +196,13 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> tuple[Pretra
             f"{folder} has neither {' nor '.join(TOKENIZERS)}. Fetch its tokenizer, or save it with transformers' "
             "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    begin = _token_id(config.get("bos_token_id"))
-    source = "bos_token_id of config.json"
+    begin, source = _token_id(folder, config, "bos_token_id"), "bos_token_id of config.json"
     try:
         if begin is None and (name := _begin_token(folder)):
             begin, source = token_id(path.read_bytes(), name), f"bos_token {name!r} of tokenizer_config.json"
         if begin is None:
-            begin, source = _token_id(config.get("eos_token_id")), "eos_token_id of config.json: it has no begin token"
+            begin = _token_id(folder, config, "eos_token_id")
+            source = "eos_token_id of config.json: the model has no begin token"
         if begin is None:
             raise InputError(
                 "neither bos_token_id nor eos_token_id is in config.json, but documents must begin with a token. Add "
@@ -222,10 +222,13 @@ def _vocabulary(folder: Path, config: dict[str, Any], size: int) -> tuple[Pretra
     return vocabulary, remarks
 
 
-def _token_id(value: Any) -> int | None:
-    """Returns the id that a config gives: a number, or the first of a list."""
+def _token_id(folder: Path, config: dict[str, Any], key: str) -> int | None:
+    """Returns the id that a config gives under `key`: a number, or the first of a list; None if it is missing."""
+    value = config.get(key)
     value = value[0] if isinstance(value, list) and value else value
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InputError(f"{folder / 'config.json'}: {key} = {value!r} is not the id of a token. Fetch the file again")
+    return value
 
 
 def _begin_token(folder: Path) -> str:

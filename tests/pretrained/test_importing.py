@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import jax
@@ -149,11 +150,17 @@ def test_other_tensors_are_refused_by_name(tmp_path, own, message):
     [
         ({"model_type": "gemma"}, "model_type = 'gemma': supported are llama, mistral, qwen2, qwen3, gpt2"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM is supported"),
-        ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0: this key is not known"),
+        ({"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping = 50\.0: it changes what the model computes"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map = .*: it changes what the model computes"),
+        ({"num_local_experts": 8}, "num_local_experts = 8: it changes"),
+        ({"num_hidden_layers": 10**9}, r"Model\.layers = 1000000000: must be at most 10,000"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu': only 'silu'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type = 'yarn': supported are default, linear"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast = 3: this key is not known"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}},
+            "beta_fast = 3: not a setting of rope_type",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "has no low_freq_factor"),
         ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor = 0\.5: only 1\.0"),
         ({"num_hidden_layers": None}, "has no num_hidden_layers"),
@@ -168,11 +175,11 @@ def test_other_tensors_are_refused_by_name(tmp_path, own, message):
         ({"mlp_bias": "yes"}, "mlp_bias = 'yes': has to be true or false"),
         ({"layer_types": 5}, "layer_types = 5: has to be a list of names"),
         ({"model_type": ["llama"]}, r"model_type = \['llama'\]: supported are"),
-        ({"bos_token_id": True}, "no bos_token_id and no eos_token_id"),
+        ({"bos_token_id": True}, "bos_token_id = True is not the id of a token"),
         ({"num_key_value_heads": 3}, r"Model\.kv_heads = 3"),
         ({"sliding_window": 20}, r"segment_length = 32.*has Model\.max_positions = 20"),
         ({"layer_types": ["chunked_attention"] * 2}, "chunked_attention"),
-        ({"bos_token_id": None, "eos_token_id": None}, "no bos_token_id and no eos_token_id"),
+        ({"bos_token_id": None, "eos_token_id": None}, "neither bos_token_id nor eos_token_id is in"),
         ({"bos_token_id": 299}, "the begin token 299 is not one of the 292 ids"),
         ({"tie_word_embeddings": True}, r"lm_head\.weight differs from model\.embed_tokens\.weight"),
         ({"mlp_bias": True}, r"(?s)mlp\.down_proj\.bias.* and 3 more are missing"),
@@ -181,6 +188,100 @@ def test_other_tensors_are_refused_by_name(tmp_path, own, message):
 def test_unsupported_configs_are_refused_by_name(tmp_path, config, message):
     with pytest.raises(InputError, match=message):
         read(write_folder(tmp_path / "folder", config))
+
+
+INERT = {
+    "predict_special_tokens": True, "_num_labels": 1, "is_llama_config": True, "_attn_implementation_autoset": True,
+    "unsloth_version": "2025.1", "transformers.js_config": {"dtype": "q4"}, "max_sequence_length": 2048,
+    "pretraining_tp": 2, "_name_or_path": "x", "rope_interleaved": False,
+}  # fmt: skip
+
+
+def test_keys_that_change_nothing_are_ignored_and_unknown_ones_listed(tmp_path):
+    """As transformers does, whose config classes know none of the unknown ones."""
+    plain = read(write_folder(tmp_path / "plain"))
+    found = read(write_folder(tmp_path / "inert", INERT))
+    assert found.remarks == plain.remarks and found.experiment == plain.experiment
+    found = read(write_folder(tmp_path / "unknown", INERT | {"my_tool": {"a": 1}, "zeta": 0.5}))
+    assert "keys of config.json without effect: my_tool, zeta" in found.remarks
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [KEY, "model.embed_tokens.weight"])
+def test_tensors_that_are_not_finite_are_refused_by_name(tmp_path, name, value):
+    own = tensors()
+    own[name][3, 2] = value
+    with pytest.raises(InputError, match=rf"the tensor {name} has 1 numbers that are NaN or infinite"):
+        read(write_folder(tmp_path / "folder", None, own))
+
+
+def test_a_tied_model_may_be_saved_under_the_name_of_its_head(tmp_path):
+    own, tied = tensors(), {"tie_word_embeddings": True}
+    own["lm_head.weight"] = own["model.embed_tokens.weight"]
+    expected = jax.device_get(read(write_folder(tmp_path / "both", tied, own)).parameters)
+    del own["model.embed_tokens.weight"]
+    found = jax.device_get(read(write_folder(tmp_path / "head", tied, own)).parameters)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def with_tokens(folder: Path, *tokens: dict) -> Path:
+    """Adds tokens to the tokenizer of a folder."""
+    path = folder / "tokenizer.json"
+    described = json.loads(path.read_text())
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    described["added_tokens"] += [plain | token for token in tokens]
+    path.write_text(json.dumps(described))
+    return folder
+
+
+def test_special_tokens_without_a_row_in_the_model_are_left_out(tmp_path):
+    fillers = [{"id": id, "content": f"<|filler {id}|>"} for id in range(292, 300)]
+    folder = with_tokens(write_folder(tmp_path / "padded"), *fillers, {"id": 300, "content": "<|pad|>"})
+    found = read(folder)
+    assert "tokens without a row in the model, which no text becomes: <|pad|>" in found.remarks
+    assert found.vocabulary.size == 300 and found.vocabulary.encode("<|pad|>").max() < 300
+    again = type(found.vocabulary)(found.vocabulary.model, found.vocabulary.begin, found.vocabulary.size)
+    assert again.size == 300 and again.decode(again.encode("the cat")) == "the cat"
+    word = {"id": 300, "content": "catalog", "special": False}
+    folder = with_tokens(write_folder(tmp_path / "word"), *fillers, word)
+    with pytest.raises(
+        InputError, match=r"301 tokens, but the model only 300, and text becomes 'catalog'.*resize_token"
+    ):
+        read(folder)
+
+
+def test_added_tokens_that_take_the_spaces_beside_them_are_reported(tmp_path):
+    token = {"id": 292, "content": "<think>", "special": False, "lstrip": True, "rstrip": True}
+    assert "spaces next to <think>" in read(with_tokens(write_folder(tmp_path / "folder"), token)).remarks[-1]
+
+
+def test_the_begin_token_and_its_source_are_reported(tmp_path):
+    assert (
+        read(write_folder(tmp_path / "a")).remarks[0] == "documents begin with token 290 (bos_token_id of config.json)"
+    )
+    folder = write_folder(tmp_path / "b", {"bos_token_id": None})
+    assert "token 291 (eos_token_id of config.json: the model has no begin token)" in read(folder).remarks[0]
+    for bos in ("<|begin|>", {"content": "<|begin|>"}):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos}))
+        assert "token 290 (bos_token '<|begin|>' of tokenizer_config.json)" in read(folder).remarks[0]
+
+
+def test_hostile_folders_are_refused_at_once(tmp_path):
+    folder = with_tokens(write_folder(tmp_path / "far"), {"id": 4_000_000_000, "content": "<|far|>"})
+    deep = write_folder(tmp_path / "deep")
+    (deep / "config.json").write_text("[" * 100_000 + "]" * 100_000)
+    pipe = write_folder(tmp_path / "pipe")
+    (pipe / "config.json").unlink()
+    os.mkfifo(pipe / "config.json")
+    for hostile, message in [
+        (folder, r"'<\|far\|>' has the id 4000000000 in the file, but 292"),
+        (deep, r"config\.json cannot be read"),
+        (pipe, r"config\.json is not a file"),
+    ]:
+        start = time.process_time()
+        with pytest.raises(InputError, match=message):
+            read(hostile)
+        assert time.process_time() - start < 2
 
 
 def test_sliding_windows_without_effect_are_accepted(tmp_path):
