@@ -150,8 +150,8 @@ class _Tokenizer:
         for id, token in added.items():
             if (actual := self._tokenizer.token_to_id(token["content"])) != id:
                 raise InputError(
-                    f"the added token {token['content']!r} has the id {id} in the file, but {actual} when it is loaded: "
-                    "ids of added tokens must follow each other. Fetch the file again"
+                    f"the added token {token['content']!r} has the id {id} in the file, but {actual} when loaded: ids "
+                    "of added tokens must follow each other. Fetch the file again"
                 )
         self.special = frozenset(id for id, token in added.items() if token["special"])
         self._ids = self._tokenizer.get_vocab(with_added_tokens=True)
