@@ -5,11 +5,14 @@ there, but nothing can be appended to one, and renaming one copies it.
 """
 
 import fcntl
+import glob
 import importlib.util
 import os
 import re
+import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from etils import epath
@@ -62,7 +65,10 @@ def run_folder(option: str, text: str) -> AnyPath:
 
 
 def atomic_write(path: AnyPath, content: str | bytes) -> None:
-    """Writes a file atomically (under another name, then renames it), and creates its folder if needed.
+    """Writes a file atomically, and creates its folder if needed.
+
+    The content is on the disk before the file gets its name, so readers and a power loss see the old file or the new
+    one. Each writer has a file of its own until then; files that killed writers left are removed after an hour.
 
     Raises:
         OSError: see `writing`.
@@ -73,9 +79,19 @@ def atomic_write(path: AnyPath, content: str | bytes) -> None:
             path.write_bytes(data)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_bytes(data)
-        os.replace(unfinished, path)
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(6)}.unfinished")
+        try:
+            with unfinished.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.unfinished"):
+            with suppress(OSError):
+                if left.stat().st_mtime < time.time() - 3600:
+                    left.unlink()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from memorizing.evaluation.evaluate import FOLDER
 from memorizing.files import AnyPath, atomic_write
 from memorizing.reports.pages import check_replaceable, page, script
 from memorizing.training.hardware import HARDWARE_FILE
-from memorizing.training.metrics import METRICS_FILE, read_lines
+from memorizing.training.metrics import METRICS_FILE, read_metrics
 
 CONFIG_FILE = "config.gin"
 SWEEP_FILE = "sweep.json"
@@ -76,10 +76,13 @@ def gather_run(workdir: AnyPath) -> dict[str, Any]:
         raise InputError(f"--workdir={workdir} is not a run: it has no {CONFIG_FILE} and no {METRICS_FILE}. Give a run")
     notices: list[str] = []
     settings = read_settings(_text(workdir / CONFIG_FILE))
-    lines = read_lines(workdir / METRICS_FILE)
+    metrics = read_metrics(workdir / METRICS_FILE)
+    lines = metrics.lines
+    if metrics.damaged:
+        notices.append(f"{metrics.problem(workdir / METRICS_FILE)} are left out.")
     evaluations = sorted((_finite(each) for each in _evaluations(workdir, notices)), key=_order)
     steps = settings.get("Training.steps")
-    last_step = lines[-1]["step"] if lines else 0
+    last_step = int(lines[-1]["step"]) if lines else 0
     if steps and last_step < steps:
         notices.append(f"Training is at step {last_step:,} of {steps:,}: it is still running, or was interrupted.")
     if len(lines) > MOST_LINES:

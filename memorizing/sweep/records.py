@@ -12,7 +12,7 @@ from memorizing.errors import InputError
 from memorizing.evaluation.evaluate import FOLDER
 from memorizing.files import AnyPath, atomic_write, run_folder
 from memorizing.storage.checkpoints import CHECKPOINTS, steps_on_disk
-from memorizing.training.metrics import METRICS_FILE, read_lines
+from memorizing.training.metrics import METRICS_FILE, read_metrics
 
 RESULTS = "sweep.json"
 RECORD = "point.json"
@@ -80,7 +80,8 @@ def evaluations(out: AnyPath, described: dict[str, Any]) -> list[dict]:
 
 def training_curve(workdir: AnyPath) -> list[dict]:
     """Returns steps and losses of a run's `metrics.jsonl`, thinned evenly to `CURVE` steps, the last included."""
-    lines = [{"step": line["step"], "loss": line["loss"]} for line in read_lines(workdir / METRICS_FILE)]
+    lines = read_metrics(workdir / METRICS_FILE).lines
+    lines = [{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
     every = -(-len(lines) // CURVE) or 1
     return lines[::-1][::every][::-1]
 

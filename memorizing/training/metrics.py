@@ -6,12 +6,13 @@ To add one, write a class with the methods of `MetricsWriter` and add a line to 
 import json
 import os
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -20,6 +21,7 @@ from memorizing.files import AnyPath, atomic_write
 from memorizing.storage.checkpoints import save_failed
 
 METRICS_FILE = "metrics.jsonl"
+DAMAGED_FILE = f"{METRICS_FILE}.damaged"
 
 
 class MetricsWriter(Protocol):
@@ -87,14 +89,19 @@ class JsonLinesWriter:
     """Appends one JSON object per step to `WORKDIR/metrics.jsonl`.
 
     Lines after `resumed_step` are removed first: a run that was killed after its last checkpoint repeats these steps.
+    Damaged lines are moved to `WORKDIR/metrics.jsonl.damaged`.
     """
 
     def __init__(self, workdir: AnyPath, resumed_step: int):
         self._folder = _Folder(workdir)
-        earlier = [line for line in read_lines(workdir / METRICS_FILE) if line["step"] <= resumed_step]
-        path = self._folder.path / METRICS_FILE
+        path, aside = self._folder.path / METRICS_FILE, workdir / DAMAGED_FILE
         with self._folder.writing():
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in earlier))
+            found = read_metrics(workdir / METRICS_FILE)
+            if found.damaged:
+                before = aside.read_bytes() if aside.exists() else b""
+                atomic_write(aside, before + b"".join(raw + b"\n" for raw in found.damaged.values()))
+                print(f"{found.problem(workdir / METRICS_FILE)}; moved to {aside}", file=sys.stderr)
+            atomic_write(path, "".join(json.dumps(line) + "\n" for line in found.lines if line["step"] <= resumed_step))
             self._file = path.open("a")
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -158,12 +165,41 @@ WRITERS: dict[str, Callable[[AnyPath, int], MetricsWriter]] = {
 """The writers by the names that `Training.metric_writers` has for them. Each takes the workdir and the resumed step."""
 
 
-def read_lines(path: AnyPath) -> list[dict]:
-    """Returns the lines of a `metrics.jsonl`, without a last line that a kill cut short."""
-    lines = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+class Metrics(NamedTuple):
+    """The content of a `metrics.jsonl`.
+
+    Attributes:
+        lines: metrics by name, and the step, in order of the file.
+        damaged: lines that are no metrics, by their number from 1. A last line that a kill cut short is left out.
+    """
+
+    lines: list[dict[str, int | float]]
+    damaged: dict[int, bytes]
+
+    def problem(self, path: AnyPath) -> str:
+        """Returns a message about damaged lines; empty if there are none."""
+        numbers = ", ".join(map(str, list(self.damaged)[:5])) + ", ..." * (len(self.damaged) > 5)
+        return f"{path}: {len(self.damaged)} damaged lines ({numbers})" if self.damaged else ""
+
+
+def read_metrics(path: AnyPath) -> Metrics:
+    """Reads a `metrics.jsonl`, empty if there is none. Damaged lines do not hide the others."""
+    *whole, last = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    lines, damaged = [], {}
+    for number, raw in enumerate([*whole, last], 1):
+        line = _metrics_line(raw)
+        if line is not None:
+            lines.append(line)
+        elif number <= len(whole):
+            damaged[number] = raw
+    return Metrics(lines, damaged)
+
+
+def _metrics_line(raw: bytes) -> dict[str, int | float] | None:
+    """Returns the metrics of a line; None if it is damaged."""
+    try:
+        line = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    is_whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+    return line if is_whole and all(isinstance(value, int | float) for value in line.values()) else None

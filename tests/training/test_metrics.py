@@ -11,12 +11,12 @@ from memorizing.memory.settings import MemorySettings
 from memorizing.model.settings import ModelSettings
 from memorizing.storage.checkpoints import SaveFailed
 from memorizing.training.flops import device_peak_flops, executed_flops_per_token, training_flops_per_token
-from memorizing.training.metrics import METRICS_FILE, WRITERS, read_lines
+from memorizing.training.metrics import DAMAGED_FILE, METRICS_FILE, WRITERS, JsonLinesWriter, read_metrics
 from memorizing.training.progress import Progress
 
 
 def jsonl_values(workdir: Path, name: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[name]) for line in read_lines(workdir / METRICS_FILE)]
+    return [(line["step"], line[name]) for line in read_metrics(workdir / METRICS_FILE).lines]
 
 
 def tensorboard_values(workdir: Path, name: str) -> list[tuple[int, float]]:
@@ -64,6 +64,32 @@ def test_a_writer_names_a_workdir_that_cannot_be_written_to(name, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SaveFailed, match=r"metrics could not be written to .*file/run"):
         WRITERS[name](tmp_path / "file" / "run", 0)
+
+
+DAMAGE = {
+    "NUL bytes": b"\0" * 30,
+    "no UTF-8": b'{"step": 1, "\xff": 2}',
+    "no object": b"[1]",
+    "no step": b"{}",
+    "text for a number": b'{"step": 24, "loss": "x"}',
+    "half": b'{"step": 24, "lo',
+    "nested": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_line_is_set_aside_and_the_others_are_kept(kind, tmp_path, capsys):
+    lines = [b'{"step": %d, "loss": %d.5}' % (step, step) for step in range(8, 80, 8)]
+    lines.insert(4, DAMAGE[kind])
+    (tmp_path / METRICS_FILE).write_bytes(b"\n".join(lines) + b'\n{"step": 80, "lo')
+    found = read_metrics(tmp_path / METRICS_FILE)
+    assert [line["step"] for line in found.lines] == list(range(8, 80, 8)) and found.damaged == {5: DAMAGE[kind]}
+    writer = JsonLinesWriter(tmp_path, 64)
+    writer.write(72, {"loss": 1.0})
+    writer.close()
+    assert f"{tmp_path / METRICS_FILE}: 1 damaged lines (5); moved to" in capsys.readouterr().err
+    assert jsonl_values(tmp_path, "loss") == [*((step, step + 0.5) for step in range(8, 72, 8)), (72, 1.0)]
+    assert (tmp_path / DAMAGED_FILE).read_bytes() == DAMAGE[kind] + b"\n"
 
 
 def test_progress_in_a_log_file_is_an_occasional_line(capsys):
