@@ -1,5 +1,9 @@
 """The command: what it refuses at once, with exit status 2 and without a traceback."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +28,7 @@ def workdir(tmp_path) -> Path:
     [
         (["--memory_size=100"], ["Memory.size = 100", "Batch.segment_length = 512", "Use 512"]),
         (["--memory_size=0,512"], ["Memory.size = 512", "Model.memory_layers = ()"]),
-        (["--memory_size=-512"], ["Memory.size = -512", "must be 0"]),
+        (["--memory_size=-512"], ["Memory.size = -512", "at least 0"]),
         (["--gin_param", "Modle.layers = 3"], ["did you mean 'Model'"]),
         ([], ["Training.data = ''", "DATA = 'FOLDER'"]),
     ],
@@ -83,3 +87,47 @@ def test_help_of_each_command_tells_how_settings_are_given(command, capsys):
     assert caught.value.code == 0
     told = capsys.readouterr().out
     assert "--gin_file" in told and "later ones win" in told
+
+
+@pytest.mark.parametrize("argument", ["--prompt=caf\udce9", "--workdir=caf\udce9", "--gin_param=DATA = 'caf\udce9'"])
+def test_arguments_that_are_not_utf_8_are_refused(argument, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["generate", "--workdir=run", argument])
+    assert caught.value.code == 2
+    assert (
+        r"\udce9" in (message := capsys.readouterr().err) and "is not UTF-8. Give texts and paths in UTF-8" in message
+    )
+
+
+def command(*arguments: str, **variables: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "memorizing.cli", *arguments],
+        env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_a_terminal_of_few_letters_shows_question_marks(tmp_path):
+    """The tokens of a document with other letters are listed; no letter of it is in ASCII."""
+    (tmp_path / "raw").mkdir()
+    for number in range(6):
+        (tmp_path / "raw" / f"{number}.txt").write_text("éàü\n" * 20 + f"{number}\n")
+    data = [
+        "prepare",
+        f"--raw={tmp_path / 'raw'}",
+        f"--out={tmp_path / 'data'}",
+        "--gin_param=Prepare.vocabulary = 'bytes'",
+    ]
+    assert main(data) == 0
+    shown = command("show_data", str(tmp_path / "data"), PYTHONIOENCODING="ascii")
+    output, errors = shown.communicate(timeout=120)
+    assert shown.returncode == 0, errors
+    assert b"???" in output and output.isascii()
+
+
+def test_output_into_a_closed_pipe_ends_quietly():
+    shown = command("settings")
+    assert shown.stdout and shown.stderr
+    shown.stdout.readline()
+    shown.stdout.close()
+    assert shown.stderr.read() == b"" and shown.wait(timeout=120) in (0, 128 + signal.SIGPIPE)
+    shown.stderr.close()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from memorizing.data.documents import FolderSettings
-from memorizing.data.vocabulary import ByteVocabulary, TextStream, WordVocabulary, train_sentencepiece
+from memorizing.data.vocabulary import ByteVocabulary, TextStream, Vocabulary, WordVocabulary, train_sentencepiece
 from memorizing.errors import InputError
 from memorizing.generation.reader import Reader, SamplingSettings, sample
 from memorizing.memory.settings import MemorySettings
@@ -42,11 +42,13 @@ def parameters():
     return drawn
 
 
-def reader(memory: MemorySettings = MEMORY, model: ModelSettings = MODEL, devices: int = 1) -> Reader:
+def reader(
+    memory: MemorySettings = MEMORY, model: ModelSettings = MODEL, devices: int = 1, vocabulary: Vocabulary = VOCABULARY
+) -> Reader:
     mesh = make_mesh(MeshSettings(1, devices), jax.devices()[:devices])
     own = jax.device_put(parameters(), shardings(mesh, parameters(), PARAMETER_RULES))
     source = SnapshotOwner(model, N, "bytes", parameters_digest(own), 7)
-    return Reader(source, memory, own, VOCABULARY, FolderSettings(), mesh)
+    return Reader(source, memory, own, vocabulary, FolderSettings(), mesh)
 
 
 @functools.cache
@@ -227,3 +229,16 @@ def test_files_and_folders_are_read_in_order(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff")
     with pytest.raises(InputError, match="is not utf-8"):
         files.read_files(tmp_path / "bad.txt")
+
+
+@pytest.mark.parametrize("temperature", [0, 3.0])
+@pytest.mark.parametrize("parts", [[1] * 60, [7, 1, 2, 50], [60]])
+def test_several_calls_write_the_same_text_as_one(parts, temperature):
+    """Also where the bytes of a character, or bytes that are no text, are written by different calls."""
+    one, several = (reader(vocabulary=ByteVocabulary()) for _ in range(2))
+    expected = one.write(TEXT, tokens=60, temperature=temperature, seed=1) + one.rest()
+    several.read(TEXT, "prompt")
+    texts = [several.write(tokens=tokens, temperature=temperature, seed=1) for tokens in parts]
+    assert "".join(texts) + several.rest() == expected
+    if temperature:
+        assert not expected.isascii()

@@ -198,7 +198,7 @@ INERT = {
 
 
 def test_keys_that_change_nothing_are_ignored_and_unknown_ones_listed(tmp_path):
-    """As transformers does, whose config classes know none of the unknown ones."""
+    """transformers ignores them, too: its config classes know none of the unknown ones."""
     plain = read(write_folder(tmp_path / "plain"))
     found = read(write_folder(tmp_path / "inert", INERT))
     assert found.remarks == plain.remarks and found.experiment == plain.experiment
