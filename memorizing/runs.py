@@ -16,7 +16,8 @@ from memorizing.files import AnyPath, atomic_write, run_folder
 from memorizing.memory.search import SEARCHES
 from memorizing.memory.settings import WRITING, MemorySettings
 from memorizing.parallel.hosts import is_first, wait
-from memorizing.storage.checkpoints import has_checkpoint
+from memorizing.storage.checkpoints import has_checkpoint, newest_identity
+from memorizing.storage.identity import Identity
 from memorizing.training.learning_rate import SCHEDULES
 
 CONFIG_FILE = "config.gin"
@@ -105,6 +106,11 @@ def open_workdir(
         ConfigError: if settings are missing or wrong, or are not those of the run in `workdir`.
     """
     stored = workdir / CONFIG_FILE
+    if not files and not stored.exists() and has_checkpoint(workdir):
+        raise ConfigError(
+            f"{stored} is missing, but there are checkpoints. Copy it back, or name the settings of the run with "
+            "--gin_file; they are compared with those in the newest checkpoint"
+        )
     if not files and not stored.exists():
         raise ConfigError(
             f"--workdir={workdir} holds no run yet, and no --gin_file names settings. Try "
@@ -133,7 +139,8 @@ def check_settings(
     Raises:
         ConfigError: if the run cannot start, or if it changes a setting that must stay the same when a run resumes.
     """
-    if saved is None:
+    identity = newest_identity(workdir)
+    if saved is None and identity is None:
         try:
             config.check_can_begin()
         except InputError as error:
@@ -141,13 +148,31 @@ def check_settings(
         if config.training.init_from:
             _check_init_from(config)
         return
-    for name, now, before in training_differences(config, saved):
+    changed = [] if saved is None else [(name, repr(a), repr(b)) for name, a, b in training_differences(config, saved)]
+    if identity is not None:
+        known = {name for name, _, _ in changed}
+        changed += [each for each in _unrecorded(config, identity) if each[0] not in known]
+    for name, now, before in changed:
         if name not in MAY_CHANGE:
             raise ConfigError(
-                f"{name} = {now!r}, but the run in {workdir} started with {before!r}. Train in another --workdir, or "
-                f'keep it with --gin_param "{name} = {before!r}"'
+                f"{name} = {now}, but the run in {workdir} started with {before}. Train in another --workdir, or "
+                f'keep it with --gin_param "{name} = {before}"'
             )
-        say(f"{name} = {now!r} from here on; the run started with {before!r}")
+        say(f"{name} = {now} from here on; the run started with {before}")
+
+
+def _unrecorded(config: Experiment, identity: Identity) -> list[tuple[str, str, str]]:
+    """Returns the settings that differ from those recorded in a checkpoint, as (name, value, recorded value)."""
+    found = []
+    for name, before in identity.settings.items():
+        section, _, setting = name.rpartition(".")
+        if name in (*_FOLDERS, "Training.data") or not hasattr(config.sections.get(section), setting):
+            continue
+        if name == "Optimizer.decay_steps" and not SCHEDULES[config.optimizer.schedule].decays:
+            continue
+        if (now := repr(getattr(config.sections[section], setting))) != before:
+            found.append((name, now, before))
+    return found
 
 
 def _check_init_from(config: Experiment) -> None:
@@ -228,6 +253,13 @@ def load_trained(workdir: AnyPath, files: Sequence[str | Path], bindings: Sequen
     if not stored.exists():
         raise ConfigError(f"--workdir={workdir} holds no run (no {CONFIG_FILE}). Train one with `memorizing train`")
     trained = stored_config(workdir)
+    if (identity := newest_identity(workdir)) is not None:
+        for name, now, before in _unrecorded(trained, identity):
+            if name not in MAY_CHANGE:
+                raise ConfigError(
+                    f"{stored} says {name} = {now}, but the checkpoint of step {identity.step} was trained with "
+                    f"{before}: the file was edited, or is another run's. Correct the line, or copy the folder again"
+                )
     config, _ = load(files, bindings, saved=stored)
     for name, now, before in differences(config, trained):
         if name.startswith("Model.") and name not in ("Model.dtype", "Model.remat", "Model.scan_layers"):

@@ -7,7 +7,7 @@ damaged checkpoint, which cannot be read or fails its checksums (see `fingerprin
 the previous one is used. If the disk, the network or this machine failed, the checkpoint stays and the run ends.
 
     WORKDIR/checkpoints/STEP/     parameters/    progress/ (optimizer, step, XL caches)    memory/ (banks, if any)
-                                  fingerprints/ (of every array)
+                                  fingerprints/ (of every array, and the run's identity)
 """
 
 import functools
@@ -30,6 +30,7 @@ from memorizing.parallel.hosts import all_agree, broadcast_from_first, is_first,
 from memorizing.parallel.mesh import init_sharded, placed, shardings
 from memorizing.storage.damage import is_damage, reason
 from memorizing.storage.fingerprint import fingerprints
+from memorizing.storage.identity import RECORD, Identity, read_identity
 from memorizing.storage.saved_banks import resized, restored_form, saved_form
 from memorizing.storage.train_state import TrainState
 
@@ -76,6 +77,13 @@ def steps_on_disk(folder: AnyPath) -> list[int]:
     return sorted(int(path.name) for path in paths if path.name.isdigit() and ocp.utils.is_checkpoint_finalized(path))
 
 
+def newest_identity(workdir: AnyPath) -> Identity | None:
+    """Returns the identity that the newest checkpoint of a run records; None without such a checkpoint."""
+    folder = workdir / CHECKPOINTS
+    step = max(steps_on_disk(folder), default=None)
+    return None if step is None else read_identity(folder / str(step), FINGERPRINTS)
+
+
 class Checkpoints:
     """The checkpoints of one run, by step. If `keep` is None, they can only be read.
 
@@ -84,10 +92,18 @@ class Checkpoints:
         keep: number of newest checkpoints to keep.
         keep_every: also keeps checkpoints at multiples of this step; 0 for none.
         index_kind: number that identifies the search whose index the banks hold; other indexes are not restored.
+        record: settings and data of the run, saved with each checkpoint (see `Identity`).
     """
 
-    def __init__(self, workdir: AnyPath, keep: int | None = None, keep_every: int = 0, index_kind: int = 0):
-        self._index_kind = index_kind
+    def __init__(
+        self,
+        workdir: AnyPath,
+        keep: int | None = None,
+        keep_every: int = 0,
+        index_kind: int = 0,
+        record: dict[str, Any] | None = None,
+    ):
+        self._index_kind, self._record = index_kind, record
         _hush_orbax()
         self._folder = workdir / CHECKPOINTS
         if isinstance(self._folder, Path):
@@ -149,7 +165,10 @@ class Checkpoints:
         if banks:
             items["memory"] = [saved_form(bank, self._index_kind) for bank in banks]
         saves: dict[str, Any] = {name: ocp.args.StandardSave(_without_empty(item)) for name, item in items.items()}
-        saves[FINGERPRINTS] = ocp.args.JsonSave({name: fingerprints(item) for name, item in items.items()})
+        written: dict[str, Any] = {name: fingerprints(item) for name, item in items.items()}
+        if self._record is not None:
+            written[RECORD] = self._record | {"step": step}
+        saves[FINGERPRINTS] = ocp.args.JsonSave(written)
         self._checked(lambda: self._manager.save(step, args=ocp.args.Composite(**saves)))
 
     def save_parameters(self, step: int, parameters: Parameters) -> None:
@@ -287,9 +306,16 @@ class Checkpoints:
         return filled
 
     def _written(self, step: int) -> dict[str, dict[str, int]]:
-        """Returns the fingerprints saved at `step`, by item."""
+        """Returns the fingerprints saved at `step`, by item.
+
+        Raises:
+            ValueError: if this is a copy of the checkpoint of another step.
+        """
         args = ocp.args.Composite(**{FINGERPRINTS: ocp.args.JsonRestore()})
-        return self._reader.restore(step, args=args)[FINGERPRINTS]
+        written = self._reader.restore(step, args=args)[FINGERPRINTS]
+        if (saved := written.get(RECORD, {}).get("step", step)) != step:
+            raise ValueError(f"it is a copy of the checkpoint of step {saved}")
+        return written
 
     def _compare(self, found: dict[str, dict[str, int]], written: dict[str, dict[str, int]]) -> None:
         for item, arrays in found.items():

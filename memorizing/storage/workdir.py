@@ -10,7 +10,8 @@ from memorizing.errors import InputError
 from memorizing.files import AnyPath, atomic_write, folder_lock
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.hosts import broadcast_from_first, is_first
-from memorizing.storage.checkpoints import has_checkpoint
+from memorizing.storage.checkpoints import has_checkpoint, newest_identity
+from memorizing.storage.identity import read_small_json
 
 
 def open_tokens(data: str, model: ModelSettings) -> PreparedTokens:
@@ -68,10 +69,9 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
     Raises:
         InputError: if they differ; the message gives the digest and folder of each.
     """
-    path = workdir / DATA_FILE
-    if not path.exists() or not has_checkpoint(workdir):
+    if not has_checkpoint(workdir):
         return
-    saved, digests = json.loads(path.read_text()), tokens.digests()
+    saved, digests = _recorded_data(workdir), tokens.digests()
     for name in ("vocabulary", "train") if train else ("vocabulary",):
         if name in saved and digests.get(name) != saved[name]:  # an imported run has only a vocabulary
             raise InputError(
@@ -79,6 +79,30 @@ def check_data(workdir: AnyPath, tokens: PreparedTokens, train: bool) -> None:
                 f"{digests.get(name, 'none')[:12]}) than the run in {workdir} started with ({saved[name][:12]}, "
                 f"{saved['folder']}). Give those tokens with Training.data, or train in another --workdir"
             )
+
+
+def _recorded_data(workdir: AnyPath) -> dict[str, str]:
+    """Returns the folder and the digests of the data of a run: those in its newest checkpoint, or in `DATA_FILE`.
+
+    Raises:
+        InputError: if the file is missing or damaged, or does not agree with the checkpoint.
+    """
+    path, identity = workdir / DATA_FILE, newest_identity(workdir)
+    if not path.exists():
+        if identity is None:
+            raise InputError(
+                f"{path} is missing, which says what data the run was trained with. Copy the run's whole folder again"
+            )
+        return {"folder": "a folder that is not recorded", **identity.data}
+    saved = read_small_json(path, "Remove it: the newest checkpoint holds the same digests")
+    if identity is not None:
+        for name, digest in identity.data.items():
+            if saved.get(name) != digest:
+                raise InputError(
+                    f"{path} says {name} = {saved.get(name)!r}, but the newest checkpoint was trained with {digest!r}: "
+                    "the file was edited or is another run's. Remove it, or copy the run's folder again"
+                )
+    return {"folder": "a folder that is not recorded", **saved}
 
 
 def readable_tokens(workdir: AnyPath, data: str, model: ModelSettings) -> PreparedTokens:
@@ -130,7 +154,8 @@ def is_first_drop(workdir: AnyPath, newest: int | None, say: Callable[[str], Non
     """Returns True if the memory saved at step `newest` is to be dropped; False if a launcher repeats the command."""
     path, dropped = workdir / DROPPED_FILE, -1
     if is_first() and path.exists():
-        dropped = json.loads(path.read_text())["step"]
+        again = "Remove it; --reset_memory then drops the memory once more"
+        dropped = int(read_small_json(path, again).get("step", -1))
     dropped = broadcast_from_first(dropped)
     if 0 <= dropped < (newest or 0):
         say(f"--reset_memory: the memory was already dropped at step {dropped}. To drop it again, remove {path}")

@@ -48,7 +48,8 @@ def train(run: RunSettings, workdir: AnyPath, reset_memory: bool = False, say: C
     kept = training.checkpoints_kept, training.checkpoint_kept_every
     # In a distributed run JAX handles SIGTERM, for all processes.
     caught = () if is_distributed() else (signal.SIGTERM, signal.SIGINT)
-    with Signals(caught) as signals, Checkpoints(workdir, *kept, factory.index_kind()) as checkpoints:
+    record = {"settings": run.by_name(), "data": tokens.digests()}
+    with Signals(caught) as signals, Checkpoints(workdir, *kept, factory.index_kind(), record) as checkpoints:
         reset_memory = reset_memory and is_first_drop(workdir, checkpoints.latest_step(), say)
         step, state = resume(checkpoints, factory, reset_memory, say)
         if state is None:

@@ -9,11 +9,13 @@ from typing import Literal
 
 from memorizing.data.batches import BatchSettings
 from memorizing.errors import InputError
+from memorizing.memory.eviction import EVICTION_RULES
+from memorizing.memory.search import SEARCHES
 from memorizing.memory.search.proposed import is_worth_it
 from memorizing.memory.settings import MemorySettings, at_memory_size
 from memorizing.model.settings import ModelSettings
 from memorizing.parallel.mesh import MeshSettings
-from memorizing.sections import LARGEST_COUNT, LARGEST_SEED, check_range
+from memorizing.sections import LARGEST_COUNT, LARGEST_SEED, check_range, section_name
 from memorizing.training.memory_schedule import MemorySchedule, memory_schedule
 from memorizing.training.metrics import WRITERS
 from memorizing.training.optimizer import OptimizerSettings
@@ -122,6 +124,24 @@ class RunSettings:
     def memory_schedule(self) -> MemorySchedule:
         """The memory's size at each step."""
         return memory_schedule(self.memory.size, self.training.memory_from_step, self.training.memory_growth)
+
+    def by_name(self) -> dict[str, str]:
+        """Returns the `repr` of each setting by its gin name, except those of the mesh."""
+        kinds = [kind for kind in (*SEARCHES.values(), *EVICTION_RULES.values()) if dataclasses.fields(kind)]
+        parts = [
+            self.model,
+            self.memory,
+            self.batch,
+            self.optimizer,
+            self.training,
+            *map(self.memory.section_of, kinds),
+        ]
+        return {
+            f"{section_name(type(part))}.{field.name}": repr(getattr(part, field.name))
+            for part in parts
+            for field in dataclasses.fields(part)
+            if field.repr
+        }
 
     def with_memory_size(self, size: int) -> "RunSettings":
         """Returns the settings that read a trained model with another `Memory.size` (see `at_memory_size`).

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -28,6 +27,7 @@ from memorizing.pretrained.importing import import_pretrained
 from memorizing.runs import load_trained
 from memorizing.shapes import Batch
 from memorizing.storage.checkpoints import Checkpoints
+from memorizing.storage.workdir import record_data
 from tests.pretrained_folder import CONFIG, TEXT, tensors, tokenizer, write_folder
 from tests.tiny_run import write_texts
 
@@ -181,7 +181,7 @@ def own_run(folder: Path, data: Path, **settings) -> Path:
            "memory_layers": (), "dtype": "float32"} | settings
     )  # fmt: skip
     lines = [f"Model.{field.name} = {getattr(model, field.name)!r}" for field in dataclasses.fields(model)]
-    shutil.copytree(data, folder / "vocabulary")
+    record_data(folder, PreparedTokens(data))
     _, text = load([], [*lines, "Memory.size = 0", f"Training.data = {str(data)!r}"])
     (folder / "config.gin").write_text(text)
     with Checkpoints(folder, keep=1) as checkpoints:
