@@ -7,6 +7,7 @@ A line is `{"text": ..., "timestamp": ..., "url": ...}`. Only a vocabulary tells
 `Prepare.minimum_tokens` decides. This reader leaves out pages that are too short in any vocabulary.
 """
 
+import codecs
 import dataclasses
 import gzip
 import json
@@ -57,6 +58,13 @@ class C4(Corpus):
         """Returns all shards, by split and name. An item is a file with many documents."""
         folders, strays = split_folders(raw, lambda path: any(map(_is_shard, [path, *entries(path)])))
         items = [*(item for split, folder in folders for item in _items(split, folder)), *strays]
+        in_splits = [item for item in document_items(items) if item.split]
+        strays = [item for item in document_items(items) if not item.split]
+        if in_splits and strays:
+            raise InputError(
+                f"{strays[0].path} has no split in its name, but {Path(in_splits[0].path).name} has. Rename it (as in "
+                "c4-train.00000-of-01024.json.gz), or move it into train/, validation/ or test/"
+            )
         if not document_items(items):
             raise InputError(
                 f"--raw={raw} has no {', '.join(_SUFFIXES)} files, nor do its train, validation, test. Give the folder "
@@ -68,6 +76,9 @@ class C4(Corpus):
         """Yields a page per line, or a note if the page is left out."""
         number = 0
         for number, line in enumerate(_lines(Path(item.path)), 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+                _check_shard(Path(item.path), line)
             place = f"{item.id}, line {number}"
             try:
                 page = json.loads(line.decode("utf-8"))
@@ -92,6 +103,26 @@ class C4(Corpus):
             yield ReadResult(None, (Problem(place, f"left out: {reason}"),))
         if not number:
             yield ReadResult(None, (Problem(item.id, "left out: it has no lines"),))
+
+
+def _check_shard(path: Path, first_line: bytes) -> None:
+    """Rejects a file that is something else than a shard, whose pages would be missing.
+
+    Raises:
+        InputError: says what the file is and how to get the shard.
+    """
+    for start, what in NO_SHARD.items():
+        if first_line.lstrip()[: len(start)].lower() == start:
+            raise InputError(f"{path} is {what}")
+
+
+NO_SHARD = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the shard. Run `git lfs pull` in the repository",
+    b"<!doctype html": "a web page, probably of an error, not the shard. Fetch it again",
+    b"<html": "a web page, probably of an error, not the shard. Fetch it again",
+    b"<?xml": "an XML message, probably of an error, not the shard. Fetch it again",
+}
+"""Starts of files that are found in place of a shard, and what they are."""
 
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:

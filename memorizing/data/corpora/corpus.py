@@ -12,7 +12,9 @@ To add a corpus: write a frozen dataclass that derives from `Corpus` in a file o
 """
 
 import abc
+import codecs
 import io
+import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -193,12 +195,44 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_text(content: bytes, place: str, encoding: str = "utf-8-sig") -> tuple[str, tuple[Problem, ...]]:
-    """Decodes UTF-8, or else ISO-8859-1, which never fails; returns the text and a note in the second case."""
+    """Decodes UTF-8, or else an 8-bit encoding, which never fails; returns the text and a note in the second case.
+
+    Raises:
+        InputError: for a pointer of Git LFS in place of the file.
+    """
+    if content.startswith(LFS_POINTER):
+        raise InputError(f"{place} is a pointer of Git LFS, not the file. Run `git lfs pull` in the repository")
     try:
         return content.decode(encoding), ()
     except UnicodeDecodeError as error:
         byte = f"byte {content[error.start]:#04x} at offset {error.start}"
-        return content.decode("iso-8859-1"), (Problem(place, f"not UTF-8 ({byte}): read as ISO-8859-1"),)
+        text, name = decode_8_bit(content, "iso-8859-1")
+        return text, (Problem(place, f"not UTF-8 ({byte}): read as {name}"),)
+
+
+def decode_8_bit(content: bytes, encoding: str) -> tuple[str, str]:
+    """Decodes an 8-bit encoding; returns the text and the name of the encoding that was used.
+
+    Texts declared as ISO-8859-1 are often windows-1252, whose bytes 0x80 to 0x9F are quotes and dashes. In ISO-8859-1
+    they would be control characters.
+    """
+    if codecs.lookup(encoding).name in ("iso8859-1", "cp1252", "ascii"):
+        if not _CONTROLS.search(content):
+            return content.decode("iso-8859-1"), "ISO-8859-1"
+        return content.decode("cp1252", errors="iso-8859-1-byte"), "windows-1252"
+    return content.decode(encoding, errors="replace"), encoding
+
+
+def _byte_of_iso_8859_1(error: UnicodeError) -> tuple[str, int]:
+    """Decodes the five bytes that windows-1252 does not define."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("iso-8859-1"), error.end
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""Start of the file that Git LFS leaves in place of a large file."""
+_CONTROLS = re.compile(rb"[\x80-\x9f]")
+codecs.register_error("iso-8859-1-byte", _byte_of_iso_8859_1)
 
 
 def file_size(path: Path) -> int | None:

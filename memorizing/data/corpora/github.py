@@ -20,6 +20,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from memorizing.data.corpora import archives
 from memorizing.data.corpora.corpus import (
+    LFS_POINTER,
     Corpus,
     Document,
     Item,
@@ -39,9 +40,12 @@ from memorizing.data.corpora.github_rules import (
     LICENSE_FILE,
     LICENSES,
     VENDORED,
+    WHOLE_LICENSE,
     code_of_notebook,
     exclusion_rule,
     license_of,
+    other_language,
+    product_folders,
 )
 from memorizing.data.documents import SPLITS, Split
 from memorizing.errors import InputError
@@ -53,6 +57,7 @@ _LIKE_START = re.compile(rf"^(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IG
 _ESCAPED = re.compile(rf"^#(?=#*### .*(?:{_SUFFIXES})$)", re.MULTILINE | re.IGNORECASE)
 _NAMES_SHOWN = 5
 _HIDDEN = "or folders that are hidden"
+_VENDORED_RULE = "in vendored or built folders"
 _MAX_DEPTH = 100
 """Deepest nesting of folders. Only archives made to break their readers are deeper."""
 _MAX_LICENSE_BYTES = 1 << 20
@@ -72,7 +77,7 @@ class Github(Corpus):
     """Settings of the GitHub corpus: repositories of source code.
 
     Left out, with a note for each rule: files in other languages; hidden files and folders; vendored and build folders
-    (`github_rules.VENDORED`); generated and minified files (`github_rules.exclusion_rule`); files above
+    (`github_rules.VENDORED`, `product_folders`); generated and minified files (`exclusion_rule`); files above
     `max_file_bytes`; files that are not UTF-8 text; empty files; files more than 100 folders deep, or with a line break
     in their names. Notebooks give their code cells.
 
@@ -144,7 +149,10 @@ class Github(Corpus):
                 hidden[name] = None
             else:
                 files[entry[0]] = entry[1]
-        license = _license(files)
+        license, parts = _license(files)
+        if parts:
+            named = ", ".join(f"{name} ({of or 'unknown'})" for name, of in parts.items())
+            problems.append(Problem(item.id, f"licenses of parts, which do not count for the whole: {named}"))
         if self.licenses and not set(license.split(" OR ")) & set(self.licenses):
             reason = f"left out: its license ({license or 'unknown'}) is not in Github.licenses = {self.licenses}"
             yield ReadResult(None, (*problems, Problem(item.id, reason)))
@@ -293,9 +301,11 @@ def _source_files(settings: Github, files: Mapping[str, _File]) -> tuple[dict[st
     """Returns the text of the files to take, and the names of the others by the rule that leaves them out."""
     texts: dict[str, str] = {}
     skipped: dict[str, list[str]] = {}
-    total = 0
+    total, products = 0, product_folders(files)
     for name, file in files.items():
         text, rule = "", _unread(settings, name, file.size)
+        if not rule and any(name.startswith(f"{folder}/") for folder in products):
+            rule = _VENDORED_RULE
         if not rule:
             total += file.size
             if total > settings.max_repository_bytes:
@@ -314,7 +324,7 @@ def _unread(settings: Github, name: str, size: int) -> str | None:
     if not name.lower().endswith(tuple(suffix for language in settings.languages for suffix in LANGUAGES[language])):
         return "in other languages"
     if VENDORED.intersection(folders):
-        return "in vendored or built folders"
+        return _VENDORED_RULE
     if size > settings.max_file_bytes and not name.lower().endswith(".ipynb"):  # a notebook's bytes are mostly pictures
         return f"larger than Github.max_file_bytes = {settings.max_file_bytes:,}"
     if len(folders) > _MAX_DEPTH:
@@ -326,13 +336,20 @@ def _text(name: str, raw: bytes) -> tuple[str, str | None]:
     """Returns the text of a file, and the rule that leaves it out nevertheless, or None."""
     if b"\0" in raw:
         return "", "with NUL bytes, so not text"
+    if raw.startswith(LFS_POINTER):
+        return "", "that are pointers of Git LFS"
     try:
         text = raw.decode("utf-8-sig")
-        text = code_of_notebook(text) if name.lower().endswith(".ipynb") else text
+        if name.lower().endswith(".ipynb"):
+            text, language = code_of_notebook(text)
+            if language != "python":
+                return "", "with code in other languages: notebooks"
     except UnicodeDecodeError:
         return "", "not UTF-8"
     except InputError as error:
         return "", f"named .ipynb, but {error}"
+    if other := other_language(name, text):
+        return "", f"with {other} under the suffix of another language"
     return text, exclusion_rule(name, text) if text.strip() else "empty"
 
 
@@ -345,11 +362,16 @@ def _is_license(name: str, size: int) -> bool:
     return "/" not in name and LICENSE_FILE.fullmatch(name) is not None and size <= _MAX_LICENSE_BYTES
 
 
-def _license(files: Mapping[str, _File]) -> str:
-    """Returns the license by the top-level license files; several of them are alternatives."""
+def _license(files: Mapping[str, _File]) -> tuple[str, dict[str, str]]:
+    """Returns the license by the top-level license files, and the licenses of parts, by file.
+
+    If a file is named as the license of the whole project, others are those of parts; else all are alternatives.
+    """
     names = sorted(name for name, file in files.items() if _is_license(name, file.size))
-    found = (license_of(files[name].read().decode("utf-8", errors="replace")) for name in names)
-    return " OR ".join(dict.fromkeys(name for name in found if name))
+    found = {name: license_of(files[name].read().decode("utf-8", errors="replace")) for name in names}
+    whole = {name: found[name] for name in names if WHOLE_LICENSE.fullmatch(name) and found[name]} or found
+    license = " OR ".join(dict.fromkeys(name for name in whole.values() if name))
+    return license, {name: found[name] for name in names if name not in whole}
 
 
 def _summary(rule: str, names: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 
 from memorizing.errors import InputError
 
@@ -29,11 +30,64 @@ LANGUAGES: dict[str, tuple[str, ...]] = {
 }
 
 VENDORED = {
-    "vendor", "vendors", "third_party", "third-party", "thirdparty", "3rdparty", "external", "extern", "deps",
-    "node_modules", "bower_components", "site-packages", "Godeps", "Pods", "Carthage",
-    "build", "dist", "target", "__pycache__",
+    "third_party", "third-party", "thirdparty", "3rdparty", "node_modules", "bower_components", "site-packages",
+    "Godeps", "Pods", "Carthage", "__pycache__",
 }  # fmt: skip
-"""Folders of third-party code or of build results."""
+"""Folders that always hold third-party code or build results."""
+
+_MAYBE_BUILT = {"build", "dist", "target", "out"}
+_MAYBE_VENDORED = {"vendor", "vendors", "external", "extern", "deps"}
+_BUILD_FILES = {
+    "setup.py", "setup.cfg", "pyproject.toml", "package.json", "tsconfig.json", "pom.xml", "build.xml", "build.sbt",
+    "build.gradle", "build.gradle.kts", "Makefile", "CMakeLists.txt", "meson.build", "configure.ac", "Cargo.toml",
+    "go.mod", "BUILD", "BUILD.bazel", "gulpfile.js",
+}  # fmt: skip
+
+
+def product_folders(names: Iterable[str]) -> set[str]:
+    """Returns the folders, by path, that hold build results or third-party code by what lies beside and in them.
+
+    A folder named `build` or `vendor` counts if it lies beside a build file and is not a package itself. One named
+    `vendor` also counts at the top of the repository, or if it holds licenses or build files of its own.
+    """
+    files = set(names)
+    found: set[str] = set()
+    for name in files:
+        parts = name.split("/")
+        for depth, part in enumerate(parts[:-1]):
+            if part not in _MAYBE_BUILT and part not in _MAYBE_VENDORED:
+                continue
+            folder = "/".join(parts[: depth + 1])
+            beside = "".join(f"{above}/" for above in parts[:depth])
+            is_package = f"{folder}/__init__.py" in files
+            own = part in _MAYBE_VENDORED and (not depth or (len(parts) - depth <= 3 and _is_of_project(parts[-1])))
+            if (own or any(beside + file in files for file in _BUILD_FILES)) and not is_package:
+                found.add(folder)
+    return found
+
+
+def _is_of_project(name: str) -> bool:
+    """Returns True for files that lie at the top of a project: its license and its build files."""
+    return name in _BUILD_FILES or LICENSE_FILE.fullmatch(name) is not None
+
+
+_MARKUP = re.compile(r"\s*(<\?xml|<!doctype|<html|<ts\b)", re.IGNORECASE)
+_PROLOG = re.compile(r"^\s*:-\s", re.MULTILINE)
+_PERL = re.compile(r"^\s*(use|package|my|sub|our)\b", re.MULTILINE)
+_OBJECTIVE_C = re.compile(r"^\s*@(interface|protocol|implementation|import|class)\b", re.MULTILINE)
+
+
+def other_language(name: str, text: str) -> str:
+    """Returns the language of a file whose suffix another language shares; "" if it is that of its suffix."""
+    name = name.lower()
+    if name.endswith((".ts", ".tsx", ".h", ".cs", ".pl", ".pm")) and _MARKUP.match(text):
+        return "markup"  # Qt's translations are .ts
+    if name.endswith((".pl", ".pm")) and _PROLOG.search(text) and not _PERL.search(text):
+        return "Prolog"
+    if name.endswith(".h") and _OBJECTIVE_C.search(text):
+        return "Objective-C"
+    return ""
+
 
 GENERATED_NAMES = re.compile(
     r".*(\.pb\.(go|cc|h)|_pb2(_grpc)?\.pyi?|_pb\.d?\.?ts|\.generated\.\w+|\.designer\.cs|\.g\.cs|_string\.go)",
@@ -72,6 +126,8 @@ _LICENSE_PHRASES = (  # the earliest match in a text counts; in a tie, the first
 )
 LICENSES = tuple(name for name, _ in _LICENSE_PHRASES)
 LICENSE_FILE = re.compile(r"(un)?licen[cs]e([._-].*)?|copying([._-].*)?", re.IGNORECASE)
+WHOLE_LICENSE = re.compile(r"((un)?licen[cs]e|copying(\.lesser)?)(\.(txt|md|rst))?", re.IGNORECASE)
+"""License files of a whole project. `LICENSE.MIT` beside one of them is the license of a part."""
 
 
 def exclusion_rule(name: str, text: str) -> str | None:
@@ -91,16 +147,20 @@ def license_of(text: str) -> str:
     return min(found, key=lambda match: match[0])[1] if found else ""
 
 
-def code_of_notebook(text: str) -> str:
-    """Returns the code cells of a Jupyter notebook, with empty lines between them.
+def code_of_notebook(text: str) -> tuple[str, str]:
+    """Returns the code cells of a Jupyter notebook, with empty lines between them, and their language in small letters.
 
     Raises:
         InputError: if the text is not a notebook.
     """
     try:
         notebook = json.loads(text)
+        metadata = notebook.get("metadata") or {}
+        named = [(metadata.get("language_info") or {}).get("name"), (metadata.get("kernelspec") or {}).get("language")]
+        language = next((str(name).lower() for name in named if name), "python")
         cells = notebook["cells"] if "cells" in notebook else notebook["worksheets"][0]["cells"]
         codes = [cell.get("source", cell.get("input", "")) for cell in cells if cell["cell_type"] == "code"]
-        return "\n\n".join("".join(code).strip("\n") for code in codes if "".join(code).strip()) + "\n"
+        code = "\n\n".join("".join(code).strip("\n") for code in codes if "".join(code).strip()) + "\n"
+        return code, language
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise InputError(f"not a notebook ({type(error).__name__}: {error})") from error

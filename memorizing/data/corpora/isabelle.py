@@ -45,6 +45,10 @@ _NO_ENTRY = re.compile(r"ROOTS?|LICENSE.*")
 _MARKED_LGPL = re.compile(r"^[ *]*License:\s*LGPL(?! or BSD)", re.MULTILINE)
 
 
+_ROOTS = ("~~/src/", "$ISABELLE_HOME/src/", "$AFP/", "$AFP_BASE/thys/")
+"""Starts of paths that Isabelle expands: its distribution, and the Archive."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Isabelle(Corpus):
     """Settings of the Isabelle corpus: entries of the Archive of Formal Proofs.
@@ -248,6 +252,10 @@ class Archive:
         """Returns the path of an import as Isabelle resolves it: a path, `Session.Theory`, or a name within the
         session.
         """
+        for prefix in _ROOTS:
+            if name.startswith(prefix):
+                path = posixpath.normpath(name.removeprefix(prefix) + ".thy")
+                return path if path in self._files else None
         near = posixpath.normpath(posixpath.join(posixpath.dirname(path), name + ".thy"))
         if near in self._files and (("/" in name) or "." not in name):
             return near

@@ -39,7 +39,7 @@ class _Token(NamedTuple):
 
 
 _LEXEMES = re.compile(
-    r"""(?P<space>\s+)|(?P<open>\(\*|\\<open>|‹|\{\*)|"(?P<string>(?:\\.|[^"\\])*)"|`(?:[^`])*`
+    r"""(?P<space>\s+)|(?P<formal>(?:\\<(?:comment|\^(?:cancel|marker|latex|comment))>|[―—])\s*)|(?P<open>\(\*|\\<open>|‹|\{\*)|"(?P<string>(?:\\.|[^"\\])*)"|`(?:[^`])*`
     |(?P<mark>[()\[\]=+,])|(?P<word>[^\s"()\[\]=+,‹\\{`]+|.)""",
     re.VERBOSE | re.DOTALL,
 )
@@ -115,7 +115,11 @@ def _tokens(text: str) -> Iterator[_Token]:
     place = 0
     while match := _LEXEMES.match(text, place):
         place = match.end()
-        if match["open"]:
+        if match["formal"]:  # a formal comment: a symbol, and a cartouche
+            opening = _LEXEMES.match(text, place)
+            if opening and opening["open"] not in (None, "(*"):
+                place = _closed(text, opening.end(), opening["open"])
+        elif match["open"]:
             start, place = place, _closed(text, place, match["open"])
             if match["open"] != "(*":
                 yield _Token(text[start:place], quoted=True)

@@ -1,11 +1,13 @@
 """PG-19: a document is a book of Project Gutenberg, without the license text in its file.
 
-    raw/2600-0.txt ... and raw/metadata.csv          usually `-0` is UTF-8, `-8` ISO-8859-1, and no suffix ASCII, or
+    raw/2600-0.txt ... and raw/metadata.csv          usually `-0` is UTF-8, `-8` 8-bit with accents, and no suffix
+                                                     ASCII without them, or
     raw/train|validation|test/2600-0.txt ...         the same with the split in the layout
 
 `metadata.csv` is PG-19's own table: id, title, year, url. Without it, titles are taken from the files.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -22,6 +24,7 @@ from memorizing.data.corpora.corpus import (
     Problem,
     PublishedForm,
     ReadResult,
+    decode_8_bit,
     decode_text,
     document_items,
     entries,
@@ -36,22 +39,28 @@ from memorizing.errors import InputError
 METADATA = "metadata.csv"
 
 _NAME = re.compile(r"(.+?)(-0|-8)?\.txt", re.IGNORECASE)
-_PREFERENCE = ("-0", "", "-8")  # of several files of a book: UTF-8 before what may have lost characters
+_PREFERENCE = ("-0", "-8", "")  # of several files of a book: those with accents before ASCII
 
-# A marker can be wrapped: its title goes on in the next lines, to the closing asterisks.
-_START = re.compile(
-    r"^[ \t]*\*{2,} ?START OF (?:THE|THIS) PROJECT GUTENBERG[^\n]*?"
-    r"(?:\*{2,}[ \t]*$|\n(?:[^\n*]+\n){0,3}[^\n*]*\*{2,}[ \t]*$|$)",
+_MARKER = re.compile(
+    r"^[ \t]*(?:"
+    # A marker can be wrapped: its title goes on in the next lines, to the closing asterisks.
+    r"(?P<start>\*{2,} ?START OF (?:THE|THIS)?(?: COPYRIGHTED)? ?PROJECT GUTENBERG[^\n]{0,300}?"
+    r"(?:\*{2,}[ \t]*$|\n(?:[^\n*]{1,200}\n){0,3}[^\n*]{0,200}\*{2,}[ \t]*$|$))"
+    r"|(?P<end>\*{2,} ?END OF (?:THE|THIS)?(?: COPYRIGHTED)? ?PROJECT GUTENBERG)"
+    r"|(?P<print>\*+ ?START ?\** ?THE SMALL PRINT)"
+    r"|(?P<printed>\*+ ?END ?\** ?THE SMALL PRINT[^\n]*$)"
+    r"|(?P<last>(?:\*+[ \t]*)?(?:End|Ende|Fin|Fine|Fim|Einde|Slut|Loppu)\b[^\n]{0,40}?"
+    r"\bPro[a-z]{3,6} Gutenberg(?:['’]s|\b)))",
     re.IGNORECASE | re.MULTILINE,
-)
-_SMALL_PRINT = re.compile(r"^[ \t]*\*+ ?START ?\** ?THE SMALL PRINT", re.IGNORECASE | re.MULTILINE)
-_SMALL_PRINT_END = re.compile(r"^[ \t]*\*+ ?END ?\** ?THE SMALL PRINT[^\n]*$", re.IGNORECASE | re.MULTILINE)
-_END = re.compile(r"^[ \t]*\*{2,} ?END OF (?:THE|THIS) PROJECT GUTENBERG", re.IGNORECASE | re.MULTILINE)
-_LAST_LINE = re.compile(
-    r"^[ \t]*(?:\*+[ \t]*)?End of (?:the |this )?Project Gutenberg(?:['’]s|\b)", re.IGNORECASE | re.MULTILINE
 )
 _TAIL = 30_000
 """Characters from the end in which a last line without a marker is searched. The license has about 19,000."""
+_LICENSE = re.compile(
+    r"this e(?:book|text) is for the use of anyone anywhere at no cost|project gutenberg-tm license", re.I
+)
+_DECLARED = re.compile(rb"^Character set encoding:\s*([\w-]+)", re.IGNORECASE | re.MULTILINE)
+_MUCH = 0.25
+"""Share of a file from which on what is left out is noted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +105,13 @@ class Pg19(Corpus):
         listed = {**_titles(path.parent.parent / METADATA), **_titles(path.parent / METADATA)}
         title = listed.get(item.id) or _title(text) or item.id
         if self.strip_license:
-            text = without_license(text)
+            whole, (text, remark) = text, without_license(text)
+            left = len(whole.strip()) - len(text.strip())
+            if left > _MUCH * len(whole.strip()):
+                remark += f"; {left:,} of {len(whole):,} characters ({left / len(whole):.0%}) left out"
+            remark = remark.removeprefix("; ")
+            if remark:
+                problems = (*problems, Problem(path.name, remark))
         text = text.strip("\n")
         if not text.strip():
             yield ReadResult(None, (*problems, Problem(path.name, "left out: it has no text")))
@@ -106,28 +121,62 @@ class Pg19(Corpus):
 
 
 def decode(path: Path) -> tuple[str | None, tuple[Problem, ...]]:
-    r"""Returns the text of a UTF-8 or ISO-8859-1 file with `\n` as line end and no byte-order mark; None for binary
-    files.
+    r"""Returns the text of a file in UTF-8 or an 8-bit encoding, with `\n` as line end and without a byte-order mark.
+
+    Returns None for binary files.
     """
     raw = read_file(path)
     if (place := raw.find(b"\0")) >= 0:
         message = f"left out: a NUL byte at offset {place}, so it is not text; fix or replace the file"
         return None, (Problem(path.name, message),)
+    declared = _DECLARED.search(raw[:20_000])
     text, problems = decode_text(raw, path.name)
+    if problems and declared:
+        with contextlib.suppress(LookupError):
+            text, name = decode_8_bit(raw, declared[1].decode("ascii"))
+            problems = (Problem(path.name, f"not UTF-8, declared as {declared[1].decode()}: read as {name}"),)
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
 
-def without_license(text: str) -> str:
-    """Returns the text between the markers, or `text` itself if it has none."""
-    half = len(text) // 2
-    if (small_print := _SMALL_PRINT.search(text, half)) is not None:  # some old books have it at their end
-        text = text[: small_print.start()]
-    starts = [match.end() for pattern in (_START, _SMALL_PRINT_END) for match in pattern.finditer(text, 0, half)]
-    text = text[max(starts, default=0) :]
-    if (end := _END.search(text)) is not None:
-        text = text[: end.start()]
-    *_, last = (None, *_LAST_LINE.finditer(text, max(0, len(text) - _TAIL)))
-    return text[: last.start()] if last else text
+def without_license(text: str) -> tuple[str, str]:
+    """Returns the works in a file, without licenses, headers and what lies between works; and a remark, or "".
+
+    A work goes from a start marker to the next end marker. Without markers of start, it begins after the small print,
+    or at the start of the file. A text without any marker is unchanged.
+    """
+    markers = [(match.lastgroup, match.start(), match.end()) for match in _MARKER.finditer(text)]
+    kinds = {kind for kind, _, _ in markers}
+    tail = len(text) - _TAIL
+    works: list[str] = []
+    begin = None if "start" in kinds else 0  # of the current work; None outside of works
+    for kind, start, end in markers:
+        if kind == "start":
+            if begin is not None:  # the marker before it had no end
+                works.append(text[begin:start])
+            begin = end
+        elif begin is None:
+            continue
+        elif kind == "printed":  # what lies before the end of the small print is none of the work
+            begin = end
+        elif kind == "print":
+            if any(other == "printed" and place > start for other, place, _ in markers):
+                works.append(text[begin:start])  # small print in the middle: the work goes on after it
+                begin = end
+            else:  # some old books have the small print at their end
+                works.append(text[begin:start])
+                begin = None
+        elif kind == "end" or (kind == "last" and (start > tail or "end" in kinds)):
+            works.append(text[begin:start])
+            begin = None
+    if begin is not None:
+        works.append(text[begin:])
+    found = [work.strip("\n") for work in works if work.strip()]
+    if "start" not in kinds and "printed" in kinds:
+        found = found[-1:]
+    remark = "no marker was found, so the text may hold license text" if not kinds and _LICENSE.search(text) else ""
+    if not kinds:
+        return text, remark
+    return "\n\n".join(found), f"{len(found)} works in one file" if len(found) > 1 else ""
 
 
 def _items(split: Split | None, folder: Path) -> Iterator[Item]:

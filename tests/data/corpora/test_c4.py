@@ -42,7 +42,10 @@ def test_splits_come_from_the_name_or_the_folder(tmp_path):
     for name in ("c4-train.00000-of-00001.json.gz", "c4-validation.00000-of-00001.json.gz", "other.jsonl"):
         write(tmp_path / "a" / name, [page("x")])
         write(tmp_path / "b" / "test" / name, [page("x")])
-    assert [item.split for item in C4().list(tmp_path / "a")] == ["train", "validation", None]
+    with pytest.raises(InputError, match=r"other\.jsonl has no split in its name, but c4-train.* has\. Rename it"):
+        C4().list(tmp_path / "a")
+    (tmp_path / "a" / "other.jsonl").unlink()
+    assert [item.split for item in C4().list(tmp_path / "a")] == ["train", "validation"]
     assert [item.split for item in C4().list(tmp_path / "b")] == ["test"] * 3
 
 

@@ -281,7 +281,7 @@ def test_only_lines_that_look_like_a_path_are_changed(tmp_path):
 
 def test_archives_with_the_name_of_a_split_are_refused(tmp_path):
     archive(tmp_path / "train.tar.gz", {"o__r/a.py": "a"})
-    with pytest.raises(InputError, match=r"train\.tar\.gz has the name of a split.*Unpack it"):
+    with pytest.raises(InputError, match=r"train\.tar\.gz is named like a split.*Unpack it"):
         Github().list(tmp_path)
 
 
@@ -343,3 +343,62 @@ def test_the_shared_corpus(tmp_path):
             assert name.endswith(".ipynb") or text in (own, own + "\n")
         other = Github.reordered(document.text, random.randrange(99))
         assert sorted(files_of(other)) == sorted(files_of(document.text)) and together(list(files_of(other)))
+
+
+def test_folders_are_left_out_by_what_they_are(tmp_path):
+    """A package may be called `build` or `target`; a folder of results lies beside a build file."""
+    taken = {
+        "src/build/__init__.py": "a\n",
+        "src/build/target/linux.py": "b\n",
+        "java/target/Aim.java": "class Aim {}\n",
+    }
+    left = {"build/lib/copied.py": "c\n", "web/dist/app.ts": "d\n", "vendor/x.py": "e\n", "lib/external/z/z.c": "f\n"}
+    others = {"setup.py": "s\n", "web/package.json": "{}", "lib/external/z/LICENSE": "a license"}
+    write(tmp_path / "o__r", taken | left | others)
+    (reading,) = read(tmp_path)
+    assert files_of(reading.document.text).keys() == {*taken, "setup.py"}
+    (problem,) = [each.message for each in reading.problems if "vendored or built" in each.message]
+    assert all(name in problem for name in left)
+
+
+NOTEBOOK = '{"cells": [{"cell_type": "code", "source": ["x = 1"]}], "metadata": %s}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "de.ts",
+            '<?xml version="1.0"?>\n<!DOCTYPE TS>\n<TS></TS>\n',
+            "with markup under the suffix of another language",
+        ),
+        ("a.h", "#import <x.h>\n@interface A : B\n@end\n", "with Objective-C under the suffix"),
+        ("r.ipynb", NOTEBOOK % '{"language_info": {"name": "R"}}', "with code in other languages: notebooks"),
+        ("j.ipynb", NOTEBOOK % '{"kernelspec": {"language": "julia"}}', "with code in other languages: notebooks"),
+        (
+            "big.py",
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "that are pointers of Git LFS",
+        ),
+    ],
+)
+def test_the_language_is_that_of_the_content(name, text, words, tmp_path):
+    write(tmp_path / "o__r", {name: text, "b.py": "b = 1\n", "b.ts": "let b = 1\n", "n.ipynb": NOTEBOOK % "{}"})
+    (reading,) = read(tmp_path)
+    assert files_of(reading.document.text).keys() == {"b.py", "b.ts", "n.ipynb"}
+    assert any(words in each.message and name in each.message for each in reading.problems)
+
+
+def test_licenses_of_parts_do_not_count_for_the_whole(tmp_path):
+    gpl = "GNU GENERAL PUBLIC LICENSE\nVersion 3, 29 June 2007\n"
+    write(tmp_path / "o__r", {"COPYING": gpl, "LICENSE.MIT": MIT, "a.c": "int a;\n"})
+    (reading,) = read(tmp_path)
+    assert reading.document.license == "GPL-3.0"
+    assert any(
+        "licenses of parts, which do not count for the whole: LICENSE.MIT (MIT)" in p.message for p in reading.problems
+    )
+    (reading,) = read(tmp_path, licenses=("MIT",))
+    assert reading.document is None
+    write(tmp_path / "two" / "p__q", {"LICENSE-MIT": MIT, "LICENSE-GPL": gpl, "a.c": "int a;\n"})
+    (reading,) = read(tmp_path / "two")
+    assert reading.document.license == "GPL-3.0 OR MIT"

@@ -300,3 +300,31 @@ def test_the_shared_corpus_has_no_import_after_its_use(tmp_path):
         found, its = order(reading.document.text), archive(Path(item.path))
         assert all(found.index(imported) < found.index(by) for by, imported in its.edges(found))
         assert all(place in found for path in found for place in its.imports(path).values() if place)
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        r"A \<comment> \<open>see Manual.Chapter and B\<close> Main",
+        "A ― ‹not B› Main",
+        r"A \<^cancel>\<open>B\<close> Main (* nor C *)",
+    ],
+)
+def test_formal_comments_in_headers_import_nothing(imports):
+    found = header(f"theory T\nimports {imports}\nbegin\n")
+    assert found is not None and found.imports == ("A", "Main")
+
+
+def test_paths_that_isabelle_expands_are_resolved(tmp_path):
+    theory = "theory {0}\nimports {1}\nbegin\nend\n".format
+    write(tmp_path, {
+        "src/HOL/ROOT": "session HOL =\n  directories \"Library\"\n  theories \"Library/Multiset\"\n",
+        "src/HOL/Library/Multiset.thy": theory("Multiset", ""),
+        "thys/Alpha/Part.thy": theory("Part", ""),
+        "thys/Beta/B.thy": theory("B", '"~~/src/HOL/Library/Multiset" "$AFP/Alpha/Part" "$AFP/Alpha/None"'),
+    })  # fmt: skip
+    index = archive(tmp_path)
+    assert index.imports("Beta/B.thy") == {
+        "~~/src/HOL/Library/Multiset": "HOL/Library/Multiset.thy", "$AFP/Alpha/Part": "Alpha/Part.thy",
+        "$AFP/Alpha/None": None,
+    }  # fmt: skip

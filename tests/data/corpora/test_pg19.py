@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import shutil
+import time
 
 import pytest
 
@@ -60,12 +61,12 @@ MARKERS = {
 def test_header_and_tail_are_removed_in_all_wordings(wording):
     start, end = MARKERS[wording]
     body = BODY * 40  # long enough for the halves that markers are looked for in
-    assert without_license(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicense ...\n").strip() == body
+    assert without_license(f"{HEADER}{start}\n\n{body}\n\n{end}\nlicense ...\n")[0].strip() == body
 
 
 def test_a_book_without_markers_is_unchanged():
     text = "The end of the project was near. START OF THIS PROJECT\n" + BODY
-    assert without_license(text) == text
+    assert without_license(text) == (text, "")
 
 
 def test_encodings_marks_and_line_ends(tmp_path):
@@ -88,7 +89,7 @@ def test_the_utf_8_file_of_a_book_is_read_and_the_others_noted(tmp_path):
         ("10", "10-0.txt\n"),
     ]
     left_out = [problem for reading in found for problem in reading.problems]
-    assert left_out == [(name, "left out: another file of the same book, 7") for name in ("7.txt", "7-8.txt")]
+    assert left_out == [(name, "left out: another file of the same book, 7") for name in ("7-8.txt", "7.txt")]
 
 
 def test_titles_come_from_the_metadata_or_the_text(tmp_path):
@@ -181,3 +182,69 @@ def test_malformed_inputs(tmp_path, name, outcome):
         with pytest.raises(AssertionError, match=outcome):
             raise AssertionError(problem.message)
         assert (reading.document is None) == problem.message.startswith("left out")
+
+
+WORDINGS = {
+    "copyrighted": (
+        "*** START OF THE COPYRIGHTED PROJECT GUTENBERG EBOOK, A ***",
+        "*** END OF THE COPYRIGHTED PROJECT GUTENBERG",
+    ),
+    "german": ("", "Ende dieses Projekt Gutenberg Etextes Eine Erzählung"),
+    "french": ("", "Fin de ce livre, Projet Gutenberg"),
+    "small print": (
+        "***START**THE SMALL PRINT!**FOR PUBLIC DOMAIN***\n" + "a condition\n" * 400 + "*END*THE SMALL PRINT! Ver*END*",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("wording", WORDINGS)
+def test_short_works_keep_their_text_alone(wording):
+    """Also if the license is longer than the work."""
+    start, end = WORDINGS[wording]
+    text = f"{HEADER if start else ''}{start}\n\n{BODY}\n\n{end}\n" + ("conditions\n" if end else "")
+    assert without_license(text)[0].strip() == BODY
+
+
+def test_all_works_of_a_file_are_read(tmp_path):
+    parts = [
+        f"*** START OF THE PROJECT GUTENBERG EBOOK {n} ***\nwork {n}\n*** END OF THE PROJECT GUTENBERG EBOOK {n} ***\n"
+        for n in (1, 2)
+    ]
+    write(tmp_path, "1.txt", "header\n" * 30 + "between\n".join(parts) + "license\n" * 30)
+    (reading,) = read(tmp_path)
+    assert reading.document.text == "work 1\n\nwork 2\n"
+    (remark,) = [each.message for each in reading.problems]
+    assert remark.startswith("2 works in one file; ") and remark.endswith("(98%) left out")
+
+
+def test_license_text_without_any_marker_is_noted(tmp_path):
+    write(tmp_path, "1.txt", BODY + "\nThis eBook is for the use of anyone anywhere at no cost and with\n")
+    (reading,) = read(tmp_path)
+    assert reading.problems[0].message == "no marker was found, so the text may hold license text"
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "encoding"),
+    [
+        (b"a \x93quoted\x94 word \x97 here", "a “quoted” word — here", "windows-1252"),
+        ("naïve".encode("latin-1"), "naïve", "ISO-8859-1"),
+        ("Character set encoding: ISO-8859-2\n\nžlutý".encode("iso-8859-2"), "žlutý", "ISO-8859-2"),
+        (b"Character set encoding: ISO-8859-1\n\nan \x85 end \x81", "an … end \x81", "windows-1252"),
+        (b"Character set encoding: nonsense\n\n\xe9", "é", "ISO-8859-1"),
+    ],
+)
+def test_8_bit_encodings_are_those_declared_or_windows_1252(content, text, encoding, tmp_path):
+    write(tmp_path, "1.txt", content)
+    (reading,) = read(tmp_path)
+    assert reading.document.text.strip().endswith(text) and reading.problems[0].message.endswith(f"read as {encoding}")
+
+
+@pytest.mark.parametrize(
+    "phrase", ["*** START OF THIS PROJECT GUTENBERG ", "*END THE SMALL PRINT ", "End of Pro", "** "]
+)
+def test_repeated_phrases_take_linear_time(phrase):
+    start = time.process_time()
+    without_license(phrase * (1_000_000 // len(phrase)))
+    without_license((phrase + "\n") * (1_000_000 // len(phrase)))
+    assert time.process_time() - start < 10
