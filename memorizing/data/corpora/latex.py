@@ -9,12 +9,39 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from memorizing.data.corpora.corpus import Problem, decode_text
+from memorizing.data.corpora.corpus import Problem, decode_8_bit, decode_text
 
-VERBATIM = ("verbatim", "Verbatim", "BVerbatim", "LVerbatim", "lstlisting", "minted", "alltt", "filecontents")
+VERBATIM = {
+    "verbatim", "Verbatim", "BVerbatim", "LVerbatim", "SaveVerbatim", "VerbatimOut", "VerbatimWrite",
+    "spverbatim", "boxedverbatim", "semiverbatim", "verbatimtab", "listing", "listingcont", "lstlisting",
+    "minted", "alltt", "filecontents", "tcblisting", "tcboutputlisting", "LTXexample", "SideBySideExample",
+    "CenteredExample", "Sinput", "Soutput", "Scode", "Schunk", "knitrout", "pycode", "pyblock", "pyverbatim",
+    "pyconsole", "pyconcode", "sympycode", "sympyblock", "sympyverbatim", "pylabcode", "pylabblock",
+    "pylabverbatim", "luacode", "sagesilent", "sageblock", "sageverbatim", "sagecommandline", "asy", "asydef",
+    "gnuplot", "CodeInput", "CodeOutput", "Code", "rcode",
+}  # fmt: skip
+"""Environments, with or without a star, whose content is not LaTeX."""
 _DEFINES_VERBATIM = re.compile(
-    r"\\(?:lstnewenvironment|DefineVerbatimEnvironment|newtcblisting|newverbatim)[ \t]*\{([A-Za-z]+)\}"
+    r"\\(?:lstnewenvironment|DefineVerbatimEnvironment|(?:re)?newtcblisting|(?:New|Renew|Provide|Declare)TCBListing"
+    r"|newverbatim)[ \t]*(?:\[[^]]*\])?[ \t]*\{([A-Za-z]+)\*?\}"
 )
+_NEW_MINTED = re.compile(r"\\newminted[ \t]*(?:\[([A-Za-z]+)\*?\])?[ \t]*\{([\w+-]+)\}")
+_NEW_ENVIRONMENT = re.compile(
+    r"\\(?:(?:re)?newenvironment\*?[ \t\n]*\{([A-Za-z]+)\*?\}[ \t\n]*(?:\[[^]]*\][ \t\n]*){0,2}"
+    r"|(?:New|Renew|Provide|Declare)DocumentEnvironment[ \t\n]*\{([A-Za-z]+)\*?\}[ \t\n]*\{[^{}]*\}[ \t\n]*)(?=\{)"
+)
+_IS_VERBATIM = re.compile(
+    r"\\(?:VerbatimEnvironment|[Vv]erbatim(?![A-Za-z])|lstlisting|tcblisting|minted(?![A-Za-z])|alltt(?![A-Za-z]))"
+    r"|\\begin[ \t]*\{(?:" + "|".join(sorted(VERBATIM)) + r")\*?\}"
+)
+_EXCLUDES = re.compile(r"\\excludecomment[ \t]*\{([A-Za-z]+)\}")
+_CONDITIONAL = re.compile(r"%[^\n]*|\\(?P<word>if[A-Za-z@]*|else|fi)(?![A-Za-z@])|\\.", re.DOTALL)
+_NO_CONDITIONALS = {
+    "iff", "ifthenelse", "ifdef", "ifundef", "ifcsdef", "ifcsundef", "ifdefmacro", "ifstrequal", "ifstrempty",
+    "ifblank", "ifdefempty", "ifbool", "iftoggle", "ifboolexpr", "ifnumcomp", "ifdimcomp", "ifinlist",
+    "ifpackageloaded", "ifclassloaded", "ifdefstring",
+}  # fmt: skip
+"""Macros named like conditionals that end without `\\fi`."""
 # Before an argument and in its braces, TeX treats a line's end, with its comment, as a blank.
 # Possessive quantifiers (`*+`) keep a long run of blanks from taking quadratic time or worse.
 _GAP = r"[ \t]*+(?:(?:%[^\n]*+)?\n[ \t]*+)?+"
@@ -33,8 +60,13 @@ _TOKEN = re.compile(
         | \\(?:url|nolinkurl|path|href)[ \t]*\{[^{}\n]*\})                           # % is not a comment in these
     | \\begin[ \t]*\{(?P<environment>[A-Za-z]+\*?)\}
     | (?P<end>\\end[ \t]*\{document\})
+    | (?P<false>\\iffalse(?![A-Za-z@]))
+    | (?P<fi>\\fi(?![A-Za-z@]))
+    | (?P<endinput>\\endinput(?![A-Za-z@]))
+    | (?P<stop>\\(?:bye|stop|enddocument)(?![A-Za-z@])|\\end(?=[ \t]*(?:%|\n|\Z)))
     | (?P<class>\\document(?:class|style)(?![A-Za-z@]))
-    | \\(?P<plain>input|include|subfile|subfileinclude)(?![A-Za-z@])
+    | \\includestandalone[ \t]*(?:\[[^]%\n]*\])?GAP\{ARGUMENT(standalone)\}
+    | \\(?P<plain>input|include|subfile|subfileinclude|InputIfFileExists)(?![A-Za-z@])
         (?:GAP\{ARGUMENT(name)\}|(?![^\s%])GAP(?P<bare>[^\s{}\\%[\]$&,]+))
     | \\(?P<from>(?:sub)?(?:import|inputfrom|includefrom))\*?
         GAP\{ARGUMENT(folder)\}GAP\{ARGUMENT(file)\}
@@ -51,9 +83,10 @@ class Span(NamedTuple):
     """A stretch of a file without its comments.
 
     Attributes:
-        kind: kind of command: `class`, `begin` and `end` (of `document`), `bibliography`, `input`, `subfile`, `import`,
-            `subimport`; "" for plain text.
-        line: line on which a command starts, from 1.
+        kind: kind of command: `class`, `begin` and `end` (of `document`), `endinput` (end of the file), `stop` (end of
+            all reading), `bibliography`, `input`, `include`, `subfile`, `import`, `subimport`; "" for plain text;
+            `hidden` for characters that TeX skips.
+        line: line on which a command starts, from 1; for `hidden`, the number of characters.
         folder, name: file that an inputting command names.
     """
 
@@ -65,7 +98,7 @@ class Span(NamedTuple):
 
 
 def strip_comments(text: str, verbatim: frozenset[str] = frozenset()) -> str:
-    r"""Returns the text without comments and `comment` environments. Lines that held nothing else are removed.
+    r"""Returns the text without comments, `comment` environments and `\iffalse`. Lines with nothing else are removed.
 
     It leaves `\%`, the environments in VERBATIM and in `verbatim`, `\verb`, `\lstinline`, `\mintinline`, and addresses
     in `\url` and `\href` unchanged. Stripping twice gives the same text as stripping once.
@@ -74,25 +107,48 @@ def strip_comments(text: str, verbatim: frozenset[str] = frozenset()) -> str:
 
 
 def verbatim_environments(texts: Iterable[str]) -> frozenset[str]:
-    """Returns the names of environments that a file of the document defines as verbatim."""
-    return frozenset(name for text in texts for name in _DEFINES_VERBATIM.findall(text))
+    """Returns the names of environments that a file of the document, or one of its packages, defines as verbatim."""
+    found: set[str] = set()
+    for text in texts:
+        found.update(_DEFINES_VERBATIM.findall(text))
+        found.update(name or f"{language}code" for name, language in _NEW_MINTED.findall(text))
+        for match in _NEW_ENVIRONMENT.finditer(text):
+            if _IS_VERBATIM.search(_group(text, match.end()) or ""):
+                found.add(match[1] or match[2])
+    return frozenset(found)
 
 
-def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Span]:
-    """Yields the spans of a file in order, without what `strip_comments` removes."""
+def excluded_environments(texts: Iterable[str]) -> frozenset[str]:
+    r"""Returns the names of environments that a file of the document makes comments (`\excludecomment`)."""
+    return frozenset(name for text in texts for name in _EXCLUDES.findall(text))
+
+
+def scan(text: str, verbatim: frozenset[str] = frozenset(), excluded: frozenset[str] = frozenset()) -> Iterator[Span]:
+    """Yields the spans of a file in order, without what `strip_comments` removes.
+
+    Environments in `excluded` are comments, too.
+    """
     place = search = counted = 0  # ends of the text that was yielded, searched, and counted
     unclosed: set[str] = set()
+    ends: set[int] = set()  # places of `\\fi` whose `\\iffalse` was removed
+    excluded |= {"comment"}
     line, fresh = 1, True  # fresh: the line of `place` has only blanks so far
     while token := _TOKEN.search(text, search):
         environment = token["environment"] or ""
-        search = _end(text, token, environment, verbatim, unclosed)
-        if token["comment"] or (environment == "comment" and search > token.end()):
+        search = _end(text, token, environment, verbatim, excluded, unclosed)
+        hidden = environment in excluded and search > token.end()
+        if token["false"] and (skipped := _skipped(text, token.end())):
+            hidden, search = True, skipped[0]
+            ends.update(skipped[1:])
+        if hidden:
+            yield Span("", "hidden", search - token.start())
+        if token["comment"] or hidden or (token["fi"] and token.start() in ends):
             before, place = _remove(text, place, token.start(), search, fresh)
             search, (_, newline, last) = place, before.rpartition("\n")
             fresh = not last.strip(" \t") and (fresh or bool(newline))
             if before:
                 yield Span(before)
-        elif command := _command(token):
+        elif command := _command(token, text):
             line, counted = line + text.count("\n", counted, token.start()), token.start()
             if token.start() > place:
                 yield Span(text[place : token.start()])
@@ -102,11 +158,38 @@ def scan(text: str, verbatim: frozenset[str] = frozenset()) -> Iterator[Span]:
         yield Span(text[place:])
 
 
-def _end(text: str, token: re.Match[str], environment: str, verbatim: frozenset[str], unclosed: set[str]) -> int:
+def _skipped(text: str, place: int) -> tuple[int, ...] | None:
+    r"""Returns the end of what `\iffalse` hides; with an `\else`, also the place of the `\fi`. None if unclosed."""
+    depth, shown = 0, None
+    for match in _CONDITIONAL.finditer(text, place):
+        word = match["word"]
+        if word == "fi" and not depth:
+            return (match.end(),) if shown is None else (shown, match.start())
+        if word == "else" and not depth and shown is None:
+            shown = match.end()
+        elif word == "fi":
+            depth -= 1
+        elif word and word != "else" and word not in _NO_CONDITIONALS:
+            depth += 1
+    return None
+
+
+def _end(
+    text: str,
+    token: re.Match[str],
+    environment: str,
+    verbatim: frozenset[str],
+    excluded: frozenset[str],
+    unclosed: set[str],
+) -> int:
     """Returns the end of a token. A closed environment whose content is not LaTeX is one token."""
-    special = environment == "comment" or environment.rstrip("*") in VERBATIM or environment in verbatim
+    plain = environment.rstrip("*")
+    special = environment in excluded or plain in VERBATIM or environment in verbatim or plain in verbatim
     if special and environment not in unclosed:
-        end = re.compile(rf"\\end[ \t]*\{{{re.escape(environment)}\}}").search(text, token.end())
+        closing = rf"\\end[ \t]*\{{{re.escape(environment)}\}}"
+        end = re.compile(closing).search(text, token.end())
+        if end and environment in excluded:  # the package `comment` wants it on a line of its own
+            end = re.compile(rf"^[ \t]*{closing}(?=[ \t]*$)", re.MULTILINE).search(text, token.end()) or end
         if end:
             return end.end()
         unclosed.add(environment)  # later ones are not closed either; searching for each would take quadratic time
@@ -124,11 +207,17 @@ def _remove(text: str, place: int, start: int, end: int, fresh: bool) -> tuple[s
     return text[place:start] + "\n", end  # keeps the text on both sides from joining into a command
 
 
-def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
+def _command(token: re.Match[str], text: str) -> tuple[str, str, str] | None:
     """Returns kind, folder and name (see `Span`) of a token that is a command, or None."""
     if token["plain"]:
         name = token["name"] if token["bare"] is None else token["bare"]
-        return "subfile" if token["plain"].startswith("subfile") else "input", "", name.strip(' "')
+        kind = next((kind for kind in ("subfile", "include") if token["plain"].startswith(kind)), "input")
+        return kind, "", name.strip(' "')
+    if token["standalone"] is not None:
+        return "input", "", token["standalone"].strip(' "')
+    if token["endinput"] or token["stop"]:  # inside a line it is part of a definition
+        starts_line = not text[text.rfind("\n", 0, token.start()) + 1 : token.start()].strip(" \t")
+        return ("endinput" if token["endinput"] else "stop", "", "") if starts_line else None
     if token["from"]:
         kind = "subimport" if token["from"].startswith("sub") else "import"
         return kind, token["folder"].strip(' "'), token["file"].strip(' "')
@@ -141,11 +230,23 @@ def _command(token: re.Match[str]) -> tuple[str, str, str] | None:
 
 
 def decode(content: bytes, place: str) -> tuple[str, tuple[Problem, ...]]:
-    r"""Decodes UTF-8, or else ISO-8859-1, with `\n` as line end; returns the text and notes."""
+    r"""Decodes UTF-8, or else the encoding that `inputenc` names, with `\n` as line end; returns the text and notes."""
     text, problems = decode_text(content, place)
+    declared = _INPUTENC.search(content)
+    if problems and declared and (encoding := ENCODINGS.get(declared[1].decode("ascii"))):
+        text, name = decode_8_bit(content, encoding)
+        problems = (Problem(place, f"not UTF-8, inputenc says {declared[1].decode()}: read as {name}"),)
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
 
+ENCODINGS = {
+    "ansinew": "cp1252", "latin1": "iso-8859-1", "latin2": "iso-8859-2", "latin3": "iso-8859-3", "latin4": "iso-8859-4",
+    "latin5": "iso-8859-9", "latin9": "iso-8859-15", "latin10": "iso-8859-16", "cp1250": "cp1250", "cp1251": "cp1251",
+    "cp1252": "cp1252", "cp1257": "cp1257", "cp437": "cp437", "cp850": "cp850", "cp852": "cp852", "cp866": "cp866",
+    "koi8-r": "koi8-r", "koi8-u": "koi8-u", "applemac": "mac-roman", "macce": "mac-latin2",
+}  # fmt: skip
+"""Python's names of the encodings of `inputenc`."""
+_INPUTENC = re.compile(rb"\\(?:usepackage|RequirePackage)[ \t]*\[([\w-]+)\][ \t]*\{inputenc\}")
 _TITLE = re.compile(r"\\title[ \t\n]*(?:\[[^]]*\])?[ \t\n]*\{")
 _DECORATION = re.compile(
     r"\\(?:text(?:bf|it|rm|sc|sf|tt|up|sl|md)|emph|bfseries|itshape|scshape|sffamily|bf|it|sc|sf|rm|em"

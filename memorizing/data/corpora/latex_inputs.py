@@ -2,11 +2,12 @@
 
 import dataclasses
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from memorizing.data.corpora.corpus import Problem
-from memorizing.data.corpora.latex import Span, decode, scan, verbatim_environments
+from memorizing.data.corpora.latex import Span, decode, excluded_environments, scan, verbatim_environments
 
 TEX_SUFFIXES = (".tex", ".ltx", ".latex")
 MAX_DEPTH = 50  # LaTeX's own limit is 15
@@ -14,6 +15,12 @@ MAX_INPUTS = 20_000
 MAX_CHARACTERS = 1 << 27
 NO_TEXT = (".sty", ".cls", ".bib", ".bst", ".clo", ".def", ".fd")
 PREFERRED = ("main", "paper", "ms", "article", "manuscript")
+PACKAGES = (".sty", ".cls", ".def")
+README = re.compile(r"00README(\.XXX|\.txt|\.json|\.ya?ml)?", re.IGNORECASE)
+"""arXiv's file that says which files of a paper are what."""
+_USES = re.compile(
+    r"""(?:filename:\s*)?["']?([^\s"',{}]+)["']?,?\s+(?:["']?usage["']?:\s*)?["']?(toplevel|ignore|include)"""
+)
 
 
 class Tree:
@@ -23,11 +30,15 @@ class Tree:
         self._files = files
         self._texts: dict[str, tuple[str, tuple[Problem, ...]]] = {}
         self._spans: dict[str, tuple[Span, ...]] = {}
-        tex_names = [name for name in files if name.lower().endswith(TEX_SUFFIXES)]
+        self.toplevel, ignored = self._uses()
+        self.ignored = tuple(name for name in files if name in ignored)
+        tex_names = [name for name in files if name.lower().endswith(TEX_SUFFIXES) and name not in ignored]
         named = sorted(tex_names, key=lambda name: name.split("/"))
         self.binary = tuple(name for name in named if "\0" in self.text(name))
         self.tex_files = tuple(name for name in named if name not in self.binary)
-        self._verbatim = verbatim_environments(self.text(name) for name in self.tex_files)
+        packages = [name for name in files if name.lower().endswith(PACKAGES) and "\0" not in self.text(name)]
+        texts = [self.text(name) for name in (*self.tex_files, *packages)]
+        self._verbatim, self._excluded = verbatim_environments(texts), excluded_environments(texts)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -47,8 +58,18 @@ class Tree:
 
     def spans(self, name: str) -> tuple[Span, ...]:
         if name not in self._spans:
-            self._spans[name] = tuple(scan(self.text(name), self._verbatim))
+            self._spans[name] = tuple(scan(self.text(name), self._verbatim, self._excluded))
         return self._spans[name]
+
+    def _uses(self) -> tuple[tuple[str, ...], frozenset[str]]:
+        """Returns the main files and the ignored files that arXiv's 00README names."""
+        found: dict[str, str] = {}
+        for name in self._files:
+            if README.fullmatch(name):
+                text = re.sub(r"\s*\n\s*(?=[\"']?usage)", " ", self.text(name))
+                found |= dict(_USES.findall(text))
+        toplevel = tuple(name for name, use in found.items() if use == "toplevel" and name in self._files)
+        return toplevel, frozenset(name for name, use in found.items() if use == "ignore")
 
     def has(self, name: str, kind: str) -> bool:
         return any(span.kind == kind for span in self.spans(name))
@@ -97,6 +118,7 @@ class _Walk:
         self.reached: set[str] = set()
         self.problems: list[Problem] = []
         self.has_class = self.has_begin = self.ended = False
+        self.shown = 0  # documents that the text shows, and that are still open
 
     def file(self, name: str, base: str, trail: tuple[str, ...]) -> Iterator[str]:
         r"""Yields the texts of a file inside those of `trail`; `base` is the folder of the enclosing `\subfile` or
@@ -111,8 +133,20 @@ class _Walk:
             end = kinds.index("end", begin) if "end" in kinds[begin:] else len(kinds)
             self._note_left_out(name, spans[end:])
             spans = spans[begin + 1 : end]
+        if hidden := sum(span.line for span in spans if span.kind == "hidden"):
+            self._note(name, f"{hidden:,} characters in \\iffalse or comment environments left out")
         for index, span in enumerate(spans):
-            if span.kind == "end" and self.has_begin:
+            if span.kind == "hidden":
+                continue
+            if span.kind == "endinput":
+                self._note_left_out(name, spans[index + 1 :], "\\endinput")
+                return
+            if span.kind == "begin" and self.has_begin:
+                self.shown += 1
+                self._note(f"{name}:{span.line}", "another \\begin{document}: kept as text")
+            elif span.kind == "end" and self.shown:
+                self.shown -= 1
+            elif span.kind == "stop" or (span.kind == "end" and self.has_begin):
                 self.ended = True
                 yield span.text + "\n"
             if self.ended:
@@ -123,7 +157,8 @@ class _Walk:
             self.budget.characters += len(span.text)
             follow = span.name or (span.kind == "bibliography" and self.bbl)
             inside = self._follow(span, name, base, trail) if follow else None
-            yield span.text if inside is None else "".join(inside).strip("\n")
+            text = span.text if inside is None else "".join(inside).strip("\n")
+            yield text if inside is None or span.kind != "include" else f"\n{text}\n"  # it starts a page
 
     def _follow(self, span: Span, within: str, base: str, trail: tuple[str, ...]) -> Iterator[str] | None:
         place, command = f"{within}:{span.line}", " ".join(span.text.split())
@@ -145,7 +180,7 @@ class _Walk:
         if len(trail) >= MAX_DEPTH or self.budget.spent():
             limit = f"{MAX_DEPTH} files deep, {MAX_INPUTS:,} inputs or {MAX_CHARACTERS:,} characters"
             return self._note(place, f"{command}: beyond {limit} in one document; not included")
-        inside = base if span.kind in ("input", "bibliography") else posixpath.dirname(name)
+        inside = base if span.kind in ("input", "include", "bibliography") else posixpath.dirname(name)
         return self.file(name, inside, (*trail, within))
 
     def _find(self, span: Span, within: str, base: str) -> str | None:
@@ -161,21 +196,24 @@ class _Walk:
                     return name
         return None
 
-    def _note_left_out(self, name: str, spans: tuple[Span, ...]) -> None:
-        if text := "".join(span.text for span in spans if span.kind != "end").strip():
-            self._note(name, f"{len(text):,} characters after \\end{{document}} left out")
+    def _note_left_out(self, name: str, spans: tuple[Span, ...], after: str = "\\end{document}") -> None:
+        if text := "".join(span.text for span in spans if span.kind not in ("end", "stop")).strip():
+            self._note(name, f"{len(text):,} characters after {after} left out")
 
     def _note(self, place: str, message: str) -> None:
         self.problems.append(Problem(place, message))
 
 
 def main_file(tree: Tree, folder: str) -> str:
-    r"""Returns the file to start from: the most complete document with a class.
+    r"""Returns the file to start from: that of arXiv's 00README, or the most complete document with a class.
 
     Best is a file with `\documentclass` or `\begin{document}` that with its inputs has both. Next is a file with one of
-    them (the class may be in a precompiled format), then any file. Ties go to a file that no other inputs; a usual name
+    them (the class may be in a precompiled format), then any file. Ties go to a file that no other inputs; one with a
+    `.bbl` of its name; a usual name
     (main, paper, …) or that of the folder; the file that reaches most text; the shallowest; the first by name.
     """
+    if named := [name for name in tree.toplevel if name in tree.tex_files]:
+        return named[0]
     budget = Budget()
     ranks: dict[str, int] = {}
     reached: dict[str, frozenset[str]] = {}
@@ -191,7 +229,9 @@ def main_file(tree: Tree, folder: str) -> str:
         inputting = any(name in reached[other] and other not in reached[name] for other in candidates)
         stem = posixpath.basename(name).rpartition(".")[0].lower()
         size = sum(len(tree.text(part)) for part in reached[name])
-        return inputting, stem not in (*PREFERRED, folder.lower()), -size, name.count("/"), name.split("/")
+        has_bbl = f"{name.rpartition('.')[0]}.bbl" in tree  # arXiv has the bibliography of the main file
+        usual = stem in (*PREFERRED, folder.lower())
+        return inputting, not has_bbl, not usual, -size, name.count("/"), name.split("/")
 
     return min(candidates, key=order)
 
@@ -207,6 +247,8 @@ def document(tree: Tree, folder: str, append_unreached: bool, bbl: bool) -> tupl
     whole = expand(tree, main, bbl, budget)
     texts, problems, reached = [whole.text], list(whole.problems), set(whole.reached)
     has_class = any(tree.has(name, "class") for name in tree.tex_files)
+    if tree.ignored:
+        problems.append(Problem("", f"files that 00README says to ignore are left out: {', '.join(tree.ignored)}"))
     if not has_class:
         problems.append(Problem("", f"no file has a \\documentclass: the text starts with {main}"))
     if append_unreached and not has_class:

@@ -611,7 +611,8 @@ def independent_counts(folder: Path, main: str, left_out: set[str]) -> tuple[int
         name = path.relative_to(folder).as_posix()
         if name in left_out:
             continue
-        kept = body(path.read_text("utf-8-sig"), name == main)
+        text = re.sub(r"(?ms)^[ \t]*\\iffalse\b.*?^[ \t]*\\fi\b", "", path.read_text("utf-8-sig"))
+        kept = body(text, name == main)
         lines += [line for line in kept if "%" not in line and not COMMAND.search(line)]
         for found in COMMAND.finditer("\n".join(kept)):
             plain, bare, sub_folder, sub_file, ol_folder, ol_file = found.groups()
