@@ -31,7 +31,7 @@ class LearningRateSchedule(NamedTuple):
     Attributes:
         after_warmup: returns the learning rate as a function of the number of updates since the end of the warm-up.
         peak: returns the learning rate to which the warm-up rises.
-        decays: whether the rate reaches 0 at `decay_steps`, so that a longer run needs other settings.
+        decays: whether the schedule depends on `decay_steps`, so that a longer run needs other settings.
     """
 
     after_warmup: Callable[[LearningRates], optax.Schedule]

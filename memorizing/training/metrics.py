@@ -27,6 +27,9 @@ DAMAGED_FILE = f"{METRICS_FILE}.damaged"
 class MetricsWriter(Protocol):
     """The contract of metric writers. They write at once, in the calling thread, so an error appears where it happened.
 
+    A writer is made from the workdir and the step from which the run resumes. Values that an earlier writer wrote for
+    later steps no longer count: the run was killed after its checkpoint, and writes them again.
+
     All methods raise `SaveFailed` if the workdir cannot be written to.
     """
 
