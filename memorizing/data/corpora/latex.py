@@ -23,17 +23,20 @@ VERBATIM = {
 """Environments, with or without a star, whose content is not LaTeX."""
 _DEFINES_VERBATIM = re.compile(
     r"\\(?:lstnewenvironment|DefineVerbatimEnvironment|(?:re)?newtcblisting|(?:New|Renew|Provide|Declare)TCBListing"
-    r"|newverbatim)[ \t]*(?:\[[^]]*\])?[ \t]*\{([A-Za-z]+)\*?\}"
+    r"|newverbatim)[ \t]*(?:\[[^]\n]{0,200}\])?[ \t]*\{([A-Za-z]+)\*?\}"
 )
 _NEW_MINTED = re.compile(r"\\newminted[ \t]*(?:\[([A-Za-z]+)\*?\])?[ \t]*\{([\w+-]+)\}")
 _NEW_ENVIRONMENT = re.compile(
-    r"\\(?:(?:re)?newenvironment\*?[ \t\n]*\{([A-Za-z]+)\*?\}[ \t\n]*(?:\[[^]]*\][ \t\n]*){0,2}"
-    r"|(?:New|Renew|Provide|Declare)DocumentEnvironment[ \t\n]*\{([A-Za-z]+)\*?\}[ \t\n]*\{[^{}]*\}[ \t\n]*)(?=\{)"
+    r"\\(?:(?:re)?newenvironment\*?[ \t\n]*\{([A-Za-z]+)\*?\}[ \t\n]*(?:\[[^]\n]{0,200}\][ \t\n]*){0,2}"
+    r"|(?:New|Renew|Provide|Declare)DocumentEnvironment[ \t\n]*\{([A-Za-z]+)\*?\}[ \t\n]*\{[^{}]{0,200}\}[ \t\n]*)"
+    r"(?=\{)"
 )
 _IS_VERBATIM = re.compile(
     r"\\(?:VerbatimEnvironment|[Vv]erbatim(?![A-Za-z])|lstlisting|tcblisting|minted(?![A-Za-z])|alltt(?![A-Za-z]))"
     r"|\\begin[ \t]*\{(?:" + "|".join(sorted(VERBATIM)) + r")\*?\}"
 )
+_LONGEST_DEFINITION = 2000
+"""Characters of an environment's definition in which its verbatim environment is searched."""
 _EXCLUDES = re.compile(r"\\excludecomment[ \t]*\{([A-Za-z]+)\}")
 _CONDITIONAL = re.compile(r"%[^\n]*|\\(?P<word>if[A-Za-z@]*|else|fi)(?![A-Za-z@])|\\.", re.DOTALL)
 _NO_CONDITIONALS = {
@@ -113,7 +116,7 @@ def verbatim_environments(texts: Iterable[str]) -> frozenset[str]:
         found.update(_DEFINES_VERBATIM.findall(text))
         found.update(name or f"{language}code" for name, language in _NEW_MINTED.findall(text))
         for match in _NEW_ENVIRONMENT.finditer(text):
-            if _IS_VERBATIM.search(_group(text, match.end()) or ""):
+            if _IS_VERBATIM.search(_group(text[match.end() : match.end() + _LONGEST_DEFINITION], 0) or ""):
                 found.add(match[1] or match[2])
     return frozenset(found)
 
@@ -132,12 +135,13 @@ def scan(text: str, verbatim: frozenset[str] = frozenset(), excluded: frozenset[
     unclosed: set[str] = set()
     ends: set[int] = set()  # places of `\\fi` whose `\\iffalse` was removed
     excluded |= {"comment"}
+    false = _false_conditionals(text)
     line, fresh = 1, True  # fresh: the line of `place` has only blanks so far
     while token := _TOKEN.search(text, search):
         environment = token["environment"] or ""
         search = _end(text, token, environment, verbatim, excluded, unclosed)
         hidden = environment in excluded and search > token.end()
-        if token["false"] and (skipped := _skipped(text, token.end())):
+        if token["false"] and (skipped := false.get(token.start())):
             hidden, search = True, skipped[0]
             ends.update(skipped[1:])
         if hidden:
@@ -158,20 +162,24 @@ def scan(text: str, verbatim: frozenset[str] = frozenset(), excluded: frozenset[
         yield Span(text[place:])
 
 
-def _skipped(text: str, place: int) -> tuple[int, ...] | None:
-    r"""Returns the end of what `\iffalse` hides; with an `\else`, also the place of the `\fi`. None if unclosed."""
-    depth, shown = 0, None
-    for match in _CONDITIONAL.finditer(text, place):
+def _false_conditionals(text: str) -> dict[int, tuple[int, ...]]:
+    r"""Returns the end of what each closed `\iffalse` hides, by its place; with an `\else`, also that of the `\fi`.
+
+    One pass over the file finds the end of all of them.
+    """
+    found: dict[int, tuple[int, ...]] = {}
+    open_ifs: list[list[int]] = []  # place of each; the end of its `\\else` follows
+    for match in _CONDITIONAL.finditer(text) if "\\iffalse" in text else ():
         word = match["word"]
-        if word == "fi" and not depth:
-            return (match.end(),) if shown is None else (shown, match.start())
-        if word == "else" and not depth and shown is None:
-            shown = match.end()
-        elif word == "fi":
-            depth -= 1
-        elif word and word != "else" and word not in _NO_CONDITIONALS:
-            depth += 1
-    return None
+        if word == "fi" and open_ifs:
+            place, *shown = open_ifs.pop()
+            if text.startswith("\\iffalse", place):
+                found[place] = (shown[0], match.start()) if shown else (match.end(),)
+        elif word == "else" and open_ifs and len(open_ifs[-1]) == 1:
+            open_ifs[-1].append(match.end())
+        elif word and word not in ("fi", "else") and word not in _NO_CONDITIONALS:
+            open_ifs.append([match.start()])
+    return found
 
 
 def _end(
@@ -188,8 +196,12 @@ def _end(
     if special and environment not in unclosed:
         closing = rf"\\end[ \t]*\{{{re.escape(environment)}\}}"
         end = re.compile(closing).search(text, token.end())
-        if end and environment in excluded:  # the package `comment` wants it on a line of its own
-            end = re.compile(rf"^[ \t]*{closing}(?=[ \t]*$)", re.MULTILINE).search(text, token.end()) or end
+        if end and environment in excluded and f"{environment} alone" not in unclosed:
+            # The package `comment` wants it on a line of its own.
+            alone = re.compile(rf"^[ \t]*{closing}(?=[ \t]*$)", re.MULTILINE).search(text, token.end())
+            if alone is None:
+                unclosed.add(f"{environment} alone")
+            end = alone or end
         if end:
             return end.end()
         unclosed.add(environment)  # later ones are not closed either; searching for each would take quadratic time

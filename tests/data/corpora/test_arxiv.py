@@ -661,3 +661,137 @@ def test_real_papers_read_the_same_from_a_folder_and_a_tar(tmp_path):
     packed = bulk(tmp_path / "bulk", {"1503/flt-blueprint.gz": gzip.compress(tar(files))})
     (item,) = Arxiv().list(packed)
     assert next(Arxiv().read(item)) == read(folder)
+
+
+def text_of(tmp_path, files: dict[str, str | bytes]):
+    reading = read(write(tmp_path / "p", files))
+    return reading.document.text, messages(reading)
+
+
+STYLE = r"""
+\lstnewenvironment{mycode}{}{}
+\DefineVerbatimEnvironment{myverb}{Verbatim}{}
+\newenvironment{showcode}{\VerbatimEnvironment\begin{VerbatimOut}{x}}{\end{VerbatimOut}}
+\NewDocumentEnvironment{shown}{m}{\begin{lstlisting}}{\end{lstlisting}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "preamble"),
+    [
+        *((name, "\\usepackage{mine}") for name in ("mycode", "myverb", "showcode", "shown")),
+        ("ccode", "\\newminted{c}{linenos}"),
+        ("console", "\\newminted[console]{bash}{}"),
+        ("shell", "\\newtcblisting[auto counter]{shell}{listing only}"),
+        *((name, "") for name in ("spverbatim", "luacode*", "Sinput", "pyblock", "tcblisting", "SaveVerbatim")),
+    ],
+)
+def test_every_verbatim_environment_keeps_its_text(environment, preamble, tmp_path):
+    shown = "\\documentclass{x} % kept\n\\begin{document}\n100 % kept \\input{a}\n\\end{document}\n\\iffalse kept\n"
+    main = (
+        f"\\documentclass{{article}}\n{preamble}\n\\begin{{document}}\n\\input{{chapter}}\nafter\n\\end{{document}}\n"
+    )
+    chapter = f"before % gone\n\\begin{{{environment}}}\n{shown}\\end{{{environment}}}\nbehind\n"
+    text, _ = text_of(tmp_path, {"main.tex": main, "chapter.tex": chapter, "mine.sty": STYLE, "a.tex": "no"})
+    assert shown in text and "gone" not in text and all(word in text for word in ("before", "behind", "after"))
+
+
+def test_a_document_that_an_unknown_environment_shows_is_kept_and_noted(tmp_path):
+    shown = "\\begin{weird}\n\\begin{document}\nshown\n\\end{document}\n\\end{weird}\n"
+    main = f"\\documentclass{{article}}\n\\begin{{document}}\nfirst\n{shown}last\n\\end{{document}}\nnotes\n"
+    text, notes = text_of(tmp_path, {"main.tex": main})
+    assert shown in text and "last" in text and "notes" not in text
+    assert "another \\begin{document}: kept as text" in notes
+
+
+@pytest.mark.parametrize("end", ["\\bye", "\\stop", "\\end", "\\enddocument"])
+def test_what_tex_never_reads_is_left_out_and_measured(end, tmp_path):
+    text, notes = text_of(
+        tmp_path,
+        {"a.tex": f"\\magnification=1200\nread\n\\input b\n{end}\nunread\n", "b.tex": "also\n\\endinput\nold draft\n"},
+    )
+    assert "read" in text and "also" in text and "unread" not in text and "draft" not in text
+    assert "9 characters after \\endinput left out" in notes and "6 characters after" in notes
+
+
+def test_an_end_of_reading_inside_a_definition_ends_nothing(tmp_path):
+    main = whole("\\def\\x{\\endinput} one\n\\newcommand{\\y}{\\bye} two $\\iff$ three\n")
+    assert all(word in text_of(tmp_path, {"main.tex": main})[0] for word in ("one", "two", "three"))
+
+
+def test_conditionals_that_are_false_are_left_out_whole(tmp_path):
+    body = (
+        "one\n\\iffalse\nold \\input{old} \\ifdraft x\\else y\\fi $a \\iff b$ % \\fi\n\\fi\ntwo\n"
+        "\\iffalse gone \\else shown \\ifx a b\\fi\\fi three\n\\ifdraft kept \\else also \\fi\n\\iffalse never closed\n"
+    )
+    text, notes = text_of(tmp_path, {"main.tex": whole(body), "old.tex": "very old"})
+    assert "old" not in text and "gone" not in text
+    for part in (
+        "one\ntwo\n",
+        "shown \\ifx a b\\fi three",
+        "\\ifdraft kept \\else also \\fi",
+        "\\iffalse never closed",
+    ):
+        assert part in text
+    assert "characters in \\iffalse or comment environments left out" in notes
+
+
+def test_comment_environments_end_on_a_line_of_their_own(tmp_path):
+    body = "\\begin{comment} a \\end{comment} b\nc\n\\end{comment}\nkept\n\\begin{old}\nd\n\\end{old}\n"
+    body += "\\begin{comment}e\\end{comment}f\n"
+    main = whole(body).replace("\\begin{document}", "\\excludecomment{old}\n\\begin{document}")
+    text, _ = text_of(tmp_path, {"main.tex": main})
+    assert text.split("\\begin{document}\n")[1].split("\\end{document}")[0].split() == ["kept", "f"]
+
+
+def test_inputs_of_every_form_stay_apart(tmp_path):
+    body = "\\include{a}\\include{b}\n\\InputIfFileExists{c}{}{missing}\n\\includestandalone[width=1cm]{d}\n"
+    text, _ = text_of(tmp_path, {"main.tex": whole(body), **{f"{name}.tex": f"text-{name}" for name in "abcd"}})
+    assert re.search(r"text-a\s+text-b\s+text-c", text) and "text-d" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "readme"),
+    [
+        ("00README.XXX", "old.tex ignore\nfig.tex include\nnew.tex toplevelfile\n"),
+        (
+            "00README.json",
+            '{"sources": [{"filename": "old.tex", "usage": "ignore"}, {"filename": "new.tex", "usage": "toplevel"}]}',
+        ),
+        (
+            "00README.yaml",
+            "sources:\n  - filename: old.tex\n    usage: ignore\n  - filename: new.tex\n    usage: toplevel\n",
+        ),
+    ],
+)
+def test_the_readme_of_arxiv_names_the_main_file(name, readme, tmp_path):
+    text, notes = text_of(
+        tmp_path, {name: readme, "old.tex": whole("an old and longer version"), "new.tex": whole("new")}
+    )
+    assert "new" in text and "old" not in text
+    assert "files that 00README says to ignore are left out: old.tex" in notes
+
+
+def test_the_file_with_a_bibliography_of_its_name_is_the_main_file(tmp_path):
+    files = {"a.tex": whole("supplement, and longer"), "b.tex": whole("paper"), "b.bbl": "\\begin{thebibliography}{}"}
+    assert "paper" in text_of(tmp_path, files)[0]
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "text", "encoding"),
+    [("latin1", b"\x93x\x94", "“x”", "windows-1252"), ("latin2", "ž".encode("iso-8859-2"), "ž", "iso-8859-2"),
+     ("koi8-r", "да".encode("koi8-r"), "да", "koi8-r")],
+)  # fmt: skip
+def test_the_encoding_is_that_of_inputenc(option, content, text, encoding, tmp_path):
+    main = whole("@").replace("\\begin{document}", f"\\usepackage[{option}]{{inputenc}}\n\\begin{{document}}").encode()
+    found, notes = text_of(tmp_path, {"main.tex": main.replace(b"@", content)})
+    assert text in found and f"inputenc says {option}: read as {encoding}" in notes
+
+
+@pytest.mark.parametrize(
+    "phrase", ["\\iffalse ", "\\begin{comment}", "\\ifx \\fi ", "\\newenvironment{a}{", "\\newminted"]
+)
+def test_repeated_commands_take_linear_time(phrase, tmp_path):
+    start = time.process_time()
+    text_of(tmp_path, {"main.tex": whole(phrase * (300_000 // len(phrase)))})
+    assert time.process_time() - start < 20
