@@ -32,6 +32,11 @@ def run_folder(option: str, text: str) -> AnyPath:
     Raises:
         InputError: if `text` is another kind of address, or the bucket cannot be reached; names `option`.
     """
+    if "\\" in text and os.sep == "/":
+        raise InputError(
+            f"{option}={text}: has a backslash, which the library that writes arrays takes for a slash. Choose a name "
+            "without one"
+        )
     if not re.match(r"(gs|s3):|[A-Za-z][A-Za-z0-9+.-]*:/", text):
         return Path(text)
     address = re.fullmatch(r"(gs://[^/]+)/+[^/].*", text)

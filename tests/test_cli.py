@@ -75,6 +75,13 @@ def test_a_missing_requirement_of_buckets_is_named(capsys, monkeypatch):
     assert "pip install gcsfs google-cloud-storage" in capsys.readouterr().err
 
 
+def test_a_backslash_in_the_name_of_a_run_is_refused(tmp_path, capsys):
+    """TensorStore would write the arrays to another folder."""
+    run = str(tmp_path / "x\\run")
+    assert main(["train", f"--workdir={run}", f"--gin_file={BASE}"]) == 2
+    assert f"--workdir={run}: has a backslash" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_a_path_with_a_colon_is_a_path(tmp_path):
     assert run_folder("--workdir", f"{tmp_path}/gs:/run") == tmp_path / "gs:" / "run"
     assert run_folder("--workdir", "run:2") == Path("run:2")

@@ -250,6 +250,12 @@ def train_sentencepiece(texts: Iterable[str], size: int, model_type: str, sample
             minloglevel=2,
         )
     except RuntimeError as error:
+        if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
+            raise InputError(
+                f"Prepare.vocabulary_size = {size} is too small: the letters of this text (all but the rarest 0.05%, "
+                f"which are spelled in bytes) need {needed[1]}. Set it to at least {needed[1]}, or use "
+                "Prepare.vocabulary = 'bytes'"
+            ) from error
         raise InputError(
             f"a SentencePiece vocabulary of {size} could not be trained on {len(lines)} lines of text: {error}. "
             "Choose a smaller Prepare.vocabulary_size, give more text, or use Prepare.vocabulary = 'bytes'"

@@ -4,6 +4,7 @@ Parts without a place there are rejected by name: gates, layers that normalize o
 `--omit` leaves out parts that only memory layers have; the exported model then computes another function.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection
@@ -36,13 +37,13 @@ def export(
     drop: Collection[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
-    """Writes `out`, which must not exist: weights of the newest checkpoint in float32, config and tokenizer.
+    """Writes `out`: weights of the newest checkpoint in float32, config and tokenizer. Does nothing if it is there.
 
     Raises:
-        InputError: names parts without a place there.
+        InputError: names parts without a place there; also if `out` holds something else.
     """
-    if out.exists():
-        raise InputError(f"--out={out} exists already. Give a folder that does not exist")
+    if out.exists() and not (out / "config.json").is_file():
+        raise InputError(f"--out={out} exists already and is not an export. Give a folder that does not exist")
     run = load_trained(workdir, [], [])
     kept = workdir / PRETRAINED
     architecture, config = _config(run.model, kept)
@@ -73,10 +74,26 @@ def export(
     else:
         config |= _own_tokenizer(open_vocabulary(workdir).vocabulary, unfinished, say)
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if out.exists():
+        same = _files(out) == _files(unfinished)
+        shutil.rmtree(unfinished)
+        if not same:
+            raise InputError(f"--out={out} exists already and holds another model. Give a folder that does not exist")
+        say(f"{out} already holds this model, of step {step}")
+        return
     unfinished.rename(out)
     for name in dropped:
         say(f"left out: {name} ({dropped[name]})")
     say(f"{out}: a {architecture.model_type} of {len(tensors)} tensors, of step {step}, in float32")
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Returns the digests of the files directly in a folder, by name."""
+    found = {}
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _config(model: ModelSettings, kept: AnyPath) -> tuple[Architecture, dict[str, Any]]:

@@ -285,3 +285,17 @@ def test_splits_of_a_folder_stay_apart(tmp_path):
             for number, length in enumerate(opened.lengths)
         ]
         assert len(texts) == count and all(f"of {split}\n" in text for text in texts)
+
+
+def test_the_smallest_vocabulary_of_many_letters_is_named(tmp_path):
+    letters = [chr(0x4E00 + number) for number in range(900)]
+    (tmp_path / "raw").mkdir()
+    for number in range(9):
+        (tmp_path / "raw" / f"{number}.txt").write_text("".join(letters[number * 100 :][:100]) * 5)
+    settings = dataclasses.replace(SETTINGS, vocabulary_size=300)
+    with pytest.raises(
+        InputError, match=r"vocabulary_size = 300 is too small: .* Set it to at least (\d+), or use"
+    ) as caught:
+        run(tmp_path / "raw", tmp_path / "out", settings)
+    needed = int(str(caught.value).split("at least ")[1].split(",")[0])
+    assert run(tmp_path / "raw", tmp_path / "out", dataclasses.replace(settings, vocabulary_size=needed))

@@ -167,7 +167,13 @@ def test_export_and_import_are_inverse(place, tmp_path, capsys):
     assert json.loads((tmp_path / "out/config.json").read_text()) == CONFIG
     for name in ("tokenizer.json", "generation_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (place / "folder" / name).read_bytes()
-    assert main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--omit=gates"]) == 2  # nothing is replaced
+    again = ["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--omit=gates"]
+    assert main(again) == 0 and f"{tmp_path / 'out'} already holds this model" in capsys.readouterr().out
+    config = (tmp_path / "out/config.json").read_text()
+    (tmp_path / "out/config.json").write_text("{}")
+    assert main(again) == 2 and "holds another model" in capsys.readouterr().err  # nothing is replaced
+    assert (tmp_path / "out/config.json").read_text() == "{}"
+    (tmp_path / "out/config.json").write_text(config)
     import_pretrained(tmp_path / "out", tmp_path / "again", [2], [], BINDINGS)
     jax.tree.map(np.testing.assert_array_equal, parameters_of(tmp_path / "again"), parameters_of(run))
     with pytest.raises(InputError, match="exists already"):

@@ -122,3 +122,23 @@ def test_the_shared_corpus(tmp_path):
     assert counts == {"train": 149, "validation": 10, "test": 18}
     short = [reading for reading in read(folders[0].parent, minimum_bytes=16_000) if reading.document is None]
     assert len(short) == 27 + 2 + 1
+
+
+def test_a_byte_order_mark_loses_no_page(tmp_path):
+    write(tmp_path / "a.json", [b"\xef\xbb\xbf" + json.dumps(page("x", "first")).encode(), page("y", "second")])
+    assert [reading.document.id for reading in read(tmp_path, minimum_bytes=1)] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 319000000\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<title>404</title>\n", "a web page, probably of an error"),
+        (b"<html><body>403</body></html>\n", "a web page, probably of an error"),
+        (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>\n", "an XML message"),
+    ],
+)
+def test_what_is_found_in_place_of_a_shard_is_refused_by_its_name(content, words, tmp_path):
+    (tmp_path / "c4-train.00000-of-00001.json.gz").write_bytes(content)
+    with pytest.raises(InputError, match=rf"c4-train\.00000-of-00001\.json\.gz is .*{words}"):
+        read(tmp_path)
