@@ -114,7 +114,7 @@ def test_the_run_folder_alone_generates_inspects_and_opens_a_reader(folder, capf
     record = json.loads((copied / "data.json").read_text())
     (copied / "data.json").write_text(json.dumps(record | {"vocabulary": "0" * 64}))
     _, message = run(capfd, "generate", f"--workdir={copied}", "--tokens=1", status=2)
-    assert "another vocabulary" in message
+    assert "says vocabulary = '0000" in message and "the file was edited" in message
     shutil.rmtree(copied / "vocabulary")
     _, message = run(capfd, "generate", f"--workdir={copied}", "--tokens=1", status=2)
     assert "has no vocabulary" in message and "copy its whole folder" in message
