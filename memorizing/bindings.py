@@ -196,7 +196,7 @@ def _with_includes(statements: Iterator[tuple[Any, str]], including: tuple[AnyPa
         path = folder / statement.filename
         if path in including:
             circle = " -> ".join(map(str, (*including, path)))
-            raise ConfigError(f"{path} includes itself, by {circle}. Remove an include")
+            raise ConfigError(f"{path} includes itself, via {circle}. Remove one of these includes")
         if not path.is_file():
             raise ConfigError(f"{where}includes {statement.filename!r}, but {path} is not a file. Correct the path")
         yield from _with_includes(_statements(_text(path), str(path)), (*including, path))

@@ -1,4 +1,4 @@
-"""Names of gin sections, ranges of settings, and the settings of one member of a family in its own section."""
+"""Names of gin sections, ranges of settings, and the base class of settings that have a section of their own."""
 
 import dataclasses
 

@@ -196,7 +196,7 @@ def test_includes_are_found_from_the_file_that_names_them(tmp_path):
 def test_a_file_that_includes_itself_is_refused(tmp_path):
     (tmp_path / "a.gin").write_text("include 'b.gin'\n")
     (tmp_path / "b.gin").write_text("include 'a.gin'\n")
-    with pytest.raises(ConfigError, match=r"a\.gin includes itself, by .*b\.gin -> .*a\.gin"):
+    with pytest.raises(ConfigError, match=r"a\.gin includes itself, via .*b\.gin -> .*a\.gin"):
         load([tmp_path / "a.gin"], [])
 
 

@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument(
         "--dtype", metavar="NAMES", help="dtypes of the keys, with commas: float32, bfloat16, int8, float8"
     )
-    search.add_argument(
-        "--workdir", metavar="DIR", help="run whose queries and keys are searched; default: random vectors"
-    )
+    search.add_argument("--workdir", metavar="DIR", help="run to take queries and keys from; default: random vectors")
     search.set_defaults(benchmark=run_search)
     step = benchmarks.add_parser("step", help=run_step.__doc__, description=run_step.__doc__)
     step.add_argument(

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--name", type=file_name_part, default="",
-        help="suffix of the files, to keep those of other settings: SPLIT-memory-M-NAME; default: none",
+        help="suffix of the file names, so that files of other settings stay: SPLIT-memory-M-NAME; default: none",
     )  # fmt: skip
     add_settings(parser)
     add_processes(parser)

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Trains a model; repeated, it resumes from the newest checkpoint in the workdir."""
+    """Trains a model; if run again, resumes from the newest checkpoint in the workdir."""
     from memorizing.training.signals import end_at_sigterm
 
     end_at_sigterm()

@@ -82,7 +82,7 @@ def prepare(
         raw: folder of the source's files, if it reads any.
         out: folder to create.
         data_dir: folder in which TFDS stores a corpus's documents. By default they are removed once tokenized.
-        report: receives lines of progress.
+        report: receives progress lines.
 
     Raises:
         InputError: if `out` holds something else (tokens of other settings, or of raw files that have changed), or

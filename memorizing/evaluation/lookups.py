@@ -118,7 +118,7 @@ def reader(model: ModelSettings, memory: MemorySettings) -> Call:
 
 
 def segment_of(tokens_T: Int[np.ndarray, "T"], first: int, segment_length: int, begin: int = BEGIN_TOKEN) -> Batch:
-    """The segment from `first` on, of one row; see `Batch`."""
+    """Returns the segment of one row that starts at `first`; see `Batch`."""
     targets = np.zeros((1, segment_length), np.int32)
     inputs, mask = targets.copy(), np.zeros((1, segment_length), bool)
     own = tokens_T[first : first + segment_length]

@@ -179,7 +179,7 @@ class Reader:
                 self._say(f"{document.id}: {self.read(document.text, document.id):,} tokens")
 
     def clear_memory(self) -> None:
-        """Empties the memory; the partial segment and the XL caches remain. Snapshots record it."""
+        """Empties the memory; the partial segment and the XL caches remain. Snapshots record that it was emptied."""
         with jax.set_mesh(self._mesh):
             banks = tuple(clear(bank, np.ones(1, bool)) for bank in self._carry.banks)
         self._carry, self._partial, self._written = self._carry._replace(banks=banks), None, None

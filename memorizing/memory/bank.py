@@ -108,7 +108,7 @@ def emptied(like: Bank) -> Bank:
 
 
 def no_recall(rows: int, heads: int) -> Recall:
-    """Returns counts of zero. Until a mask is known, all queries count."""
+    """Returns counts of zero. Until a mask is known, every query is included."""
     nothing = lambda: jnp.zeros((rows, heads), jnp.int32)  # noqa: E731  (separate arrays, because each may be donated)
     return Recall(nothing(), nothing(), nothing(), nothing(), jnp.full(rows, jnp.iinfo(jnp.int32).max, jnp.int32))
 

@@ -35,7 +35,7 @@ def chosen_search(memory: MemorySettings, platform: str) -> str:
 
 
 def chosen_settings(memory: MemorySettings, platform: str) -> SearchSettings:
-    """Returns the settings of the search on a platform."""
+    """Returns the settings of the search that is used on a platform."""
     return memory.section_of(SEARCHES[chosen_search(memory, platform)])
 
 

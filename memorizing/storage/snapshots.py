@@ -153,7 +153,7 @@ def save_snapshot(folder: Path, snapshot: Snapshot, owner: SnapshotOwner, memory
 
 
 def load_snapshot(folder: Path, owner: SnapshotOwner, memory: MemorySettings, mesh: Mesh) -> Snapshot:
-    """Loads a snapshot that the same model made into a memory of `memory.size`; a smaller one keeps the newest tokens.
+    """Loads a snapshot of the same model, into a memory of size `memory.size`. A smaller one keeps the newest tokens.
 
     Raises:
         InputError: if there is no snapshot, another model made it (names the differences), or it is damaged.

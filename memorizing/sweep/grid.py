@@ -56,7 +56,7 @@ def parse_axis(text: str) -> Axis:
     """Reads `NAME=V1,V2`.
 
     Raises:
-        InputError: for another form, or a value that appears twice.
+        InputError: if the text has another form, or a value appears twice.
     """
     given = re.fullmatch(r"\s*([A-Za-z_]\w*(?:\.\w+)?)\s*=(.*)", text, flags=re.DOTALL)
     if given is None:

@@ -108,7 +108,7 @@ class Reporter:
             self._progress.show(step, values["loss"], values["tokens_per_second"])
 
     def _values(self, step: int, metrics: CallMetrics, seconds: float) -> dict[str, float]:
-        """Returns the call's figures by name; its `seconds` are those since the metrics of the call before."""
+        """Returns the call's figures by name; `seconds` is the time since the previous call's metrics."""
         segments = metrics.segments
         tokens = max(int(segments.tokens.sum()), 1)
         flops_per_token = self._flops_of(self._run.memory_schedule.after(step))

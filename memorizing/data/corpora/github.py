@@ -179,7 +179,7 @@ class Github(Corpus):
 
 
 def files_of(text: str) -> dict[str, str]:
-    """Returns the files of a document by path, in its order."""
+    """Returns a document's files by path, in the document's order."""
     found = {}
     for framed in _framed_files(text):
         header, _, body = framed.partition("\n")

@@ -90,7 +90,7 @@ class Span(NamedTuple):
             all reading), `bibliography`, `input`, `include`, `subfile`, `import`, `subimport`; "" for plain text;
             `hidden` for characters that TeX skips.
         line: line on which a command starts, from 1; for `hidden`, the number of characters.
-        folder, name: file that an inputting command names.
+        folder, name: the file named by a command that inputs one.
     """
 
     text: str

@@ -51,7 +51,7 @@ class Runs(NamedTuple):
 def sort_into_buckets(
     buckets_BHMT: Int[jax.Array, "B H M T"], age_BHM: Int[jax.Array, "B H M"], valid_BM: Bool[jax.Array, "B M"]
 ) -> Buckets:
-    """Sorts the slots of each table by bucket (at least 0), then by age."""
+    """Sorts each table's slots by bucket number (0 or more), then by age."""
     none = jnp.iinfo(jnp.int32).max
     buckets_BHTM = jnp.moveaxis(jnp.where(valid_BM[:, None, :, None], buckets_BHMT, none), 3, 2)
     age_BHTM = jnp.broadcast_to(age_BHM[:, :, None], buckets_BHTM.shape)
