@@ -64,12 +64,12 @@ class SamplingSettings:
     def __post_init__(self):
         if self.temperature < 0 or not np.isfinite(self.temperature):
             raise InputError(
-                f"temperature = {self.temperature} is not a number of at least 0. Use 0 for the likeliest token"
+                f"temperature = {self.temperature}: must be a number, 0 or more. Use 0 for the likeliest token"
             )
         if self.top_k < 0:
             raise InputError(f"top_k = {self.top_k} is below 0. Use 0 for all tokens, or a number of tokens")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p = {self.top_p} is not above 0 and at most 1. Use 1 for all tokens")
+            raise InputError(f"top_p = {self.top_p}: must be above 0 and at most 1. Use 1 to sample from all tokens")
         if not 0 <= self.seed < 2**32:
             raise InputError(f"seed = {self.seed} is not a whole number from 0 to 2^32 - 1. Use one in that range")
 
