@@ -1,8 +1,8 @@
 """Files are written whole: by several writers and readers at once, and if a writer is killed."""
 
-import multiprocessing
 import os
-import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,39 +13,34 @@ from memorizing.files import atomic_write
 SIZE, ROUNDS = 200_000, 150
 
 
-def write_often(path: Path, letter: str) -> None:
-    for _ in range(ROUNDS):
-        atomic_write(path, letter * SIZE)
+def writer(path: Path, letter: str) -> subprocess.Popen:
+    """Starts a process that writes the file again and again."""
+    program = f"for _ in range({ROUNDS}): atomic_write(Path({str(path)!r}), {letter!r} * {SIZE})"
+    imports = "from pathlib import Path; from memorizing.files import atomic_write"
+    return subprocess.Popen([sys.executable, "-c", f"{imports}\n{program}"])
 
 
-@pytest.fixture
-def processes():
-    return multiprocessing.get_context("fork")
-
-
-def test_readers_and_other_writers_never_see_half_a_file(tmp_path, processes):
+def test_readers_and_other_writers_never_see_half_a_file(tmp_path):
     path = tmp_path / "figures.json"
     atomic_write(path, "a" * SIZE)
-    writers = [processes.Process(target=write_often, args=(path, letter)) for letter in "bc"]
-    for writer in writers:
-        writer.start()
+    writers = [writer(path, letter) for letter in "bc"]
     reads = 0
-    while any(writer.is_alive() for writer in writers):
+    while any(process.poll() is None for process in writers):
         text = path.read_text()
         assert len(text) == SIZE and len(set(text)) == 1
         reads += 1
-    assert reads > 10 and [writer.exitcode for writer in writers] == [0, 0]
+    assert reads > 10 and [process.returncode for process in writers] == [0, 0]
     assert os.listdir(tmp_path) == ["figures.json"]
 
 
-def test_a_killed_writer_leaves_the_old_file_and_its_remains_are_removed_later(tmp_path, processes):
+def test_a_killed_writer_leaves_the_old_file_and_its_remains_are_removed_later(tmp_path):
     path = tmp_path / "figures.json"
     atomic_write(path, "a" * SIZE)
-    writer = processes.Process(target=write_often, args=(path, "b"))
-    writer.start()
-    time.sleep(0.05)
-    os.kill(writer.pid, signal.SIGKILL)
-    writer.join()
+    process = writer(path, "b")
+    while path.read_text().startswith("a"):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
     assert len(path.read_text()) == SIZE
     left = tmp_path / f".{path.name}.0123.unfinished"
     left.write_text("half")

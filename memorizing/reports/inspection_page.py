@@ -79,7 +79,7 @@ def check_out(out: AnyPath) -> None:
     lines_file = out.with_suffix(LINES)
     if out == lines_file:
         raise InputError(
-            f"--out={out} ends in {LINES}, which is the suffix of the JSON lines next to the page. Name it "
+            f"--out={out} ends in {LINES}, which is the suffix of the JSON lines next to the page. Call it "
             f"{out.with_suffix('.html')}"
         )
     check_replaceable("--out", out, "inspect")

@@ -185,7 +185,7 @@ def test_a_vocabulary_can_be_shared(raw, tmp_path):
         run(given, raw, tmp_path / "bad")
     run(PrepareSettings(source="recall"), None, tmp_path / "recall")
     with pytest.raises(
-        InputError, match=r"is a vocabulary of words, but Prepare\.vocabulary = 'sentencepiece'. Give an"
+        InputError, match=r"is a vocabulary of words, but Prepare\.vocabulary = 'sentencepiece'. Choose an"
     ):
         run(PrepareSettings(vocabulary_from=str(tmp_path / "recall")), raw, tmp_path / "bad")
 

@@ -164,7 +164,7 @@ def test_the_command_reads_a_document_of_the_split_or_a_file(run, tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--document=none"], ["--document=none", "no document of the test split", "no file"]),
+        (["--document=none"], ["--document=none", "is not a document of the test split", "nor a file"]),
         (["--document={name}", "--memory_size=0"], ["has no memory to inspect", "Memory.size = 0"]),
         (["--document={name}", "--first=100000"], ["--first=100000", "from 0 to"]),
         (["--document={name}", "--top=0"], ["--top=0", "at least 1"]),

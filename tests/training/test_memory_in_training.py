@@ -184,7 +184,7 @@ def test_another_vocabulary_is_refused(place, tmp_path, capsys):
     told = json.loads((other / "data.json").read_text())
     (other / "data.json").write_text(json.dumps(told | {"vocabulary": "0" * 64}))
     train(place, "refused", f"Training.init_from = '{other}'", status=2)
-    assert "has another vocabulary" in capsys.readouterr().err
+    assert "data.json says vocabulary = " in capsys.readouterr().err
 
 
 GROWS = "Training.memory_growth = ((4, 32), (8, 64))"
@@ -262,7 +262,7 @@ def test_a_run_that_never_writes_is_evaluated_with_its_snapshot(place, frozen_ru
         reader.load(snapshot)
         reader.save(tmp_path / "mixed")
     assert main(["evaluate", run]) == 2
-    assert f"so no query finds anything. Give it with --memory={snapshot}, or set" in capsys.readouterr().err
+    assert f"so no query finds anything. Name it with --memory={snapshot}, or set" in capsys.readouterr().err
     for command, *more in (["inspect"], ["memorize", f"--out={tmp_path / 'out'}"], ["generate", "--tokens=2"]):
         assert main([command, run, text, *more]) == 2
         assert "Memory.writes = 'never' without a snapshot: the memory is empty" in capsys.readouterr().err
